@@ -1,0 +1,128 @@
+"""The discriminator: how real an image is for its class, and which class it shows."""
+
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+
+@dataclass
+class DiMDiscriminatorOutput(BaseOutput):
+    """
+    Output of [`DiMDiscriminator`].
+
+    Args:
+        logits (`torch.Tensor` of shape `(batch_size,)`): Larger means more real.
+        class_logits (`torch.Tensor` of shape `(batch_size, num_classes)`, *optional*):
+            Unnormalised class scores; `None` without the auxiliary head.
+    """
+
+    logits: torch.Tensor
+    class_logits: torch.Tensor | None = None
+
+
+class DiMDiscriminator(ModelMixin, ConfigMixin):
+    """
+    Convolutions that halve the size block by block, then a real/fake head, conditioned by projection
+    (arXiv 1802.05637), with an auxiliary classifier (arXiv 1610.09585), or both.
+
+    Args:
+        num_classes (`int`): Number of classes.
+        sample_size (`int`): Height and width of the images in pixels.
+        in_channels (`int`, *optional*, defaults to 3): 1 (grey) or 3 (RGB).
+        block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(64, 128)`):
+            Channels of each block, from the finest. Every block halves the size, except the first where
+            `downsample_input` is `False`.
+        layers_per_block (`tuple[int, ...]`, *optional*, defaults to `(0, 0)`):
+            3x3 convolutions that follow in each block at its own size.
+        downsample_input (`bool`, *optional*, defaults to `True`): Whether the first block halves the size too.
+        kernel_size (`int`, *optional*, defaults to 4): Kernel of the halving convolutions, 3 or 4.
+        norm (`str`, *optional*, defaults to `"spectral"`):
+            `"spectral"`: spectral norm of every weight (arXiv 1802.05957); `"layer"`: layer norm of every activation
+            (what a gradient penalty allows); `"none"`.
+        pool_features (`bool`, *optional*, defaults to `False`):
+            Whether the heads see the largest activation of each channel instead of every position.
+        projection (`bool`, *optional*, defaults to `True`): Whether the real/fake head knows the label.
+        auxiliary (`bool`, *optional*, defaults to `True`): Whether there is a class head.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        num_classes: int,
+        sample_size: int,
+        in_channels: int = 3,
+        block_out_channels: tuple[int, ...] = (64, 128),
+        layers_per_block: tuple[int, ...] = (0, 0),
+        downsample_input: bool = True,
+        kernel_size: int = 4,
+        norm: str = "spectral",
+        pool_features: bool = False,
+        projection: bool = True,
+        auxiliary: bool = True,
+    ):
+        super().__init__()
+        if len(layers_per_block) != len(block_out_channels):
+            raise ValueError(
+                f"`layers_per_block` {tuple(layers_per_block)} must have one entry per block of `block_out_channels` "
+                f"{tuple(block_out_channels)}."
+            )
+        if norm not in ("spectral", "layer", "none"):
+            raise ValueError(f"`norm` is {norm!r}; valid are 'spectral', 'layer' and 'none'.")
+        if kernel_size not in (3, 4):
+            raise ValueError(f"`kernel_size` is {kernel_size}; valid are 3 and 4.")
+        halvings = len(block_out_channels) - 1 + int(downsample_input)
+        size, remainder = divmod(sample_size, 2**halvings)
+        if remainder or size < 1:
+            raise ValueError(f"`sample_size` {sample_size} cannot be halved {halvings} times.")
+
+        def weight_norm(module: nn.Module) -> nn.Module:
+            return spectral_norm(module) if norm == "spectral" else module
+
+        layers: list[nn.Module] = []
+        channels_in = in_channels
+        size = sample_size
+        for i, (channels, extra) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
+            halve = i > 0 or downsample_input
+            for layer in range(1 + extra):
+                if layer == 0 and halve:
+                    conv = nn.Conv2d(channels_in, channels, kernel_size, stride=2, padding=1)
+                    size //= 2
+                else:
+                    conv = nn.Conv2d(channels_in, channels, kernel_size=3, padding=1)
+                layers.append(weight_norm(conv))
+                if norm == "layer":
+                    layers.append(nn.LayerNorm([channels, size, size]))
+                layers.append(nn.LeakyReLU(0.2))
+                channels_in = channels
+        layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten()] if pool_features else [nn.Flatten()]
+        self.features = nn.Sequential(*layers)
+        num_features = channels_in * (1 if pool_features else size**2)
+        self.adversarial_head = weight_norm(nn.Linear(num_features, 1))
+        self.label_projection = weight_norm(nn.Embedding(num_classes, num_features)) if projection else None
+        self.class_head = weight_norm(nn.Linear(num_features, num_classes)) if auxiliary else None
+
+    def forward(
+        self, sample: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
+    ) -> DiMDiscriminatorOutput | tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Args:
+            sample (`torch.Tensor` of shape `(batch_size, in_channels, sample_size, sample_size)`): Images in [-1, 1].
+            class_labels (`torch.Tensor` of shape `(batch_size,)`): Integer labels.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`DiMDiscriminatorOutput`].
+
+        Returns:
+            [`DiMDiscriminatorOutput`], or the tuple `(logits, class_logits)` when `return_dict` is `False`.
+        """
+        features = self.features(sample)
+        logits = self.adversarial_head(features).squeeze(1)
+        if self.label_projection is not None:
+            logits = logits + (self.label_projection(class_labels) * features).sum(dim=1)
+        class_logits = self.class_head(features) if self.class_head is not None else None
+        if not return_dict:
+            return logits, class_logits
+        return DiMDiscriminatorOutput(logits=logits, class_logits=class_logits)
