@@ -1,0 +1,119 @@
+"""One function per equation: adversarial, class and matching losses. Every loss is a mean over the batch."""
+
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """Hinge loss of the discriminator (arXiv 1802.05957, eq. 16). Logits of shape `(batch_size,)`."""
+    return F.relu(1 - real_logits).mean() + F.relu(1 + fake_logits).mean()
+
+
+def wasserstein_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """Critic loss of WGAN without its penalty (arXiv 1704.00028, eq. 3). Logits of shape `(batch_size,)`."""
+    return fake_logits.mean() - real_logits.mean()
+
+
+def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
+    """Generator loss that belongs to both (arXiv 1802.05957, eq. 17). Logits of shape `(batch_size,)`."""
+    return -fake_logits.mean()
+
+
+def gradient_penalty(
+    critic: Callable[[torch.Tensor], torch.Tensor],
+    real_images: torch.Tensor,
+    fake_images: torch.Tensor,
+    mix: torch.Tensor,
+) -> torch.Tensor:
+    """
+    WGAN-GP penalty without its factor (arXiv 1704.00028, eq. 3): `(|grad critic(x)| - 1)^2` at random points between
+    a real and a generated image.
+
+    Args:
+        critic: Maps images to logits of shape `(batch_size,)`.
+        mix: Uniform in [0, 1], of shape `(batch_size, 1, 1, 1)`.
+    """
+    points = torch.lerp(real_images, fake_images.detach(), mix).requires_grad_(True)
+    (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
+
+
+def r1_penalty(critic: Callable[[torch.Tensor], torch.Tensor], real_images: torch.Tensor) -> torch.Tensor:
+    """R1 penalty without its factor (arXiv 1801.04406, eq. 9): `|grad critic(x)|^2 / 2` at real images."""
+    points = real_images.detach().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    return gradient.flatten(1).square().sum(dim=1).mean() / 2
+
+
+def class_loss(class_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Auxiliary class loss (arXiv 1610.09585, eq. 2): cross-entropy of `(batch_size, num_classes)` logits."""
+    return F.cross_entropy(class_logits, labels)
+
+
+def pairwise_matching_loss(
+    real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    The matching loss of DiM's released code (arXiv 2303.04707): squared difference of the log-probabilities of the
+    i-th real and the i-th generated image, which share a label and nothing else. It is least when every generated
+    image has the mean log-probabilities of its class, so alone it pulls against diversity.
+
+    Args:
+        real_logits, fake_logits (`torch.Tensor` of shape `(batch_size, num_classes)`): A pool network's logits.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches; the pairing already uses them.
+    """
+    return F.mse_loss(fake_logits.log_softmax(dim=1), real_logits.log_softmax(dim=1))
+
+
+def energy_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Energy distance between the real and the generated logits of each class (Szekely and Rizzo, 2013):
+    `2 E|r - f| - E|r - r'| - E|f - f'|` over the pairs that share a label, divided by `E|r - r'|` so that networks
+    of any scale weigh alike. Its expectation is least, and zero, when the two distributions are equal within each
+    class: unlike pairs matched one to one, it rewards diversity.
+
+    A label that occurs once in the batch adds to the first term alone, which would favour collapse, so such images
+    take no part.
+    """
+    same = labels[:, None] == labels[None, :]
+    others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
+    partners = others.sum(dim=1)
+    # Each image weighs the same, whatever the number of its class in the batch.
+    within = others / partners.clamp(min=1)[:, None]
+    across = same * (partners > 0)[:, None] / (partners + 1)[:, None]
+    real_real = (within * _distances(real_logits, real_logits)).sum()
+    fake_fake = (within * _distances(fake_logits, fake_logits)).sum()
+    real_fake = (across * _distances(real_logits, fake_logits)).sum()
+    return (2 * real_fake - real_real - fake_fake) / real_real.detach().clamp(min=1e-6)
+
+
+def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    # The constant keeps the gradient finite where two rows are equal, as on the diagonal.
+    return ((first[:, None, :] - second[None, :, :]).square().sum(dim=2) + 1e-8).sqrt()
+
+
+MATCHING_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "pairwise": pairwise_matching_loss,
+    "energy": energy_matching_loss,
+}
+
+
+def matching_loss(
+    name: str, classifier: nn.Module, real_images: torch.Tensor, fake_images: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    Matching loss of one pool network on a real and a generated batch of the same labels.
+
+    Args:
+        name (`str`): `"pairwise"` (the paper's) or `"energy"`.
+        classifier: Maps images in [-1, 1] to logits of shape `(batch_size, num_classes)`; its weights get no gradient.
+        real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
+            In [-1, 1], both under one shared augmentation.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
+    """
+    with torch.no_grad():
+        real_logits = classifier(real_images)
+    return MATCHING_LOSSES[name](real_logits.float(), classifier(fake_images).float(), labels)

@@ -1,0 +1,125 @@
+"""The presets of `train_dim.py`: networks and settings in one table. What each reaches stands in docs/results.md."""
+
+from typing import Any
+
+
+# Settings of the training script by preset; a flag given by the user wins.
+PRESETS: dict[str, dict[str, Any]] = {
+    # The networks and losses of DiM's released code (arXiv 2303.04707).
+    "paper": {
+        "adversarial_loss": "wgan-gp",
+        "class_loss_weight": 1.0,
+        "train_batch_size": 128,
+        "num_train_epochs": 150,
+        "learning_rate": 1e-4,
+        "adam_beta1": 0.0,
+        "adam_beta2": 0.9,
+        "discr_learning_rate": 1e-4,
+        "discr_adam_beta1": 0.0,
+        "discr_adam_beta2": 0.9,
+        "r1_weight": 0.0,
+        "augmentation": [],
+        "use_ema": False,
+        "num_match_epochs": 100,
+        "match_learning_rate": 5e-6,
+        "match_loss": "pairwise",
+        "match_weight": 0.01,
+        "pool": ["convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
+        "pool_steps": 2000,
+    },
+    # DCGAN-shaped networks: the most accuracy per unit of compute that was found on a CPU.
+    "base": {
+        "adversarial_loss": "hinge",
+        "class_loss_weight": 1.0,
+        "train_batch_size": 64,
+        "num_train_epochs": 30,
+        "learning_rate": 4e-4,
+        "adam_beta1": 0.5,
+        "adam_beta2": 0.99,
+        "discr_learning_rate": 4e-4,
+        "discr_adam_beta1": 0.5,
+        "discr_adam_beta2": 0.99,
+        "r1_weight": 0.0,
+        "augmentation": ["shift"],
+        "use_ema": True,
+        "num_match_epochs": 5,
+        "match_learning_rate": 2e-4,
+        "match_loss": "energy",
+        "match_weight": 1.0,
+        "pool": ["convnet3"],
+        "pool_steps": 1000,
+    },
+}
+
+
+def doublings(sample_size: int) -> int:
+    """
+    How often the coarsest map, 4 to 7 pixels wide, is doubled to reach `sample_size`.
+
+    Raises:
+        ValueError: If `sample_size` is not 4, 5, 6 or 7 times a power of two, at least 8.
+    """
+    size, count = sample_size, 0
+    while size > 7 and size % 2 == 0:
+        size, count = size // 2, count + 1
+    if not 4 <= size <= 7 or count == 0:
+        valid = sorted({base * 2**n for base in (4, 5, 6, 7) for n in range(1, 9)})
+        nearest = sorted(sorted(valid, key=lambda v: abs(v - sample_size))[:2])
+        raise ValueError(
+            f"`resolution` {sample_size} is a size that the generator cannot make: it must be 4, 5, 6 or 7 times a "
+            f"power of two, from 8. The nearest are {nearest[0]} and {nearest[1]}; pass one as --resolution."
+        )
+    return count
+
+
+def network_configs(
+    preset: str, sample_size: int, channels: int, num_classes: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The configs of the generator and of the discriminator of a preset, for one image size."""
+    count = doublings(sample_size)
+    common = {"num_classes": num_classes, "sample_size": sample_size}
+    if preset == "paper":
+        # Eight convolutions of 196 channels in each network, whatever the size.
+        extra = max(0, 8 - count - 2)
+        generator_layers = [0] * (count + 1)
+        generator_layers[-2] = 1
+        generator_layers[1 if count > 2 else 0] += extra
+        discriminator_layers = [0] * (count + 1)
+        discriminator_layers[1] = 1
+        discriminator_layers[-2 if count > 2 else -1] += extra
+        widths = [196] * (count + 1)
+        return (
+            common
+            | {
+                "out_channels": channels,
+                "latent_dim": max(100, 2 * num_classes),
+                "class_embed_dim": 0,
+                "block_out_channels": widths,
+                "layers_per_block": generator_layers,
+                "upsample_output": False,
+            },
+            common
+            | {
+                "in_channels": channels,
+                "block_out_channels": widths,
+                "layers_per_block": discriminator_layers,
+                "downsample_input": False,
+                "kernel_size": 3,
+                "norm": "layer",
+                "pool_features": True,
+                "projection": False,
+                "auxiliary": True,
+            },
+        )
+    widths = [min(64 * 2**i, 256) for i in range(count)]
+    return (
+        common
+        | {
+            "out_channels": channels,
+            "latent_dim": 100,
+            "class_embed_dim": 64,
+            "block_out_channels": widths[::-1],
+            "layers_per_block": [0] * count,
+        },
+        common | {"in_channels": channels, "block_out_channels": widths, "layers_per_block": [0] * count},
+    )
