@@ -10,9 +10,7 @@ from torch.nn import functional as F
 AUGMENTATIONS = ("shift", "cutout", "flip", "color")
 
 
-def draw_augmentation(
-    names: Sequence[str], size: int, rng: random.Random
-) -> Callable[[torch.Tensor], torch.Tensor]:
+def draw_augmentation(names: Sequence[str], size: int, rng: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:
     """
     Draws the parameters of one augmentation and returns the function that applies it, the same way to every image of
     every batch it is given: the siamese augmentation of DSA (arXiv 2102.08259). The parameters are Python numbers,

@@ -53,9 +53,7 @@ def class_loss(class_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(class_logits, labels)
 
 
-def pairwise_matching_loss(
-    real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor
-) -> torch.Tensor:
+def pairwise_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     The matching loss of DiM's released code (arXiv 2303.04707): squared difference of the log-probabilities of the
     i-th real and the i-th generated image, which share a label and nothing else. It is least when every generated

@@ -114,9 +114,7 @@ def _train_snapshots(
     stages = set(recipe.snapshot_steps())
     weights = {}
     for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):
-        indices = torch.randint(
-            len(data), (recipe.batch_size,), generator=order, device=data.labels.device
-        )
+        indices = torch.randint(len(data), (recipe.batch_size,), generator=order, device=data.labels.device)
         images, labels = data.batch(indices)
         augment = draw_augmentation(recipe.augmentation, data.size, rng)
         loss = F.cross_entropy(network(augment(normalise(images))), labels)

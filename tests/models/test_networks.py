@@ -1,0 +1,119 @@
+"""Generator and discriminator: shapes for every size, the paper's parameter count, conditioning, save and load."""
+
+import pytest
+import torch
+from presets import PRESETS, network_configs
+
+from dim_hf.models import DiMDiscriminator, DiMGenerator
+
+
+@pytest.mark.parametrize("preset", sorted(PRESETS))
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [8, 28, 32, 64, 128])
+def test_every_size_and_channel(preset, size, channels):
+    generator_config, discriminator_config = network_configs(preset, size, channels, num_classes=5)
+    generator_config["block_out_channels"] = [4 for _ in generator_config["block_out_channels"]]
+    discriminator_config["block_out_channels"] = [4 for _ in discriminator_config["block_out_channels"]]
+    labels = torch.tensor([0, 4])
+    generator = DiMGenerator(**generator_config)
+    images = generator(torch.randn(2, generator.config.latent_dim), labels).sample
+    assert images.shape == (2, channels, size, size)
+    assert images.abs().max() <= 1
+    output = DiMDiscriminator(**discriminator_config)(images, labels)
+    assert output.logits.shape == (2,) and output.class_logits.shape == (2, 5)
+
+
+def test_paper_generator_has_the_size_of_the_released_one():
+    generator_config, discriminator_config = network_configs("paper", 32, 3, 10)
+    generator = DiMGenerator(**generator_config)
+    assert generator.num_parameters() / 1e6 == pytest.approx(3.56, abs=0.02)
+    for network, config in ((generator, generator_config), (DiMDiscriminator(**discriminator_config), None)):
+        convolutions = [m for m in network.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.ConvTranspose2d)]
+        assert len(convolutions) == 8, config
+
+
+def test_number_of_classes_is_unbounded_with_an_embedding_and_bounded_without():
+    assert DiMGenerator(1000, 8, 1, latent_dim=4, block_out_channels=(4,), layers_per_block=(0,)).num_parameters() > 0
+    with pytest.raises(ValueError, match=r"`num_classes` \(11\) can be at most `latent_dim` \(10\)"):
+        DiMGenerator(11, 8, 1, latent_dim=10, class_embed_dim=0)
+
+
+def test_one_hot_label_overwrites_the_noise():
+    generator = DiMGenerator(3, 8, 1, 10, 0, block_out_channels=(4,), layers_per_block=(0,)).eval()
+    latents, labels = torch.randn(2, 10), torch.tensor([1, 2])
+    other = latents.clone()
+    other[:, :3] += 7
+    assert torch.equal(generator(latents, labels).sample, generator(other, labels).sample)
+    other[:, 3:] += 1
+    assert not torch.equal(generator(latents, labels).sample, generator(other, labels).sample)
+
+
+@pytest.mark.parametrize("class_embed_dim", [0, 8])
+def test_the_label_changes_the_image(class_embed_dim):
+    generator = DiMGenerator(3, 8, 1, 10, class_embed_dim, block_out_channels=(4,), layers_per_block=(1,)).eval()
+    latents = torch.randn(1, 10).expand(3, 10)
+    images = generator(latents, torch.arange(3)).sample
+    assert not torch.allclose(images[0], images[1]) and not torch.allclose(images[1], images[2])
+
+
+def test_projection_knows_the_label_and_plain_head_does_not():
+    images, zeros, ones = torch.randn(2, 1, 8, 8), torch.tensor([0, 0]), torch.tensor([1, 1])
+    for projection in (True, False):
+        network = DiMDiscriminator(2, 8, 1, (4,), (0,), projection=projection).eval()
+        same = torch.allclose(network(images, zeros).logits, network(images, ones).logits)
+        assert same is not projection
+    assert DiMDiscriminator(2, 8, 1, (4,), (0,), auxiliary=False)(images, zeros).class_logits is None
+
+
+def test_spectral_norm_bounds_every_weight():
+    network = DiMDiscriminator(4, 16, 1, (8, 16), (0, 1))
+    for _ in range(200):
+        network(torch.randn(2, 1, 16, 16), torch.tensor([0, 1]))
+    network.eval()
+    weights = [m.weight.flatten(1) for m in network.modules() if hasattr(m, "parametrizations")]
+    assert len(weights) == 6
+    for weight in weights:
+        assert torch.linalg.matrix_norm(weight, ord=2).item() == pytest.approx(1.0, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("network", "inputs"),
+    [
+        (DiMGenerator(3, 8, 1, 10, 4, (4,), (1,), residual=True), (torch.ones(2, 10), torch.tensor([0, 2]))),
+        (DiMDiscriminator(3, 8, 1, (4, 8), (0, 1)), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
+        (DiMDiscriminator(3, 8, 1, (4,), (0,), norm="layer"), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
+    ],
+)
+def test_save_and_load(network, inputs, tmp_path):
+    network.eval().save_pretrained(tmp_path)
+    assert [path.suffix for path in sorted(tmp_path.iterdir())] == [".json", ".safetensors"]
+    loaded = type(network).from_pretrained(tmp_path)
+    assert torch.allclose(network(*inputs)[0], loaded(*inputs)[0], atol=1e-6)
+    assert dict(loaded.config)["num_classes"] == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample_size": 30}, "`sample_size` 30 .* multiple of 4"),
+        ({"out_channels": 4}, "`out_channels` is 4; valid are 1"),
+        ({"layers_per_block": (0,)}, r"`layers_per_block` \(0,\)"),
+    ],
+)
+def test_generator_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DiMGenerator(**{"num_classes": 2, "sample_size": 28} | arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"sample_size": 30}, "`sample_size` 30 cannot be halved 2 times"),
+        ({"norm": "batch"}, "`norm` is 'batch'; valid are"),
+        ({"kernel_size": 5}, "`kernel_size` is 5; valid are 3 and 4"),
+        ({"layers_per_block": (0,)}, r"`layers_per_block` \(0,\)"),
+    ],
+)
+def test_discriminator_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        DiMDiscriminator(**{"num_classes": 2, "sample_size": 28} | arguments)

@@ -1,0 +1,539 @@
+"""
+Distils a labelled image data set into a class-conditional generator (DiM, arXiv 2303.04707).
+
+Phase 1 trains the generator against a discriminator. Phase 2 is the same step with the matching loss switched on: the
+logits that a classifier drawn from a pool gives on a real and on a generated batch of the same labels. What is kept
+is the generator whose images train the best classifier, as scored on a part of the training images that was held out.
+
+    accelerate launch training/train_dim.py                        # the embedded digits, minutes on a CPU
+    accelerate launch training/train_dim.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/fashion
+    accelerate launch training/train_dim.py --dataset_name path/to/imagefolder --resolution 64 --output_dir out/mine
+
+The output folder is the pipeline (`DiMPipeline.from_pretrained(output_dir)`) beside everything that is known of the
+run: options.json, environment.json, metrics.jsonl, samples/, logs/, before_matching/ and the checkpoints.
+"""
+
+import argparse
+import copy
+import json
+import math
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from diffusers.optimization import SchedulerType, get_scheduler
+from presets import PRESETS, network_configs
+from tqdm.auto import tqdm
+
+from dim_hf.augmentation import AUGMENTATIONS, draw_augmentation
+from dim_hf.checkpointing import (
+    check_output_dir,
+    find_checkpoint,
+    leave_models_to_diffusers,
+    load_models,
+    read_progress,
+    replace_pipeline,
+    save_checkpoint,
+)
+from dim_hf.classifiers import CLASSIFIERS
+from dim_hf.data import ImageData, holdout, load_image_data, normalise
+from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.losses import (
+    MATCHING_LOSSES,
+    class_loss,
+    generator_loss,
+    gradient_penalty,
+    hinge_discriminator_loss,
+    matching_loss,
+    r1_penalty,
+    wasserstein_discriminator_loss,
+)
+from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pool import PoolRecipe, build_pool
+from dim_hf.reporting import environment, save_sample_grid
+from dim_hf.streaming import GeneratedStream
+
+
+# Settings that may differ between a run and its continuation, because they do not change its result.
+FREE_ON_RESUME = {
+    "output_dir", "logging_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
+    "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir",
+}  # fmt: skip
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Distil a labelled image data set into a class-conditional generator.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    flag = argparse.BooleanOptionalAction
+
+    data = parser.add_argument_group("data")
+    data.add_argument("--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)")
+    data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
+    data.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    data.add_argument("--revision", help="revision of a data set on the Hub")
+    data.add_argument("--train_split", default="train")
+    data.add_argument("--image_column", help="found from the features unless given")
+    data.add_argument("--label_column", help="found from the features unless given")
+    data.add_argument("--cache_dir", help="where decoded images and the pool's networks are kept")
+    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
+    data.add_argument("--resolution", type=int, help="height and width in pixels; default: that of the images")
+    data.add_argument("--max_train_samples", type=int, help="train on so many images, stratified")
+    data.add_argument("--validation_fraction", type=float, default=0.1, help="share of the train split held out")
+
+    networks = parser.add_argument_group("networks")
+    networks.add_argument("--preset", default="base", choices=sorted(PRESETS), help="networks and defaults below")
+    networks.add_argument("--generator_config", help="JSON file of a DiMGenerator config, over the preset's")
+    networks.add_argument("--discriminator_config", help="JSON file of a DiMDiscriminator config, over the preset's")
+
+    run = parser.add_argument_group("run")
+    run.add_argument("--output_dir", default="out/digits")
+    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--train_batch_size", type=int, help="per process")
+    run.add_argument("--num_train_epochs", type=int, help="length of phase 1")
+    run.add_argument("--max_train_steps", type=int, help="length of phase 1, instead of epochs")
+    run.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    run.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
+    run.add_argument("--allow_tf32", action=flag, default=False)
+    run.add_argument("--logging_steps", type=int, default=50)
+    run.add_argument("--logging_dir", default="logs", help="below the output folder")
+    run.add_argument("--report_to", default="tensorboard", help="a tracker that accelerate knows, 'all' or 'none'")
+    run.add_argument("--checkpointing_steps", type=int, default=1000)
+    run.add_argument("--checkpoints_total_limit", type=int, default=2)
+    run.add_argument("--resume_from_checkpoint", help="'latest', a checkpoint's name, or its path")
+
+    adversarial = parser.add_argument_group("adversarial step")
+    adversarial.add_argument("--adversarial_loss", choices=["hinge", "wgan-gp"])
+    adversarial.add_argument("--class_loss_weight", type=float, help="auxiliary class loss of both networks; 0: none")
+    adversarial.add_argument("--r1_weight", type=float, help="R1 penalty of the discriminator; 0: none")
+    adversarial.add_argument("--r1_interval", type=int, default=16, help="steps from one R1 penalty to the next")
+    adversarial.add_argument("--augmentation", nargs="*", choices=AUGMENTATIONS, help="of real and generated images")
+    adversarial.add_argument("--use_ema", action=flag, help="keep the average of the generator's weights")
+    adversarial.add_argument("--ema_decay", type=float, default=0.999)
+    adversarial.add_argument("--max_grad_norm", type=float, help="clip gradients to this norm")
+    adversarial.add_argument("--lr_scheduler", default="constant", choices=[s.value for s in SchedulerType][:6])
+    adversarial.add_argument("--lr_warmup_steps", type=int, default=0)
+    for prefix in ("", "discr_"):
+        adversarial.add_argument(f"--{prefix}learning_rate", type=float)
+        adversarial.add_argument(f"--{prefix}adam_beta1", type=float)
+        adversarial.add_argument(f"--{prefix}adam_beta2", type=float)
+        adversarial.add_argument(f"--{prefix}adam_weight_decay", type=float, default=0.0)
+        adversarial.add_argument(f"--{prefix}adam_epsilon", type=float, default=1e-8)
+
+    matching = parser.add_argument_group("matching (phase 2)")
+    matching.add_argument("--num_match_epochs", type=int, help="length of phase 2; 0: a plain conditional GAN")
+    matching.add_argument("--max_match_steps", type=int, help="length of phase 2, instead of epochs")
+    matching.add_argument("--match_learning_rate", type=float, help="of both networks in phase 2")
+    matching.add_argument("--match_loss", choices=sorted(MATCHING_LOSSES))
+    matching.add_argument("--match_weight", type=float)
+    matching.add_argument("--match_interval", type=int, help="steps from one matching loss to the next")
+    matching.add_argument("--pool", nargs="+", metavar="CLASSIFIER", help=f"any of {', '.join(CLASSIFIERS)}")
+    matching.add_argument("--pool_steps", type=int, help="training steps of a pool network until its last snapshot")
+    matching.add_argument("--pool_snapshots", type=int, default=6, help="snapshots of each pool network")
+
+    validation = parser.add_argument_group("validation (a short deployment, scored on the part held out of train)")
+    validation.add_argument("--validation_steps", type=int, help="default: eight times in a run")
+    validation.add_argument("--validation_classifier", default="convnet3", choices=CLASSIFIERS)
+    validation.add_argument("--validation_ipc", type=int, default=10, help="images per class and epoch")
+    validation.add_argument("--validation_epochs", type=int, default=100)
+
+    known, _ = parser.parse_known_args(input_args)
+    parser.set_defaults(**PRESETS[known.preset])
+    return parser.parse_args(input_args)
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses settings that no data set could make valid."""
+    positive = [
+        "train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps",
+        "checkpoints_total_limit", "r1_interval", "match_interval", "pool_steps", "pool_snapshots", "validation_ipc",
+        "validation_epochs", "validation_steps", "max_train_samples", "num_train_epochs", "max_train_steps",
+        "learning_rate", "discr_learning_rate", "match_learning_rate", "max_grad_norm",
+    ]  # fmt: skip
+    for name in positive:
+        value = getattr(args, name)
+        if value is not None and value <= 0:
+            raise ValueError(f"`--{name}` is {value}; it must be above 0.")
+    for name in ("num_match_epochs", "max_match_steps", "class_loss_weight", "r1_weight", "match_weight"):
+        value = getattr(args, name)
+        if value is not None and value < 0:
+            raise ValueError(f"`--{name}` is {value}; it must be 0 or above.")
+    if not 0 < args.validation_fraction < 1:
+        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
+    if not 0 <= args.ema_decay < 1:
+        raise ValueError(f"`--ema_decay` is {args.ema_decay}; it must be from 0 to below 1.")
+    unknown = [name for name in args.pool if name not in CLASSIFIERS]
+    if unknown:
+        raise ValueError(f"`--pool` has {', '.join(unknown)}; valid are {', '.join(CLASSIFIERS)}.")
+
+
+def main(args: argparse.Namespace) -> None:
+    # 1. Settings and data are checked before anything is made.
+    check_args(args)
+    output_dir = Path(args.output_dir)
+    checkpoint = None
+    if args.resume_from_checkpoint:
+        checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    accelerator = Accelerator(
+        gradient_accumulation_steps=args.gradient_accumulation_steps,
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=output_dir / args.logging_dir,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    set_seed(args.seed)
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
+    with accelerator.main_process_first():
+        data = load_image_data(
+            args.dataset_name,
+            args.train_split,
+            dataset_config_name=args.dataset_config_name,
+            train_data_dir=args.train_data_dir,
+            image_column=args.image_column,
+            label_column=args.label_column,
+            resolution=args.resolution,
+            cache_dir=args.cache_dir,
+            num_workers=args.dataloader_num_workers,
+            max_samples=args.max_train_samples,
+            revision=args.revision,
+        )
+    train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
+
+    # 2. Networks, their average and their optimisers.
+    generator_config, discriminator_config = network_configs(args.preset, data.size, data.channels, data.num_classes)
+    if args.generator_config:
+        generator_config |= json.loads(Path(args.generator_config).read_text())
+    if args.discriminator_config:
+        discriminator_config |= json.loads(Path(args.discriminator_config).read_text())
+    generator = DiMGenerator(**generator_config)
+    discriminator = DiMDiscriminator(**discriminator_config)
+    if args.class_loss_weight and discriminator.class_head is None:
+        raise ValueError("`--class_loss_weight` is above 0, but the discriminator has no class head (`auxiliary`).")
+    ema_generator = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
+    generator_optimizer = torch.optim.Adam(
+        generator.parameters(),
+        lr=args.learning_rate,
+        betas=(args.adam_beta1, args.adam_beta2),
+        weight_decay=args.adam_weight_decay,
+        eps=args.adam_epsilon,
+    )
+    discriminator_optimizer = torch.optim.Adam(
+        discriminator.parameters(),
+        lr=args.discr_learning_rate,
+        betas=(args.discr_adam_beta1, args.discr_adam_beta2),
+        weight_decay=args.discr_adam_weight_decay,
+        eps=args.discr_adam_epsilon,
+    )
+
+    # 3. How long it takes, in optimiser steps.
+    global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
+    steps_per_epoch = math.ceil(len(train) / global_batch_size)
+    adversarial_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
+    match_steps = args.num_match_epochs * steps_per_epoch if args.max_match_steps is None else args.max_match_steps
+    total_steps = adversarial_steps + match_steps
+    validation_steps = args.validation_steps or math.ceil(total_steps / 8)
+
+    options = vars(args) | {
+        "data_fingerprint": data.fingerprint,
+        "generator_config": generator_config,
+        "discriminator_config": discriminator_config,
+        "num_processes": accelerator.num_processes,
+    }
+    deciding_options = {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
+    progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding_options}
+    if checkpoint:
+        progress = read_progress(checkpoint, deciding_options)
+    if accelerator.is_main_process:
+        # Weights, gradients' two moments and the average, for each checkpoint that is kept and the one being written.
+        size = sum(p.numel() * p.element_size() for model in (generator, discriminator) for p in model.parameters())
+        check_output_dir(output_dir, 4 * size * (args.checkpoints_total_limit + 1), bool(args.resume_from_checkpoint))
+    accelerator.wait_for_everyone()
+
+    # 4. From here on files are made.
+    generator, discriminator, generator_optimizer, discriminator_optimizer = accelerator.prepare(
+        generator, discriminator, generator_optimizer, discriminator_optimizer
+    )
+    plain_generator = accelerator.unwrap_model(generator)
+    plain_discriminator = accelerator.unwrap_model(discriminator)
+    models = {"generator": plain_generator, "discriminator": plain_discriminator, "ema_generator": ema_generator}
+    leave_models_to_diffusers(accelerator)
+    if checkpoint:
+        accelerator.load_state(str(checkpoint))
+        load_models(models, checkpoint)
+    pool = []
+    if match_steps:
+        with accelerator.main_process_first():
+            pool = build_pool(
+                args.pool,
+                train,
+                PoolRecipe(steps=args.pool_steps, snapshots=args.pool_snapshots),
+                seed=args.seed,
+                cache_dir=args.cache_dir,
+                device=accelerator.device,
+                show_progress=accelerator.is_main_process,
+            )
+    if accelerator.is_main_process:
+        output_dir.mkdir(parents=True, exist_ok=True)
+        (output_dir / "options.json").write_text(json.dumps(options, indent=2))
+        (output_dir / "environment.json").write_text(json.dumps(environment(), indent=2))
+        keep_lines_until(output_dir / "metrics.jsonl", progress["step"])
+        if accelerator.trackers or args.report_to != "none":
+            accelerator.init_trackers("train_dim", config={k: str(v) for k, v in options.items()})
+    accelerator.print(
+        f"{len(train):,} images of {data.num_classes} classes, {data.channels} x {data.size} x {data.size}; "
+        f"{len(validation):,} held out for validation\n"
+        f"generator {plain_generator.num_parameters():,} parameters, discriminator "
+        f"{plain_discriminator.num_parameters():,}; preset {args.preset}\n"
+        f"{adversarial_steps:,} adversarial steps, then {match_steps:,} with matching, of {global_batch_size} images, "
+        f"on {accelerator.num_processes} x {accelerator.device}"
+    )
+
+    # 5. One loop. Whatever is random in a step is a function of (seed, step, process) alone, so a resumed run needs no
+    # random state to go on exactly as the interrupted one would have.
+    schedule = learning_rate_schedule(args.lr_scheduler, args.lr_warmup_steps, adversarial_steps)
+    order = ShuffledOrder(len(train), args.seed, accelerator.device)
+    noise = torch.Generator(accelerator.device)
+    stop = catch_signals()
+    means = RunningMeans()
+    started = time.perf_counter() - progress["seconds"]
+    bar = tqdm(total=total_steps, initial=progress["step"], unit="step", disable=not accelerator.is_local_main_process)
+    for micro_step in range(
+        progress["step"] * args.gradient_accumulation_steps, total_steps * args.gradient_accumulation_steps
+    ):
+        step = micro_step // args.gradient_accumulation_steps
+        matching = step >= adversarial_steps
+        rng = random.Random(f"{args.seed}/{micro_step}/{accelerator.process_index}")
+        noise.manual_seed(rng.getrandbits(63))
+        for optimizer, rate in (
+            (generator_optimizer, args.learning_rate),
+            (discriminator_optimizer, args.discr_learning_rate),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = args.match_learning_rate if matching else rate * schedule(step)
+
+        share = micro_step * accelerator.num_processes + accelerator.process_index
+        pixels, labels = train.batch(order.take(share * args.train_batch_size, args.train_batch_size))
+        images = normalise(pixels)
+        latents = torch.randn(
+            len(labels), plain_generator.config.latent_dim, generator=noise, device=accelerator.device
+        )
+        augment = draw_augmentation(args.augmentation, data.size, rng)
+        losses = {}
+        with accelerator.accumulate(generator, discriminator):
+            fake_images = generator(latents, labels).sample
+
+            # The discriminator's step.
+            critic_images = torch.cat([augment(images), augment(fake_images.detach())])
+            output = discriminator(critic_images, labels.repeat(2))
+            real_logits, fake_logits = output.logits.float().chunk(2)
+            if args.adversarial_loss == "hinge":
+                losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
+            else:
+                mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
+                real, fake = critic_images.chunk(2)
+                losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
+                    gradient_penalty(lambda x: plain_discriminator(x, labels).logits, real, fake, mix)
+                )
+            discriminator_loss = losses["discriminator"]
+            if args.class_loss_weight:
+                losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
+                discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
+            if args.r1_weight and step % args.r1_interval == 0:
+                losses["r1"] = r1_penalty(lambda x: plain_discriminator(x, labels).logits, augment(images))
+                discriminator_loss = discriminator_loss + args.r1_weight * args.r1_interval * losses["r1"]
+            accelerator.backward(discriminator_loss)
+            if args.max_grad_norm and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
+            discriminator_optimizer.step()
+            discriminator_optimizer.zero_grad()
+
+            # The generator's step, on the same images.
+            plain_discriminator.requires_grad_(False)
+            output = plain_discriminator(augment(fake_images), labels)
+            losses["generator"] = generator_loss(output.logits.float())
+            total_loss = losses["generator"]
+            if args.class_loss_weight:
+                losses["class_fake"] = class_loss(output.class_logits.float(), labels)
+                total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
+            if matching and step % args.match_interval == 0:
+                classifier = rng.choice(pool)
+                with accelerator.autocast():
+                    losses["matching"] = matching_loss(
+                        args.match_loss, classifier, augment(images), augment(fake_images), labels
+                    )
+                total_loss = total_loss + args.match_weight * losses["matching"]
+            accelerator.backward(total_loss)
+            plain_discriminator.requires_grad_(True)
+            if args.max_grad_norm and accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
+            generator_optimizer.step()
+            generator_optimizer.zero_grad()
+        means.add(losses)
+        if not accelerator.sync_gradients:
+            continue
+        decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
+        update_average(ema_generator, plain_generator, decay)
+        progress["step"] = step = step + 1
+        bar.update()
+
+        # What is due after this step.
+        due_log = step % args.logging_steps == 0 or step == total_steps
+        due_validation = step % validation_steps == 0 or step in (adversarial_steps, total_steps)
+        due_checkpoint = step % args.checkpointing_steps == 0 or step == total_steps
+        if accelerator.num_processes == 1:
+            interrupted = stop()
+        else:
+            interrupted = due_log and accelerator.reduce(torch.tensor(int(stop()), device=accelerator.device)) > 0
+        if not (due_log or due_validation or due_checkpoint or interrupted):
+            continue
+        record: dict[str, Any] = means.read(accelerator)
+        wrong = [name for name, value in record.items() if not math.isfinite(value)]
+        if wrong:
+            raise FloatingPointError(
+                f"loss {', '.join(wrong)} became NaN or infinite by step {step}; the last good checkpoint is untouched. "
+                f"Lower --learning_rate or --discr_learning_rate, or set --max_grad_norm, in a new --output_dir."
+            )
+        progress["seconds"] = time.perf_counter() - started
+        record = {f"loss/{name}": value for name, value in record.items()}
+        if due_validation and accelerator.is_main_process:
+            record["validation/accuracy"] = accuracy = validate(ema_generator, validation, args)
+            pipeline = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
+            save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
+            if accuracy > progress["best"]["accuracy"]:
+                progress["best"] = {"accuracy": accuracy, "step": step, "matching": matching}
+                replace_pipeline(pipeline, output_dir)
+                if match_steps and not matching:
+                    replace_pipeline(pipeline, output_dir / "before_matching")
+            bar.write(
+                f"step {step:,}: validation accuracy {accuracy:.4f} "
+                f"(best {progress['best']['accuracy']:.4f} at step {progress['best']['step']:,})"
+            )
+            progress["seconds"] = time.perf_counter() - started
+        if accelerator.is_main_process:
+            line = {"step": step, "seconds": round(progress["seconds"], 1), "matching": matching} | record
+            with (output_dir / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(line) + "\n")
+            accelerator.log(record, step=step)
+            bar.set_postfix({name.removeprefix("loss/"): f"{value:.3g}" for name, value in record.items()})
+        if due_checkpoint or interrupted:
+            save_checkpoint(accelerator, models, output_dir, progress, args.checkpoints_total_limit)
+        if interrupted and step < total_steps:
+            bar.close()
+            accelerator.end_training()
+            accelerator.print(
+                f"Interrupted after step {step:,} of {total_steps:,}; everything is saved. Go on with the same "
+                f"command and --resume_from_checkpoint latest."
+            )
+            sys.exit(130)
+    bar.close()
+    accelerator.end_training()
+    best = progress["best"]
+    accelerator.print(
+        f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step {best['step']:,} "
+        f"({'after' if best['matching'] else 'before'} matching): validation accuracy {best['accuracy']:.4f}."
+    )
+
+
+def validate(generator: DiMGenerator, validation: ImageData, args: argparse.Namespace) -> float:
+    """Accuracy on held-out real images of a classifier trained for a short while on generated ones."""
+    recipe = DeploymentRecipe(epochs=args.validation_epochs)
+    stream = GeneratedStream(generator, args.validation_ipc, seed=args.seed, batch_size=recipe.batch_size)
+    classifier = train_classifier(
+        stream, args.validation_classifier, recipe, seed=args.seed, device=validation.labels.device
+    )
+    return evaluate_accuracy(classifier, validation)
+
+
+@torch.no_grad()
+def update_average(average: DiMGenerator, generator: DiMGenerator, decay: float) -> None:
+    """Moves the average towards the generator: weights, and batch-norm statistics, which diffusers' EMA leaves out."""
+    current, averaged = generator.state_dict(), average.state_dict()
+    names = [name for name, value in averaged.items() if value.is_floating_point()]
+    torch._foreach_lerp_([averaged[n] for n in names], [current[n] for n in names], 1 - decay)
+
+
+def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
+    """A function from the step to the factor of the learning rate in phase 1."""
+    placeholder = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    return get_scheduler(name, placeholder, warmup_steps, steps).lr_lambdas[0]
+
+
+class ShuffledOrder:
+    """An endless row of permutations of `range(length)`; any stretch of it depends on the seed and position alone."""
+
+    def __init__(self, length: int, seed: int, device: torch.device):
+        self.length, self.seed, self.device = length, seed, device
+        self.epochs: dict[int, torch.Tensor] = {}
+
+    def take(self, start: int, count: int) -> torch.Tensor:
+        """The `count` indices from position `start`, as an int64 tensor on the device."""
+        first, last = start // self.length, (start + count - 1) // self.length
+        self.epochs = {
+            epoch: self.epochs[epoch] if epoch in self.epochs else self._permutation(epoch)
+            for epoch in range(first, last + 1)
+        }
+        stretch = torch.cat(list(self.epochs.values()))
+        return stretch[start - first * self.length :][:count]
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(random.Random(f"{self.seed}/order/{epoch}").getrandbits(63))
+        return torch.randperm(self.length, generator=rng).to(self.device)
+
+
+class RunningMeans:
+    """Means of losses since they were last read, kept on the device so that a step waits for no copy."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, torch.Tensor] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, losses: dict[str, torch.Tensor]) -> None:
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value.detach()
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def read(self, accelerator: Accelerator) -> dict[str, float]:
+        """The means over all processes; they start anew. NaN and infinity stay visible in them."""
+        if not self.sums:
+            return {}
+        values = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])
+        means = accelerator.reduce(values, reduction="mean").tolist()
+        named = dict(zip(self.sums, means, strict=True))
+        self.sums, self.counts = {}, {}
+        return named
+
+
+def catch_signals() -> Any:
+    """Returns a function that tells whether Ctrl-C or SIGTERM came; a second one ends the run at once."""
+    received = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    signal.signal(signal.SIGINT, note)
+    signal.signal(signal.SIGTERM, note)
+    return lambda: bool(received)
+
+
+def keep_lines_until(path: Path, step: int) -> None:
+    """Drops what was logged after the checkpoint that a run goes on from."""
+    if path.exists():
+        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
+        path.write_text("".join(f"{line}\n" for line in lines))
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError, FloatingPointError) as error:
+        raise SystemExit(f"train_dim.py: {error}") from error
