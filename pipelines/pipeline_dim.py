@@ -1,0 +1,319 @@
+"""The pipeline that turns class labels and noise into images of a distilled data set.
+
+This file is also what a distilled repository on the Hub holds as `pipeline.py`, so it needs torch and diffusers and
+nothing else.
+"""
+
+import inspect
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterable
+from dataclasses import dataclass
+from numbers import Integral
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, ImagePipelineOutput
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import replace_example_docstring
+from diffusers.utils.torch_utils import randn_tensor
+
+
+EXAMPLE_DOC_STRING = """
+        Examples:
+            ```py
+            >>> import torch
+            >>> from dim_hf import DiMPipeline
+
+            >>> pipe = DiMPipeline.from_pretrained("out/fashion")
+            >>> out = pipe(class_labels=["Coat", 7], ipc=10, generator=torch.Generator().manual_seed(0))
+            >>> out.images[0].save("coat.png")
+            >>> out.labels  # [4] * 10 + [7] * 10
+            ```
+"""
+
+
+@dataclass
+class DiMPipelineOutput(ImagePipelineOutput):
+    """
+    Output of [`DiMPipeline`].
+
+    Args:
+        images (`list[PIL.Image.Image]`, `np.ndarray` or `torch.Tensor`):
+            The N images, class by class: PIL images (mode `L` or `RGB`), an array of shape `(N, height, width,
+            channels)`, or a tensor of shape `(N, channels, height, width)` on the CPU; the last two are float32 in
+            [0, 1].
+        labels (`list[int]`): The class of each image.
+    """
+
+    labels: list[int]
+
+
+class DiMPipeline(DiffusionPipeline):
+    r"""
+    Generates labelled images from a distilled data set (DiM, arXiv 2303.04707).
+
+    This model inherits from [`DiffusionPipeline`]. Check the superclass documentation for the generic methods
+    implemented for all pipelines (downloading, saving, running on a particular device, etc.).
+
+    Args:
+        generator ([`DiMGenerator`]):
+            The network that maps noise and labels to images in [-1, 1]. It is put into `eval()` mode, in which an
+            image does not depend on its batch; pass a copy of one that is being trained.
+        id2label (`dict[int, str]`, *optional*):
+            The name of every class of the generator, by its label. Without it classes go by number alone.
+    """
+
+    model_cpu_offload_seq = "generator"
+
+    # The class that loads the generator where this file is part of an installed package. In a repository it is None,
+    # and diffusers loads the repository's own class, if it is trusted.
+    generator_class: ClassVar[type[ModelMixin] | None] = None
+
+    def __init__(self, generator: ModelMixin, id2label: dict[int, str] | dict[str, str] | None = None):
+        super().__init__()
+        self.register_modules(generator=generator.eval())
+        if id2label is not None:
+            num_classes = generator.config.num_classes
+            # JSON has turned the keys of a saved pipeline into strings.
+            if {str(label) for label in id2label} != {str(label) for label in range(num_classes)}:
+                raise ValueError(
+                    f"`id2label` names the labels {list(id2label)}; the generator has {num_classes} classes, so it must "
+                    f"name exactly 0 to {num_classes - 1}."
+                )
+            id2label = {int(label): name for label, name in id2label.items()}
+            names = list(id2label.values())
+            if wrong := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
+                raise ValueError(f"`id2label` holds {wrong}; every class must have a name (`str`) of its own.")
+        self.register_to_config(id2label=id2label)
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "DiMPipeline":
+        """
+        Loads a pipeline from a folder or from the Hub, as [`DiffusionPipeline.from_pretrained`] does, but from
+        safetensors alone and, where this class comes from an installed package, without running any code of the
+        folder or repository.
+        """
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError(
+                f"`use_safetensors` is {kwargs['use_safetensors']}; valid is True alone, since pickled weights can "
+                "run code."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    # A saved pipeline names the source files beside it. `DiffusionPipeline.from_pretrained` would run them, and asks for
+    # trust first; these two put the installed classes in their place.
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        config = super()._dict_from_json_file(json_file)
+        if config["_class_name"] not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
+            raise ValueError(f"{json_file} describes a pipeline {config['_class_name']!r}; valid is a DiMPipeline.")
+        if cls.generator_class is not None:
+            config["_class_name"] = cls.__name__
+        return config
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        if cls.generator_class is not None:
+            installed = [cls.generator_class.__module__, cls.generator_class.__name__]
+            config_dict = {**config_dict, "generator": installed}
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves the pipeline with its source, so that the folder works where this package is not installed. The weights
+        are always safetensors. The arguments are those of [`DiffusionPipeline.save_pretrained`].
+        """
+        if not safe_serialization:
+            raise ValueError("`safe_serialization` is False; valid is True alone, since pickled weights can run code.")
+        library = self.config.generator[0]
+        folder = Path(save_directory)
+        (folder / "generator").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(__file__, folder / "pipeline.py")
+        shutil.copyfile(inspect.getfile(sys.modules[library]), folder / "generator" / f"{_file_name(library)}.py")
+        super().save_pretrained(
+            str(save_directory), variant=variant, max_shard_size=max_shard_size, push_to_hub=push_to_hub, **kwargs
+        )
+
+    def to_json_string(self) -> str:
+        """The content of `model_index.json`, which names the source files that [`save_pretrained`] copies."""
+        config = json.loads(super().to_json_string())
+        config.pop("_name_or_path", None)
+        config["_class_name"] = ["pipeline", "DiMPipeline"]
+        config["generator"][0] = _file_name(config["generator"][0])
+        return json.dumps(config, indent=2) + "\n"
+
+    def check_inputs(
+        self,
+        class_labels: int | str | list[int | str] | torch.Tensor | None,
+        ipc: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+        batch_size: int,
+        output_type: str,
+    ) -> None:
+        """Raises a `ValueError` that names the first argument of [`__call__`] that is wrong, and what is valid."""
+        for name, value in (("ipc", ipc), ("batch_size", batch_size)):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` is {value!r}; valid is a whole number from 1.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` is {output_type!r}; valid are 'pil', 'np' and 'pt'.")
+        num_images = len(self.get_label_ids(class_labels)) * ipc
+        generators = generator if isinstance(generator, list) else [generator]
+        for each in generators:
+            if not isinstance(each, torch.Generator) and generator is not None:
+                raise ValueError(
+                    f"`generator` is or holds {each!r}; valid is a `torch.Generator`, such as "
+                    "`torch.Generator().manual_seed(0)`, a list with one for each image, or None."
+                )
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)}; {num_images} images are asked for, and a list must have "
+                "one for each."
+            )
+        shape = (num_images, self.generator.config.latent_dim)
+        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.shape != shape):
+            received = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise ValueError(
+                f"`latents` is {received}; valid is a tensor of shape {shape}: one row for each of {num_images} images."
+            )
+        if self.generator.training:
+            raise ValueError(
+                "`pipe.generator` is in training mode, in which an image depends on its batch; call "
+                "`pipe.generator.eval()` first."
+            )
+
+    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor | None) -> list[int]:
+        """
+        The label of each class that is asked for.
+
+        Args:
+            class_labels (`int`, `str`, `list[int | str]` or `torch.Tensor`, *optional*):
+                A label or a class name, or several of them, mixed at will. `None` stands for every class.
+
+        Returns:
+            `list[int]`: The labels, in the order given.
+
+        Raises:
+            ValueError: If there is no such class, naming the valid ones.
+        """
+        num_classes = self.generator.config.num_classes
+        if class_labels is None:
+            return list(range(num_classes))
+        if isinstance(class_labels, torch.Tensor):
+            class_labels = class_labels.tolist()
+        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
+            class_labels = [class_labels]
+        id2label = self.config.id2label or {}
+        label2id = {name: label for label, name in id2label.items()}
+        valid = f"valid are the labels 0 to {num_classes - 1}"
+        if id2label:
+            valid += f" and the names {', '.join(repr(id2label[label]) for label in range(num_classes))}"
+        label_ids = []
+        for label in class_labels:
+            label_id = label2id.get(label, label) if isinstance(label, str) else label
+            if not isinstance(label_id, Integral) or isinstance(label_id, bool) or not 0 <= label_id < num_classes:
+                raise ValueError(f"`class_labels` is or holds {label!r}; {valid}.")
+            label_ids.append(int(label_id))
+        if not label_ids:
+            raise ValueError(f"`class_labels` is empty; {valid}, or None for every class.")
+        return label_ids
+
+    def prepare_latents(
+        self,
+        num_images: int,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """
+        The noise of all images, a float32 tensor of shape `(num_images, latent_dim)` on the CPU. It is drawn at once
+        and before it meets the generator's device and dtype, so that a seed means the same images for any of these and
+        for any `batch_size`.
+        """
+        if latents is not None:
+            return latents
+        first = generator[0] if isinstance(generator, list) else generator
+        device = first.device if first is not None else torch.device("cpu")
+        shape = (num_images, self.generator.config.latent_dim)
+        return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32).cpu()
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        ipc: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        batch_size: int = 256,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> DiMPipelineOutput | tuple[Any, list[int]]:
+        r"""
+        Generates `ipc` images of each class, class by class.
+
+        Args:
+            class_labels (`int`, `str`, `list[int | str]` or `torch.Tensor`, *optional*):
+                The classes, each by its label or its name; a string is one name. `None` stands for every class.
+            ipc (`int`, *optional*, defaults to 1):
+                Images per class.
+            generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
+                Source of the noise, or a list of one for each image. The noise of all images is drawn from it at once,
+                so that a seed means the same images for any `batch_size`, and on any device within rounding.
+            latents (`torch.Tensor` of shape `(num_images, latent_dim)`, *optional*):
+                Standard normal noise to use in place of `generator`'s.
+            batch_size (`int`, *optional*, defaults to 256):
+                Images made at a time; it bounds the memory that is used on the generator's device.
+            output_type (`str`, *optional*, defaults to `"pil"`):
+                `"pil"` (`PIL.Image.Image`), `"np"` (`np.ndarray`) or `"pt"` (`torch.Tensor`).
+            return_dict (`bool`, *optional*, defaults to `True`):
+                Whether to return a [`DiMPipelineOutput`] instead of a tuple.
+
+        Examples:
+
+        Returns:
+            [`DiMPipelineOutput`], or the tuple `(images, labels)` when `return_dict` is `False`.
+        """
+        self.check_inputs(class_labels, ipc, generator, latents, batch_size, output_type)
+        labels = [label for label in self.get_label_ids(class_labels) for _ in range(ipc)]
+        latents = self.prepare_latents(len(labels), generator, latents)
+
+        images: Any = []
+        for start in self.progress_bar(range(0, len(labels), batch_size)):
+            batch = slice(start, start + batch_size)
+            sample = self.generator(
+                latents[batch].to(self._execution_device, self.generator.dtype),
+                torch.tensor(labels[batch], device=self._execution_device),
+            ).sample.float()
+            # What is finished leaves the device with its batch.
+            if output_type == "pil":
+                images += self.image_processor.postprocess(sample, "pil")
+            else:
+                images.append(self.image_processor.postprocess(sample, "pt").cpu())
+        if output_type != "pil":
+            images = torch.cat(images)
+        if output_type == "np":
+            images = self.image_processor.pt_to_numpy(images)
+
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return images, labels
+        return DiMPipelineOutput(images=images, labels=labels)
+
+
+def _file_name(library: str) -> str:
+    """The last part of a module's dotted name: a class that diffusers loaded from a folder has a longer one."""
+    return library.rpartition(".")[2]
