@@ -435,11 +435,12 @@ def main(args: argparse.Namespace) -> None:
             sys.exit(130)
     bar.close()
     accelerator.end_training()
-    best = progress["best"]
-    accelerator.print(
-        f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step {best['step']:,} "
-        f"({'after' if best['matching'] else 'before'} matching): validation accuracy {best['accuracy']:.4f}."
-    )
+    if accelerator.is_main_process:
+        best = progress["best"]
+        print(
+            f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step {best['step']:,} "
+            f"({'after' if best['matching'] else 'before'} matching): validation accuracy {best['accuracy']:.4f}."
+        )
 
 
 def validate(generator: DiMGenerator, validation: ImageData, args: argparse.Namespace) -> float:
@@ -463,7 +464,8 @@ def update_average(average: DiMGenerator, generator: DiMGenerator, decay: float)
 def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
     """A function from the step to the factor of the learning rate in phase 1."""
     placeholder = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    return get_scheduler(name, placeholder, warmup_steps, steps).lr_lambdas[0]
+    scheduler = get_scheduler(name, placeholder, num_warmup_steps=warmup_steps, num_training_steps=steps)
+    return scheduler.lr_lambdas[0]
 
 
 class ShuffledOrder:
