@@ -1,9 +1,29 @@
-"""Packaging of dim_hf: `pipelines/` at the top of the repository is the package `dim_hf.pipelines`."""
+"""Packaging of dim_hf: its parts and what it needs; metadata and the settings of tools are in pyproject.toml."""
 
 from setuptools import setup
 
+
 setup(
+    # `pipelines/` at the top of the repository is the package `dim_hf.pipelines`.
     packages=["dim_hf", "dim_hf.models", "dim_hf.classifiers", "dim_hf.pipelines"],
     package_dir={"dim_hf": "src/dim_hf", "dim_hf.pipelines": "pipelines"},
     package_data={"dim_hf": ["py.typed"]},
+    # Lower bounds; constraints.txt pins the releases that were tested.
+    install_requires=[
+        "torch>=2.6",
+        "torchvision>=0.21",
+        "diffusers>=0.41",
+        "accelerate>=1.10",
+        "datasets>=4.0",
+        "evaluate>=0.4.6",
+        "huggingface_hub>=1.32",
+        "safetensors>=0.8",
+        "scikit-learn>=1.5",
+        "matplotlib>=3.9",
+        "jinja2>=3.1",
+        "tensorboard>=2.18",
+    ],
+    extras_require={
+        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "build>=1.2"],
+    },
 )

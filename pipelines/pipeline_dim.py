@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -82,8 +82,8 @@ class DiMPipeline(DiffusionPipeline):
             # JSON has turned the keys of a saved pipeline into strings.
             if {str(label) for label in id2label} != {str(label) for label in range(num_classes)}:
                 raise ValueError(
-                    f"`id2label` names the labels {list(id2label)}; the generator has {num_classes} classes, so it must "
-                    f"name exactly 0 to {num_classes - 1}."
+                    f"`id2label` names the labels {list(id2label)}; the generator has {num_classes} classes, so valid "
+                    f"are exactly 0 to {num_classes - 1}."
                 )
             id2label = {int(label): name for label, name in id2label.items()}
             names = list(id2label.values())
@@ -106,8 +106,8 @@ class DiMPipeline(DiffusionPipeline):
             )
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
-    # A saved pipeline names the source files beside it. `DiffusionPipeline.from_pretrained` would run them, and asks for
-    # trust first; these two put the installed classes in their place.
+    # A saved pipeline names the source files beside it. `DiffusionPipeline.from_pretrained` would run them, once it is
+    # told to trust them; these two put the installed classes in their place.
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
         config = super()._dict_from_json_file(json_file)
@@ -167,7 +167,7 @@ class DiMPipeline(DiffusionPipeline):
     ) -> None:
         """Raises a `ValueError` that names the first argument of [`__call__`] that is wrong, and what is valid."""
         for name, value in (("ipc", ipc), ("batch_size", batch_size)):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
                 raise ValueError(f"`{name}` is {value!r}; valid is a whole number from 1.")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` is {output_type!r}; valid are 'pil', 'np' and 'pt'.")
@@ -187,9 +187,7 @@ class DiMPipeline(DiffusionPipeline):
         shape = (num_images, self.generator.config.latent_dim)
         if latents is not None and (not isinstance(latents, torch.Tensor) or latents.shape != shape):
             received = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise ValueError(
-                f"`latents` is {received}; valid is a tensor of shape {shape}: one row for each of {num_images} images."
-            )
+            raise ValueError(f"`latents` is {received}; valid for {num_images} images is a tensor of shape {shape}.")
         if self.generator.training:
             raise ValueError(
                 "`pipe.generator` is in training mode, in which an image depends on its batch; call "
@@ -225,7 +223,11 @@ class DiMPipeline(DiffusionPipeline):
         label_ids = []
         for label in class_labels:
             label_id = label2id.get(label, label) if isinstance(label, str) else label
-            if not isinstance(label_id, Integral) or isinstance(label_id, bool) or not 0 <= label_id < num_classes:
+            if (
+                not isinstance(label_id, Integral)
+                or isinstance(label_id, bool)
+                or not 0 <= int(label_id) < num_classes
+            ):
                 raise ValueError(f"`class_labels` is or holds {label!r}; {valid}.")
             label_ids.append(int(label_id))
         if not label_ids:

@@ -11,9 +11,7 @@ from dim_hf.augmentation import AUGMENTATIONS, draw_augmentation
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    seed=st.integers(0, 2**31), names=st.sets(st.sampled_from(AUGMENTATIONS)), size=st.sampled_from([8, 28, 32])
-)
+@given(seed=st.integers(0, 2**31), names=st.sets(st.sampled_from(AUGMENTATIONS)), size=st.sampled_from([8, 28, 32]))
 def test_a_batch_is_treated_as_its_images_are(seed, names, size):
     images = torch.rand(4, 3, size, size) * 2 - 1
     augment = draw_augmentation(sorted(names), size, random.Random(seed))

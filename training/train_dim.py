@@ -327,6 +327,10 @@ def main(args: argparse.Namespace) -> None:
         )
         augment = draw_augmentation(args.augmentation, data.size, rng)
         losses = {}
+
+        def critic(images: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+            return plain_discriminator(images, labels).logits
+
         with accelerator.accumulate(generator, discriminator):
             fake_images = generator(latents, labels).sample
 
@@ -340,14 +344,14 @@ def main(args: argparse.Namespace) -> None:
                 mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
                 real, fake = critic_images.chunk(2)
                 losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
-                    gradient_penalty(lambda x: plain_discriminator(x, labels).logits, real, fake, mix)
+                    gradient_penalty(critic, real, fake, mix)
                 )
             discriminator_loss = losses["discriminator"]
             if args.class_loss_weight:
                 losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
                 discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
             if args.r1_weight and step % args.r1_interval == 0:
-                losses["r1"] = r1_penalty(lambda x: plain_discriminator(x, labels).logits, augment(images))
+                losses["r1"] = r1_penalty(critic, augment(images))
                 discriminator_loss = discriminator_loss + args.r1_weight * args.r1_interval * losses["r1"]
             accelerator.backward(discriminator_loss)
             if args.max_grad_norm and accelerator.sync_gradients:
@@ -398,7 +402,8 @@ def main(args: argparse.Namespace) -> None:
         wrong = [name for name, value in record.items() if not math.isfinite(value)]
         if wrong:
             raise FloatingPointError(
-                f"loss {', '.join(wrong)} became NaN or infinite by step {step}; the last good checkpoint is untouched. "
+                f"loss {', '.join(wrong)} became NaN or infinite by step {step}; the last good checkpoint is "
+                f"untouched. "
                 f"Lower --learning_rate or --discr_learning_rate, or set --max_grad_norm, in a new --output_dir."
             )
         progress["seconds"] = time.perf_counter() - started
