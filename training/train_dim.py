@@ -453,7 +453,13 @@ def validate(generator: DiMGenerator, validation: ImageData, args: argparse.Name
     recipe = DeploymentRecipe(epochs=args.validation_epochs)
     stream = GeneratedStream(generator, args.validation_ipc, seed=args.seed, batch_size=recipe.batch_size)
     classifier = train_classifier(
-        stream, args.validation_classifier, recipe, seed=args.seed, device=validation.labels.device
+        stream,
+        args.validation_classifier,
+        recipe,
+        channels=validation.channels,
+        size=validation.size,
+        seed=args.seed,
+        device=validation.labels.device,
     )
     return evaluate_accuracy(classifier, validation)
 

@@ -1,0 +1,138 @@
+"""
+Deployment, protocol B: a fresh classifier is trained on a stream and scored once, after its last epoch.
+
+One recipe serves every row of a comparison: generated images, real images streamed at the same rate, fixed subsets.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from .classifiers import build_classifier
+from .data import ImageData, normalise
+
+
+@dataclass(frozen=True)
+class DeploymentRecipe:
+    """
+    How a classifier is trained: SGD with momentum, one-cycle learning rate, random crops, hard labels.
+
+    Args:
+        epochs (`int`): Epochs; each sees `ipc` images per class.
+        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
+        learning_rate (`float`): The largest of the one-cycle schedule.
+        momentum (`float`), weight_decay (`float`): Of SGD.
+    """
+
+    epochs: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "learning_rate"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0.")
+
+
+class Stream(Protocol):
+    """What a classifier is trained on; see [`GeneratedStream`] and [`RealStream`]."""
+
+    num_classes: int
+    steps_per_epoch: int
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+def train_classifier(
+    stream: Stream,
+    name: str,
+    recipe: DeploymentRecipe,
+    *,
+    channels: int,
+    size: int,
+    seed: int,
+    device: torch.device,
+    progress: bool = False,
+) -> nn.Module:
+    """
+    Trains a fresh classifier on a stream.
+
+    Args:
+        stream: Gives `batches(epoch)` of images in [-1, 1] and labels.
+        name (`str`): A classifier that [`build_classifier`] knows.
+        recipe ([`DeploymentRecipe`]): How.
+        channels (`int`), size (`int`): Of the images.
+        seed (`int`): Seeds the weights and the crops; with the stream it decides the result.
+        device (`torch.device`): Where the classifier is trained.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
+
+    Returns:
+        The classifier after the last epoch, in `eval()`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        classifier = build_classifier(name, stream.num_classes, channels, size)
+    classifier.to(device).train()
+    optimizer = torch.optim.SGD(
+        classifier.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=recipe.learning_rate,
+        total_steps=recipe.epochs * stream.steps_per_epoch,
+        cycle_momentum=False,
+    )
+    rng = torch.Generator(device).manual_seed(seed)
+    for epoch in tqdm(range(recipe.epochs), desc=name, unit="epoch", leave=False, disable=not progress):
+        for images, labels in stream.batches(epoch):
+            optimizer.zero_grad(set_to_none=True)
+            F.cross_entropy(classifier(random_crop(images, rng)), labels).backward()
+            optimizer.step()
+            schedule.step()
+    return classifier.eval()
+
+
+def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """
+    Moves each image by up to an eighth of its size in both directions, edges repeated.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, channels, size, size)`): Any values.
+        rng (`torch.Generator`): On the device of the images.
+    """
+    count, size = images.shape[0], images.shape[-1]
+    reach = max(1, size // 8)
+    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=rng, device=images.device)
+    rows, columns = (torch.arange(size, device=images.device) + shifts).clamp(0, size - 1)
+    index = torch.arange(count, device=images.device)[:, None, None]
+    return images[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
+
+
+@torch.no_grad()
+def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> float:
+    """
+    The share of images, in [0, 1], that a classifier in `eval()` names right.
+
+    Args:
+        classifier: Maps images in [-1, 1] to logits.
+        data ([`ImageData`]): Real images and their labels.
+        batch_size (`int`, *optional*, defaults to 512): Images per forward pass.
+    """
+    classifier.eval()
+    device = data.labels.device
+    right = torch.zeros((), dtype=torch.int64, device=device)
+    for indices in torch.arange(len(data), device=device).split(batch_size):
+        images, labels = data.batch(indices)
+        right += (classifier(normalise(images)).argmax(dim=1) == labels).sum()
+    return right.item() / len(data)
