@@ -1,0 +1,433 @@
+"""The pipeline: what it generates, what it refuses, and that a saved one loads wherever it may be opened."""
+
+import ast
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dim_hf.models import DiMGenerator
+from dim_hf.pipelines import DiMPipeline, DiMPipelineOutput, pipeline_dim
+
+
+NAMES = {0: "T-shirt", 1: "Coat", 2: "Bag"}
+LATENT_DIM = 6
+
+
+def make_pipeline(out_channels: int = 1, id2label: dict | None = NAMES) -> DiMPipeline:
+    torch.manual_seed(0)
+    generator = DiMGenerator(
+        num_classes=3,
+        sample_size=8,
+        out_channels=out_channels,
+        latent_dim=LATENT_DIM,
+        class_embed_dim=4,
+        block_out_channels=(8, 4),
+    )
+    for parameter in generator.parameters():
+        parameter.data.normal_(std=0.5)
+    # Batch statistics of its own, so that eval() and train() differ.
+    for _ in range(20):
+        generator(torch.randn(64, LATENT_DIM), torch.randint(3, (64,)))
+    pipe = DiMPipeline(generator, id2label)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DiMPipeline:
+    """A pipeline that no test changes."""
+    return make_pipeline()
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def images(pipe: DiMPipeline, **kwargs) -> torch.Tensor:
+    return pipe(**{"ipc": 4, "generator": rng(), "output_type": "pt"} | kwargs).images
+
+
+# What is asked for
+
+
+@pytest.mark.parametrize(
+    ("class_labels", "label_ids"),
+    [
+        (None, [0, 1, 2]),
+        (2, [2]),
+        ("Coat", [1]),
+        (["Bag", 0, "Coat", 0], [2, 0, 1, 0]),
+        ((1, 2), [1, 2]),
+        (torch.tensor([2, 1]), [2, 1]),
+        (torch.tensor(1), [1]),
+        (np.array([0, 2]), [0, 2]),
+        (np.int64(2), [2]),
+    ],
+)
+def test_classes_go_by_number_and_name(pipe, class_labels, label_ids):
+    assert pipe.get_label_ids(class_labels) == label_ids
+    output = pipe(class_labels, ipc=2)
+    assert output.labels == [label for label in label_ids for _ in range(2)]
+    assert len(output.images) == 2 * len(label_ids)
+
+
+def test_names_that_are_digits_are_names():
+    pipe = make_pipeline(id2label={0: "2", 1: "1", 2: "0"})
+    assert pipe.get_label_ids(["2", 2]) == [0, 2]
+
+
+def test_images_come_class_by_class(pipe):
+    latents = torch.randn(6, LATENT_DIM, generator=rng())
+    labels = torch.tensor([2, 2, 2, 0, 0, 0])
+    with torch.no_grad():
+        expected = (pipe.generator(latents, labels).sample + 1) / 2
+    output = pipe(["Bag", 0], ipc=3, latents=latents, output_type="pt")
+    assert output.labels == labels.tolist()
+    torch.testing.assert_close(output.images, expected)
+
+
+@pytest.mark.parametrize(("out_channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_output_types_hold_the_same_images(out_channels, mode):
+    pipe = make_pipeline(out_channels)
+    tensor = images(pipe)
+    assert tensor.shape == (12, out_channels, 8, 8) and tensor.dtype == torch.float32
+    assert 0 <= tensor.min() < 0.1 and 0.9 < tensor.max() <= 1
+    array = images(pipe, output_type="np")
+    assert array.dtype == np.float32
+    np.testing.assert_array_equal(array, tensor.permute(0, 2, 3, 1).numpy())
+    pils = images(pipe, output_type="pil")
+    assert {image.mode for image in pils} == {mode}
+    stacked = np.stack([np.asarray(image).reshape(8, 8, out_channels) for image in pils])
+    np.testing.assert_array_equal(stacked, (array * 255).round().astype(np.uint8))
+
+
+def test_tuple_holds_what_the_output_holds(pipe):
+    output = pipe(ipc=2, generator=rng(), output_type="np")
+    as_tuple = pipe(ipc=2, generator=rng(), output_type="np", return_dict=False)
+    assert isinstance(output, DiMPipelineOutput) and isinstance(as_tuple, tuple)
+    np.testing.assert_array_equal(as_tuple[0], output["images"])
+    assert as_tuple[1] == output["labels"] == [0, 0, 1, 1, 2, 2]
+
+
+# A seed means the same images
+
+
+@settings(max_examples=15, deadline=None)
+@given(batch_size=st.integers(1, 14), ipc=st.integers(1, 4))
+def test_seed_means_the_same_images_for_any_batch_size(pipe, batch_size, ipc):
+    whole = images(pipe, ipc=ipc, generator=rng(7))
+    torch.testing.assert_close(images(pipe, ipc=ipc, generator=rng(7), batch_size=batch_size), whole)
+
+
+def test_without_generator_the_global_seed_counts(pipe):
+    torch.manual_seed(3)
+    first = images(pipe, generator=None)
+    torch.manual_seed(3)
+    assert torch.equal(images(pipe, generator=None), first)
+    assert not torch.equal(images(pipe, generator=None), first)
+
+
+def test_noise_is_that_of_latents(pipe):
+    latents = torch.randn(12, LATENT_DIM, generator=rng())
+    assert torch.equal(images(pipe, latents=latents), images(pipe))
+
+
+def test_list_of_generators_has_one_for_each_image(pipe):
+    together = images(pipe, ipc=2, generator=[rng(seed) for seed in range(6)])
+    for i, label in enumerate([0, 0, 1, 1, 2, 2]):
+        alone = images(pipe, class_labels=label, ipc=1, generator=rng(i))
+        torch.testing.assert_close(together[i : i + 1], alone)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_makes_the_same_images(pipe, dtype):
+    half = make_pipeline().to(dtype)
+    assert half.dtype == dtype
+    assert images(half).dtype == torch.float32
+    torch.testing.assert_close(images(half), images(pipe), atol=0.03, rtol=0)
+    assert images(half, output_type="pil")[0].mode == "L"
+
+
+def test_generator_is_in_eval_mode_and_stays_as_it_is():
+    pipe = make_pipeline()
+    assert not pipe.generator.training
+    before = {name: value.clone() for name, value in pipe.generator.state_dict().items()}
+    images(pipe)
+    for name, value in pipe.generator.state_dict().items():
+        assert torch.equal(value, before[name]), name
+    pipe.generator.train()
+    with pytest.raises(ValueError, match=r"training mode.*eval\(\)"):
+        pipe()
+
+
+# Memory and progress
+
+
+def test_batch_size_bounds_what_is_made_at_a_time():
+    pipe = make_pipeline()
+    sizes = []
+    pipe.generator.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    assert len(pipe(ipc=7, batch_size=5).images) == 21
+    assert sizes == [5, 5, 5, 5, 1]
+
+
+def test_progress_bar_counts_batches(capsys):
+    pipe = make_pipeline()
+    pipe.set_progress_bar_config(disable=False)
+    pipe(ipc=4, batch_size=5)
+    assert "3/3" in capsys.readouterr().err
+    pipe.set_progress_bar_config(disable=True)
+    pipe(ipc=4, batch_size=5)
+    assert capsys.readouterr().err == ""
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"class_labels": "Cot"}, r"`class_labels` is or holds 'Cot'; .* 0 to 2 .* 'T-shirt', 'Coat', 'Bag'"),
+        ({"class_labels": ["Coat", "C"]}, r"holds 'C'; .* 'Coat'"),
+        ({"class_labels": 3}, r"holds 3; valid are the labels 0 to 2"),
+        ({"class_labels": [0, -1]}, r"holds -1"),
+        ({"class_labels": 1.0}, r"holds 1\.0"),
+        ({"class_labels": torch.tensor([0.0])}, r"holds 0\.0"),
+        ({"class_labels": torch.tensor([[0, 1]])}, r"holds \[0, 1\]"),
+        ({"class_labels": True}, r"holds True"),
+        ({"class_labels": []}, r"`class_labels` is empty"),
+        ({"ipc": 0}, r"`ipc` is 0; valid is a whole number from 1"),
+        ({"ipc": 1.5}, r"`ipc` is 1\.5"),
+        ({"ipc": "1"}, r"`ipc` is '1'"),
+        ({"batch_size": 0}, r"`batch_size` is 0"),
+        ({"output_type": "latent"}, r"`output_type` is 'latent'; valid are 'pil', 'np' and 'pt'"),
+        ({"output_type": None}, r"`output_type` is None"),
+        ({"latents": torch.zeros(3, 5)}, r"`latents` is \(3, 5\); valid for 3 images is a tensor of shape \(3, 6\)"),
+        ({"latents": torch.zeros(4, 6)}, r"`latents` is \(4, 6\)"),
+        ({"latents": np.zeros((3, 6))}, r"`latents` is ndarray"),
+        ({"generator": [rng()] * 2}, r"`generator` is a list of 2; 3 images are asked for"),
+        ({"generator": []}, r"`generator` is a list of 0"),
+        ({"generator": 0}, r"`generator` is or holds 0; .*manual_seed"),
+        ({"generator": [rng(), 1, rng()]}, r"`generator` is or holds 1"),
+    ],
+)
+def test_wrong_input_is_refused_before_any_work(pipe, kwargs, message):
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError, match=message):
+        pipe(**kwargs)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_without_names_classes_go_by_number():
+    pipe = make_pipeline(id2label=None)
+    assert pipe([2, 0]).labels == [2, 0]
+    with pytest.raises(ValueError, match=r"holds 'Coat'; valid are the labels 0 to 2\.$"):
+        pipe("Coat")
+
+
+@pytest.mark.parametrize(
+    ("id2label", "message"),
+    [
+        ({0: "a", 1: "b"}, r"names the labels \[0, 1\]; the generator has 3 classes"),
+        ({1: "a", 2: "b", 3: "c"}, r"exactly 0 to 2"),
+        ({"a": 0, "b": 1, "c": 2}, r"names the labels \['a', 'b', 'c'\]"),
+        ({0: "a", 1: "b", 2: "a"}, r"holds \['a', 'a'\]"),
+        ({0: "a", 1: "b", 2: 2}, r"holds \[2\]"),
+    ],
+)
+def test_every_class_must_have_a_name_of_its_own(id2label, message):
+    with pytest.raises(ValueError, match=f"`id2label`.*{message}"):
+        make_pipeline(id2label=id2label)
+
+
+# A saved pipeline
+
+
+@pytest.fixture
+def folder(pipe, tmp_path) -> Path:
+    pipe.save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_saved_folder_is_complete_in_itself(folder):
+    files = content(folder)
+    assert sorted(files) == [
+        "generator/config.json",
+        "generator/diffusion_pytorch_model.safetensors",
+        "generator/generator_dim.py",
+        "model_index.json",
+        "pipeline.py",
+    ]
+    assert files["pipeline.py"] == Path(pipeline_dim.__file__).read_bytes()
+    index = json.loads(files["model_index.json"])
+    assert index.pop("_diffusers_version")
+    assert index == {
+        "_class_name": ["pipeline", "DiMPipeline"],
+        "generator": ["generator_dim", "DiMGenerator"],
+        "id2label": {"0": "T-shirt", "1": "Coat", "2": "Bag"},
+    }
+
+
+def test_source_files_need_nothing_but_torch_and_diffusers(folder):
+    allowed = {"torch", "diffusers", *sys.stdlib_module_names}
+    for path in (folder / "pipeline.py", folder / "generator" / "generator_dim.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0 and str(node.module).partition(".")[0] in allowed
+            elif isinstance(node, ast.Import):
+                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed
+
+
+def test_loaded_pipeline_is_the_saved_one(pipe, folder, tmp_path):
+    loaded = DiMPipeline.from_pretrained(folder)
+    assert type(loaded) is DiMPipeline and type(loaded.generator) is DiMGenerator
+    assert loaded.config.id2label == NAMES
+    assert not loaded.generator.training
+    loaded.set_progress_bar_config(disable=True)
+    assert torch.equal(images(loaded), images(pipe))
+
+    loaded.save_pretrained(tmp_path / "again")
+    first, again = content(folder), content(tmp_path / "again")
+    # diffusers notes there where a model was loaded from.
+    assert json.loads(again["generator/config.json"]).pop("_name_or_path") == str(folder / "generator")
+    assert {**again, "generator/config.json": b""} == {**first, "generator/config.json": b""}
+
+
+def test_pipeline_without_names_is_loaded_without_names(tmp_path):
+    make_pipeline(id2label=None).save_pretrained(tmp_path)
+    assert DiMPipeline.from_pretrained(tmp_path).config.id2label is None
+
+
+def test_installed_class_runs_no_code_of_the_folder(pipe, folder):
+    for name in ("pipeline.py", "generator/generator_dim.py"):
+        (folder / name).write_text("raise SystemExit('the code of the folder was run')\n")
+    for kwargs in ({}, {"trust_remote_code": True}):
+        loaded = DiMPipeline.from_pretrained(folder, **kwargs)
+        assert type(loaded.generator) is DiMGenerator
+        assert torch.equal(images(loaded), images(pipe))
+
+
+def test_folder_works_where_the_package_is_not_installed(pipe, folder, tmp_path):
+    script = f"""
+import sys
+sys.modules["dim_hf"] = None  # an import of it fails
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
+images, labels = pipe(ipc=4, generator=torch.Generator().manual_seed(0), output_type="pt", return_dict=False)
+torch.save({{"images": images, "labels": labels}}, {str(tmp_path / "images.pt")!r})
+pipe.save_pretrained({str(tmp_path / "again")!r})
+again = type(pipe).from_pretrained({str(tmp_path / "again")!r}, trust_remote_code=True)
+assert torch.equal(again(ipc=4, generator=torch.Generator().manual_seed(0), output_type="pt").images, images)
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert "Expected types" not in run.stderr
+    saved = torch.load(tmp_path / "images.pt", weights_only=True)
+    torch.testing.assert_close(saved["images"], images(pipe))
+    assert saved["labels"] == [0] * 4 + [1] * 4 + [2] * 4
+    first, again = content(folder), content(tmp_path / "again")
+    assert {**again, "generator/config.json": b""} == {**first, "generator/config.json": b""}
+
+
+def test_variants_stand_side_by_side(pipe, folder):
+    make_pipeline().to(torch.float16).save_pretrained(folder, variant="fp16")
+    assert (folder / "generator" / "diffusion_pytorch_model.fp16.safetensors").is_file()
+    half = DiMPipeline.from_pretrained(folder, variant="fp16", dtype=torch.float16)
+    assert half.dtype == torch.float16
+    torch.testing.assert_close(images(half), images(pipe), atol=0.03, rtol=0)
+    assert torch.equal(images(DiMPipeline.from_pretrained(folder)), images(pipe))
+    with pytest.raises(ValueError, match="variant=int8"):
+        DiMPipeline.from_pretrained(folder, variant="int8")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, {"generator": torch.bfloat16}, {"default": torch.bfloat16}])
+def test_dtypes(folder, dtype):
+    assert DiMPipeline.from_pretrained(folder, dtype=dtype).generator.dtype == torch.bfloat16
+
+
+def test_sharded_weights(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path, max_shard_size="1KB")
+    assert len(list((tmp_path / "generator").glob("*.safetensors"))) > 1
+    assert torch.equal(images(DiMPipeline.from_pretrained(tmp_path)), images(pipe))
+
+
+def test_passed_generator_is_used(pipe, folder):
+    loaded = DiMPipeline.from_pretrained(folder, generator=pipe.generator)
+    assert loaded.generator is pipe.generator
+
+
+def test_pickled_weights_are_neither_written_nor_read(pipe, folder, tmp_path):
+    with pytest.raises(ValueError, match="`safe_serialization` is False"):
+        pipe.save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    assert not (tmp_path / "pickled").exists()
+    with pytest.raises(ValueError, match="`use_safetensors` is False"):
+        DiMPipeline.from_pretrained(folder, use_safetensors=False)
+    (folder / "generator" / "diffusion_pytorch_model.safetensors").unlink()
+    (folder / "generator" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(OSError, match="safetensors"):
+        DiMPipeline.from_pretrained(folder)
+
+
+class Bomb:
+    """Ends the process when it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def test_another_pipeline_is_refused(tmp_path):
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = UNet2DModel(sample_size=8, block_out_channels=(4, 8), norm_num_groups=2, layers_per_block=1, **blocks)
+    DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="'DDPMPipeline'; valid is a DiMPipeline"):
+        DiMPipeline.from_pretrained(tmp_path)
+
+
+# Ways in which diffusers runs a model
+
+
+def test_offloading(pipe):
+    offloaded = make_pipeline()
+    offloaded.enable_model_cpu_offload(device="cpu")
+    assert torch.equal(images(offloaded), images(pipe))
+
+
+@pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
+def test_group_offloading(pipe, offload_type):
+    offloaded = make_pipeline()
+    cpu = torch.device("cpu")
+    offloaded.enable_group_offload(cpu, cpu, offload_type=offload_type, num_blocks_per_group=1)
+    assert torch.equal(images(offloaded), images(pipe))
+
+
+def test_layerwise_casting(pipe):
+    cast = make_pipeline().to(torch.bfloat16)
+    cast.generator.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
+    assert cast.generator.conv_out.weight.dtype == torch.float8_e4m3fn
+    torch.testing.assert_close(images(cast), images(pipe), atol=0.2, rtol=0)
+
+
+def test_compiled_generator_makes_the_same_images_and_is_saved_as_it_was(pipe, tmp_path):
+    compiled = make_pipeline()
+    compiled.generator = torch.compile(compiled.generator, backend="aot_eager")
+    torch.testing.assert_close(images(compiled), images(pipe))
+    compiled.save_pretrained(tmp_path)
+    assert torch.equal(images(DiMPipeline.from_pretrained(tmp_path)), images(pipe))
