@@ -57,8 +57,8 @@ from dim_hf.losses import (
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import PoolRecipe, build_pool
-from dim_hf.reporting import environment, save_sample_grid
-from dim_hf.streaming import GeneratedStream
+from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
+from dim_hf.streaming import GeneratedStream, ShuffledOrder
 
 
 # Settings that may differ between a run and its continuation, because they do not change its result.
@@ -411,6 +411,7 @@ def main(args: argparse.Namespace) -> None:
         if due_validation and accelerator.is_main_process:
             record["validation/accuracy"] = accuracy = validate(ema_generator, validation, args)
             pipeline = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
+            pipeline.set_progress_bar_config(disable=True)
             save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
             if accuracy > progress["best"]["accuracy"]:
                 progress["best"] = {"accuracy": accuracy, "step": step, "matching": matching}
@@ -423,7 +424,12 @@ def main(args: argparse.Namespace) -> None:
             )
             progress["seconds"] = time.perf_counter() - started
         if accelerator.is_main_process:
-            line = {"step": step, "seconds": round(progress["seconds"], 1), "matching": matching} | record
+            line = {
+                "step": step,
+                "seconds": round(progress["seconds"], 3),
+                "matching": matching,
+                "peak_memory_mib": round(peak_memory_mib(accelerator.device)),
+            } | record
             with (output_dir / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(line) + "\n")
             accelerator.log(record, step=step)
@@ -477,28 +483,6 @@ def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
     placeholder = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(name, placeholder, num_warmup_steps=warmup_steps, num_training_steps=steps)
     return scheduler.lr_lambdas[0]
-
-
-class ShuffledOrder:
-    """An endless row of permutations of `range(length)`; any stretch of it depends on the seed and position alone."""
-
-    def __init__(self, length: int, seed: int, device: torch.device):
-        self.length, self.seed, self.device = length, seed, device
-        self.epochs: dict[int, torch.Tensor] = {}
-
-    def take(self, start: int, count: int) -> torch.Tensor:
-        """The `count` indices from position `start`, as an int64 tensor on the device."""
-        first, last = start // self.length, (start + count - 1) // self.length
-        self.epochs = {
-            epoch: self.epochs[epoch] if epoch in self.epochs else self._permutation(epoch)
-            for epoch in range(first, last + 1)
-        }
-        stretch = torch.cat(list(self.epochs.values()))
-        return stretch[start - first * self.length :][:count]
-
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(random.Random(f"{self.seed}/order/{epoch}").getrandbits(63))
-        return torch.randperm(self.length, generator=rng).to(self.device)
 
 
 class RunningMeans:

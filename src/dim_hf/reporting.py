@@ -1,16 +1,186 @@
-"""Reports."""
+"""Tables, sample grids and reports, and what is to be known of the machine a figure was made on."""
 
-import torch
+import json
+import os
+import platform
+import resource
+import statistics
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
+
+import accelerate
+import datasets
+import diffusers
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image, ImageDraw, ImageFont
 
 
-def environment() -> dict:
-    return {"torch": torch.__version__}
+@dataclass(frozen=True)
+class Row:
+    """
+    One row of an evaluation: several classifiers of one kind, trained on one source.
+
+    Args:
+        source (`str`): What they were trained on.
+        classifier (`str`): Their architecture.
+        ipc (`int`): Images per class and epoch.
+        steps (`int`): Optimiser steps of each.
+        distinct_images (`int`): Different images that each one saw.
+        bytes (`int`): What has to be stored for the source: weights as saved, or images as PNG.
+        accuracies (`list[float]`): In [0, 1], one per seed.
+        seconds (`float`): Mean time to train and score one.
+    """
+
+    source: str
+    classifier: str
+    ipc: int
+    steps: int
+    distinct_images: int
+    bytes: int
+    accuracies: list[float]
+    seconds: float
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Standard deviation over the seeds of the sample; 0 where there is one seed."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
 
-def save_sample_grid(pipeline, path) -> None:
-    import torchvision
+def results_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table that also reads well as plain text; accuracies in percent."""
+    header = [
+        "trained on",
+        "classifier",
+        "ipc per epoch",
+        "steps",
+        "distinct images",
+        "size",
+        "accuracy %",
+        "seeds",
+        "s",
+    ]
+    cells = [
+        [
+            row.source,
+            row.classifier,
+            str(row.ipc),
+            f"{row.steps:,}",
+            f"{row.distinct_images:,}",
+            f"{row.bytes / 2**20:.2f} MiB",
+            f"{100 * row.mean:.2f}" + (f" ± {100 * row.std:.2f}" if len(row.accuracies) > 1 else ""),
+            str(len(row.accuracies)),
+            f"{row.seconds:.0f}",
+        ]
+        for row in rows
+    ]
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
+    ]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
 
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    out = pipeline(ipc=10, generator=torch.Generator().manual_seed(0), output_type="pt").images
-    torchvision.utils.save_image(out, path, nrow=10)
+
+def write_report(folder: str | os.PathLike, rows: Sequence[Row], protocol: str, details: dict[str, Any]) -> None:
+    """
+    Writes `metrics.json` and `report.md`; the report shows `samples.png`, which lies beside it.
+
+    Args:
+        protocol (`str`): How the figures were made, in words.
+        details: JSON values that go into `metrics.json` as they are: options, environment and the like.
+    """
+    folder = Path(folder)
+    metrics = details | {
+        "protocol": protocol,
+        "rows": [asdict(row) | {"mean": row.mean, "std": row.std} for row in rows],
+    }
+    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    machine = "\n".join(f"- {name}: {value}" for name, value in environment().items())
+    text = (
+        f"# Evaluation\n\n{results_table(rows)}\n\n{protocol}\n\n"
+        f"![Generated images, one row per class](samples.png)\n\n## Machine\n\n{machine}\n"
+    )
+    replace_text(folder / "report.md", text)
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Writes a file aside and renames it, so that what was there is whole until the new one is."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".incomplete") as file:
+        file.write(text)
+    os.replace(file.name, path)
+
+
+def save_sample_grid(pipeline: DiffusionPipeline, path: str | os.PathLike, columns: int = 10, rows: int = 10) -> None:
+    """
+    Saves a picture of generated images, a row for each of the first classes with its name, from fixed noise: pictures
+    of the same generator at different times show the same images.
+
+    Args:
+        pipeline ([`DiMPipeline`]): Makes the images.
+        path: A PNG file; its folder is made.
+        columns (`int`, *optional*, defaults to 10): Images per class.
+        rows (`int`, *optional*, defaults to 10): At most so many classes.
+    """
+    num_classes = pipeline.generator.config.num_classes
+    labels = list(range(min(rows, num_classes)))
+    images = pipeline(class_labels=labels, ipc=columns, generator=torch.Generator().manual_seed(0)).images
+    names = [pipeline.config.id2label[label] if pipeline.config.id2label else str(label) for label in labels]
+    cell = images[0].width * max(1, round(48 / images[0].width))
+    font = ImageFont.load_default(size=14)
+    margin = 12 + max(int(font.getlength(name)) for name in names)
+    grid = Image.new("RGB", (margin + columns * cell, len(labels) * cell), "white")
+    draw = ImageDraw.Draw(grid)
+    for row, name in enumerate(names):
+        draw.text((6, row * cell + cell // 2), name, fill="black", font=font, anchor="lm")
+        for column in range(columns):
+            image = images[row * columns + column].resize((cell, cell), Image.Resampling.NEAREST)
+            grid.paste(image, (margin + column * cell, row * cell))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_suffix(".incomplete.png")
+    grid.save(aside)
+    os.replace(aside, path)
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the libraries and the machine."""
+    if torch.cuda.is_available():
+        device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads ({processor()})"
+    return {
+        "dim_hf": version("dim_hf"),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "accelerate": accelerate.__version__,
+        "datasets": datasets.__version__,
+        "python": platform.python_version(),
+        "device": device,
+    }
+
+
+def processor() -> str:
+    """The processor's name as the system knows it."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory held so far, in MiB: of tensors on a GPU, of the process on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return usage / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -5,6 +5,7 @@ Every generated image is a pure function of (weights, seed, epoch, class, index)
 """
 
 import math
+import random
 from collections.abc import Iterator
 
 import torch
@@ -48,6 +49,32 @@ def latents_at(seed: int, epoch: int, labels: torch.Tensor, indices: torch.Tenso
     angle = 2 * math.pi * (second.double() / 2**32)
     noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
     return noise[:, :latent_dim].float()
+
+
+class ShuffledOrder:
+    """
+    An endless row of permutations of `range(length)`. Any stretch of it depends on the seed and its position alone,
+    so that what was interrupted can go on, and processes can share it.
+
+    Args:
+        length (`int`): Numbers per permutation.
+        seed (`int` or `str`): Seeds the permutations.
+        device (`torch.device`): Where the numbers are given.
+    """
+
+    def __init__(self, length: int, seed: int | str, device: torch.device):
+        self.length, self.seed, self.device = length, seed, device
+        self.epochs: dict[int, torch.Tensor] = {}
+
+    def take(self, start: int, count: int) -> torch.Tensor:
+        """The `count` numbers from position `start`, as an int64 tensor of shape `(count,)`."""
+        needed = range(start // self.length, (start + count - 1) // self.length + 1)
+        self.epochs = {e: self.epochs[e] if e in self.epochs else self._permutation(e) for e in needed}
+        return torch.cat(list(self.epochs.values()))[start % self.length :][:count]
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(random.Random(f"{self.seed}/order/{epoch}").getrandbits(63))
+        return torch.randperm(self.length, generator=rng).to(self.device)
 
 
 class _Stream:
@@ -108,23 +135,44 @@ class RealStream(_Stream):
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
         super().__init__(data.num_classes, ipc, seed, batch_size, data.labels.device)
         self.data = data
-        self.members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+        members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+        self.members = members
+        self.orders = [
+            ShuffledOrder(len(part), f"{seed}/{label}", data.labels.device) for label, part in enumerate(members)
+        ]
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        chosen = torch.stack([self._chosen(label, epoch) for label in range(self.num_classes)])
+        chosen = torch.stack(
+            [
+                part[order.take(epoch * self.ipc, self.ipc)]
+                for part, order in zip(self.members, self.orders, strict=True)
+            ]
+        )
         for labels, indices in self._shuffled(epoch):
             images, labels = self.data.batch(chosen[labels, indices])
             yield normalise(images), labels
 
-    def _chosen(self, label: int, epoch: int) -> torch.Tensor:
-        """The epoch's images of a class: the next `ipc` of an endless row of permutations of its images."""
-        members = self.members[label]
-        start = epoch * self.ipc
-        rounds = range(start // len(members), (start + self.ipc - 1) // len(members) + 1)
-        row = torch.cat([members[self._permutation(label, number)] for number in rounds])
-        return row[start % len(members) :][: self.ipc]
 
-    def _permutation(self, label: int, number: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed((self.seed << 40) ^ (label << 24) ^ number)
-        return torch.randperm(len(self.members[label]), generator=rng).to(self.device)
+class WholeSetStream:
+    """
+    All real images in shuffled order, whatever their class, at the steps per epoch of another stream.
+
+    Args:
+        data ([`ImageData`]): Where the images come from.
+        steps_per_epoch (`int`): Batches that are called an epoch.
+        seed (`int`): Seeds the order.
+        batch_size (`int`): Images per batch.
+    """
+
+    def __init__(self, data: ImageData, steps_per_epoch: int, seed: int, batch_size: int):
+        self.data, self.steps_per_epoch, self.batch_size = data, steps_per_epoch, batch_size
+        self.num_classes = data.num_classes
+        self.order = ShuffledOrder(len(data), seed, data.labels.device)
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
+        first = epoch * self.steps_per_epoch
+        for step in range(first, first + self.steps_per_epoch):
+            images, labels = self.data.batch(self.order.take(step * self.batch_size, self.batch_size))
+            yield normalise(images), labels

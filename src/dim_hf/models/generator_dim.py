@@ -74,8 +74,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             raise ValueError(f"`out_channels` is {out_channels}; valid are 1 (grey) and 3 (RGB).")
         if class_embed_dim == 0 and num_classes > latent_dim:
             raise ValueError(
-                f"`class_embed_dim` 0 writes the label into the noise, so `num_classes` ({num_classes}) can be at most "
-                f"`latent_dim` ({latent_dim}); use a class embedding for more classes."
+                f"`class_embed_dim` 0 writes the label into the noise, so `num_classes` ({num_classes}) can be at "
+                f"most `latent_dim` ({latent_dim}); use a class embedding for more classes."
             )
         doublings = len(block_out_channels) - 1 + int(upsample_output)
         self.bottom_size, remainder = divmod(sample_size, 2**doublings)
