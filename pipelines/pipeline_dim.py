@@ -80,14 +80,15 @@ class DiMPipeline(DiffusionPipeline):
         if id2label is not None:
             num_classes = generator.config.num_classes
             # JSON has turned the keys of a saved pipeline into strings.
-            if {str(label) for label in id2label} != {str(label) for label in range(num_classes)}:
+            names = {str(label): name for label, name in id2label.items()}
+            if names.keys() != {str(label) for label in range(num_classes)}:
                 raise ValueError(
                     f"`id2label` names the labels {list(id2label)}; the generator has {num_classes} classes, so valid "
                     f"are exactly 0 to {num_classes - 1}."
                 )
-            id2label = {int(label): name for label, name in id2label.items()}
-            names = list(id2label.values())
-            if wrong := [name for name in names if not isinstance(name, str) or names.count(name) > 1]:
+            id2label = {label: names[str(label)] for label in range(num_classes)}
+            listed = list(names.values())
+            if wrong := [name for name in listed if not isinstance(name, str) or listed.count(name) > 1]:
                 raise ValueError(f"`id2label` holds {wrong}; every class must have a name (`str`) of its own.")
         self.register_to_config(id2label=id2label)
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)

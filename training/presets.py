@@ -47,7 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "match_learning_rate": 2e-4,
         "match_loss": "energy",
         "match_weight": 1.0,
-        "match_interval": 2,
+        "match_interval": 4,
         "pool": ["convnet3"],
         "pool_steps": 1000,
     },
@@ -113,15 +113,23 @@ def network_configs(
                 "auxiliary": True,
             },
         )
-    widths = [min(64 * 2**i, 256) for i in range(count)]
+    # The generator is narrower than the discriminator: it runs half as often, and its bytes are what is stored.
+    generator_widths = [min(48 * 2**i, 192) for i in range(count)]
+    discriminator_widths = [min(64 * 2**i, 256) for i in range(count)]
     return (
         common
         | {
             "out_channels": channels,
             "latent_dim": 100,
             "class_embed_dim": 64,
-            "block_out_channels": widths[::-1],
+            "block_out_channels": generator_widths[::-1],
             "layers_per_block": [0] * count,
         },
-        common | {"in_channels": channels, "block_out_channels": widths, "layers_per_block": [0] * count},
+        common
+        | {
+            "in_channels": channels,
+            "block_out_channels": discriminator_widths,
+            "layers_per_block": [0] * count,
+            "kernel_size": 3,
+        },
     )

@@ -82,8 +82,9 @@ def test_classes_go_by_number_and_name(pipe, class_labels, label_ids):
 
 
 def test_names_that_are_digits_are_names():
-    pipe = make_pipeline(id2label={0: "2", 1: "1", 2: "0"})
+    pipe = make_pipeline(id2label={2: "0", 0: "2", 1: "1"})
     assert pipe.get_label_ids(["2", 2]) == [0, 2]
+    assert list(pipe.config.id2label.values()) == ["2", "1", "0"]
 
 
 def test_images_come_class_by_class(pipe):
