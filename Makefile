@@ -1,0 +1,48 @@
+# Needs Python (3.10 or later) and make, and nothing else.
+#
+## make demo      distil the embedded digits and train classifiers on the result (minutes on two cores)
+## make test      quality checks and all tests
+## make style     format the code and fix what can be fixed
+## make quality   check format, lint and types
+## make clean     remove all that make has made, the virtual environment and the demo's run too
+#
+# The first of them makes .venv, which takes minutes and some 5 GB. PYTHON=python3.12 names another interpreter.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+# One process on what there is, a GPU or every core: accelerate would leave a CPU with a single thread.
+LAUNCH := $(BIN)/accelerate launch --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $$($(BIN)/python -c "import os; print(os.cpu_count())")
+
+.PHONY: help demo test style quality clean
+
+help:
+	@sed -n 's/^## //p' Makefile
+
+$(INSTALLED): setup.py pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+# An interrupted demo goes on where it was.
+demo: $(INSTALLED)
+	$(LAUNCH) training/train_dim.py --output_dir out/digits --resume_from_checkpoint latest
+	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10
+	@echo "pipeline out/digits"
+
+test: quality
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+
+style: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf .venv out/digits build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
