@@ -28,7 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from diffusers.optimization import SchedulerType, get_scheduler
-from presets import PRESETS, network_configs
+from presets import PRESETS, doublings, network_configs
 from tqdm.auto import tqdm
 
 from dim_hf.augmentation import AUGMENTATIONS, draw_augmentation
@@ -43,6 +43,7 @@ from dim_hf.checkpointing import (
 )
 from dim_hf.classifiers import CLASSIFIERS
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
+from dim_hf.decoding import default_cache_dir
 from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.losses import (
     MATCHING_LOSSES,
@@ -170,6 +171,8 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
     if not 0 <= args.ema_decay < 1:
         raise ValueError(f"`--ema_decay` is {args.ema_decay}; it must be from 0 to below 1.")
+    if args.resolution is not None:
+        doublings(args.resolution)
     unknown = [name for name in args.pool if name not in CLASSIFIERS]
     if unknown:
         raise ValueError(f"`--pool` has {', '.join(unknown)}; valid are {', '.join(CLASSIFIERS)}.")
@@ -276,7 +279,7 @@ def main(args: argparse.Namespace) -> None:
                 train,
                 PoolRecipe(steps=args.pool_steps, snapshots=args.pool_snapshots),
                 seed=args.seed,
-                cache_dir=args.cache_dir,
+                cache_dir=args.cache_dir or default_cache_dir(),
                 device=accelerator.device,
                 show_progress=accelerator.is_main_process,
             )
