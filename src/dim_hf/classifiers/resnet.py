@@ -21,8 +21,8 @@ class BasicBlock(nn.Module):
         if stride != 1 or in_channels != out_channels:
             self.shortcut = nn.Sequential(
                 nn.Conv2d(in_channels, out_channels, 1, stride=conv_stride, bias=False),
-                *pool,
                 nn.BatchNorm2d(out_channels),
+                *pool,
             )
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:

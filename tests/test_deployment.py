@@ -1,0 +1,85 @@
+"""Deployment: reproducible, scored in eval(), crops that move and do nothing else."""
+
+import pytest
+import torch
+from torch import nn
+
+from dim_hf.data import ImageData, load_image_data
+from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, random_crop, train_classifier
+from dim_hf.streaming import RealStream
+
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    cache = tmp_path_factory.mktemp("cache")
+    return tuple(load_image_data("digits", split, cache_dir=cache) for split in ("train", "test"))
+
+
+def train(data, seed=0, stream_seed=0, name="convnet3", epochs=12):
+    recipe = DeploymentRecipe(epochs=epochs)
+    stream = RealStream(data, 10, stream_seed, recipe.batch_size)
+    return train_classifier(stream, name, recipe, channels=1, size=8, seed=seed, device=CPU)
+
+
+def weights(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
+def test_a_classifier_learns_the_digits(digits):
+    train_data, test = digits
+    assert evaluate_accuracy(train(train_data, name="resnet10", epochs=40), test) > 0.9
+
+
+def test_the_result_is_a_function_of_the_two_seeds(digits):
+    first = weights(train(digits[0]))
+    torch.manual_seed(123)
+    assert torch.equal(weights(train(digits[0])), first)
+    assert not torch.equal(weights(train(digits[0], seed=1)), first)
+    assert not torch.equal(weights(train(digits[0], stream_seed=1)), first)
+
+
+def test_training_leaves_the_global_random_state_alone(digits):
+    torch.manual_seed(5)
+    before = torch.random.get_rng_state()
+    train(digits[0], epochs=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_batch_norm_networks_are_scored_with_their_own_statistics(digits):
+    network = train(digits[0], name="resnet10", epochs=3).train()
+    accuracy = evaluate_accuracy(network, digits[1], batch_size=512)
+    assert not network.training
+    assert accuracy == evaluate_accuracy(network, digits[1], batch_size=7)
+
+
+def test_accuracy_by_hand():
+    images = torch.tensor([0, 100, 200, 255], dtype=torch.uint8).reshape(4, 1, 1, 1)
+    data = ImageData(images, torch.tensor([0, 0, 1, 0]), ("dark", "bright"), "hand")
+
+    class Brightness(nn.Module):
+        def forward(self, x):
+            return torch.cat([-x.flatten(1), x.flatten(1)], dim=1)
+
+    assert evaluate_accuracy(Brightness(), data, batch_size=3) == 0.75
+
+
+def test_crops_move_each_image_as_a_whole():
+    size, count = 16, 300
+    rows = torch.arange(size, dtype=torch.float32)[:, None].expand(size, size)
+    images = torch.stack([rows, rows.T])[None].expand(count, 2, size, size)
+    moved = random_crop(images, torch.Generator().manual_seed(0))
+    steps = moved[:, :, 8, 8] - 8
+    assert set(steps.flatten().tolist()) == {-2.0, -1.0, 0.0, 1.0, 2.0}
+    for image, (down, right) in zip(moved, steps, strict=True):
+        assert torch.equal(image[0], (rows + down).clamp(0, size - 1))
+        assert torch.equal(image[1], (rows.T + right).clamp(0, size - 1))
+
+
+@pytest.mark.parametrize("arguments", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
+def test_refusals(arguments):
+    (name,) = arguments
+    with pytest.raises(ValueError, match=f"`{name}` is 0"):
+        DeploymentRecipe(**arguments)

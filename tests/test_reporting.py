@@ -1,0 +1,62 @@
+"""Reports: figures by hand, a picture that shows what it says, files that are whole."""
+
+import json
+
+import pytest
+import torch
+from PIL import Image
+
+from dim_hf.models import DiMGenerator
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.reporting import Row, environment, results_table, save_sample_grid, write_report
+
+
+ROWS = [
+    Row("generated images", "convnet3", 10, 2000, 100000, 2**20, [0.85, 0.86, 0.87], 61.4),
+    Row("real subset", "resnet18", 1, 2000, 10, 2**19, [0.5], 60.0),
+]
+
+
+def test_mean_and_standard_deviation_of_the_sample():
+    assert ROWS[0].mean == pytest.approx(0.86) and ROWS[0].std == pytest.approx(0.01)
+    assert ROWS[1].std == 0.0
+
+
+def test_table():
+    lines = results_table(ROWS).splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines}) == 1
+    cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
+    assert cells == ["generated images", "convnet3", "10", "2,000", "100,000", "1.00 MiB", "86.00 ± 1.00", "3", "61"]
+    assert "50.00 " in lines[3] and "±" not in lines[3]
+
+
+def test_report_files(tmp_path):
+    write_report(tmp_path, ROWS, "Protocol B.", {"options": {"ipc": [10]}})
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert metrics["rows"][0]["accuracies"] == [0.85, 0.86, 0.87] and metrics["options"] == {"ipc": [10]}
+    report = (tmp_path / "report.md").read_text()
+    assert results_table(ROWS) in report and "![" in report and "Protocol B." in report
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.md"]
+
+
+def test_environment_names_versions_and_machine():
+    found = environment()
+    assert found["torch"] == torch.__version__ and found["device"] and found["dim_hf"]
+    assert json.dumps(found)
+
+
+def test_sample_grid_shows_the_pipelines_images(tmp_path):
+    torch.manual_seed(0)
+    pipeline = DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), {0: "cat", 1: "dog", 2: "a long name"})
+    pipeline.set_progress_bar_config(disable=True)
+    save_sample_grid(pipeline, tmp_path / "new" / "grid.png", columns=4)
+    grid = Image.open(tmp_path / "new" / "grid.png")
+    cell = grid.height // 3
+    expected = pipeline(ipc=4, generator=torch.Generator().manual_seed(0)).images
+    for row in range(3):
+        for column in range(4):
+            left = grid.width - (4 - column) * cell
+            tile = grid.crop((left, row * cell, left + cell, (row + 1) * cell)).convert("L")
+            shown = tile.resize((8, 8), Image.Resampling.NEAREST)
+            assert shown.tobytes() == expected[row * 4 + column].tobytes()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["grid.png"]
