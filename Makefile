@@ -29,8 +29,8 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 # An interrupted demo goes on where it was.
 demo: $(INSTALLED)
 	$(LAUNCH) training/train_dim.py --output_dir out/digits --resume_from_checkpoint latest
-	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10
-	@echo "pipeline out/digits"
+	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 300
+	@echo 'pipeline out/digits, to be loaded with DiMPipeline.from_pretrained("out/digits")'
 
 test: quality
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
