@@ -1,0 +1,41 @@
+"""The throughput benchmark, run as a user runs it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput.py"
+
+
+@pytest.mark.slow
+def test_every_row_beside_its_naive_one(tmp_path):
+    arguments = [
+        "--batch_size",
+        "16",
+        "--intervals",
+        "2",
+        "--interval_steps",
+        "2",
+        "--json",
+        str(tmp_path / "out.json"),
+    ]
+    result = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=400)
+    assert result.returncode == 0, result.stderr[-2000:]
+    report = json.loads((tmp_path / "out.json").read_text())
+    rows = [(row["row"], row["kind"]) for row in report["rows"]]
+    assert rows == [
+        (name, kind) for name in ("phase 1", "phase 2", "generation", "data reading") for kind in ("ours", "naive")
+    ]
+    for row in report["rows"]:
+        assert 0 < row["slowest"] <= row["images_per_second"] <= row["fastest"]
+        assert row["peak_memory_mib"] > 10 and row["intervals"] == 2
+    assert report["matching_over_adversarial"] > 0 and report["environment"]["torch"]
+
+
+def test_a_wrong_argument_is_named():
+    result = subprocess.run([sys.executable, SCRIPT, "--intervals", "0"], capture_output=True, text=True)
+    assert result.returncode == 2 and "--intervals is 0" in result.stderr
