@@ -112,7 +112,7 @@ def _train_snapshots(
     order = torch.Generator(data.labels.device).manual_seed(seed)
     rng = random.Random(seed)
     stages = set(recipe.snapshot_steps())
-    weights = {}
+    weights: dict[str, torch.Tensor] = {}
     for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):
         indices = torch.randint(len(data), (recipe.batch_size,), generator=order, device=data.labels.device)
         images, labels = data.batch(indices)
