@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adversarial_loss": "hinge",
         "class_loss_weight": 1.0,
         "train_batch_size": 64,
-        "max_train_steps": 6000,
+        "max_train_steps": 4000,
         "learning_rate": 4e-4,
         "adam_beta1": 0.5,
         "adam_beta2": 0.99,
@@ -43,7 +43,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "r1_weight": 0.1,
         "augmentation": ["shift"],
         "use_ema": True,
-        "max_match_steps": 1000,
+        "max_match_steps": 500,
         "match_learning_rate": 2e-4,
         "match_loss": "energy",
         "match_weight": 1.0,
@@ -114,8 +114,10 @@ def network_configs(
             },
         )
     # The generator is narrower than the discriminator: it runs half as often, and its bytes are what is stored.
-    generator_widths = [min(48 * 2**i, 192) for i in range(count)]
-    discriminator_widths = [min(64 * 2**i, 256) for i in range(count)]
+    # Where the size is doubled once, a 3x3 convolution in each network stands in for the block that is missing.
+    generator_widths = [min(48 * 2**i, 192) for i in range(count)] if count > 1 else [96]
+    discriminator_widths = [min(64 * 2**i, 256) for i in range(count)] if count > 1 else [128]
+    layers = [0] * count if count > 1 else [1]
     return (
         common
         | {
@@ -123,13 +125,14 @@ def network_configs(
             "latent_dim": 100,
             "class_embed_dim": 64,
             "block_out_channels": generator_widths[::-1],
-            "layers_per_block": [0] * count,
+            "layers_per_block": layers,
+            "residual": True,
         },
         common
         | {
             "in_channels": channels,
             "block_out_channels": discriminator_widths,
-            "layers_per_block": [0] * count,
+            "layers_per_block": layers,
             "norm": "none",
         },
     )

@@ -146,8 +146,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--validation_ipc", type=int, default=10, help="images per class and epoch")
     validation.add_argument("--validation_epochs", type=int, default=100)
 
-    known, _ = parser.parse_known_args(input_args)
-    parser.set_defaults(**PRESETS[known.preset])
+    given, _ = parser.parse_known_args(input_args)
+    defaults = dict(PRESETS[given.preset])
+    # Epochs that are asked for win over the steps of a preset.
+    for epochs, steps in (("num_train_epochs", "max_train_steps"), ("num_match_epochs", "max_match_steps")):
+        if getattr(given, epochs) is not None:
+            defaults.pop(steps, None)
+    parser.set_defaults(**defaults)
     return parser.parse_args(input_args)
 
 

@@ -237,6 +237,14 @@ def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, 
     assert not (tmp_path / "run").exists()
 
 
+def test_epochs_win_over_the_steps_of_a_preset_and_steps_over_its_epochs():
+    args = train_dim.parse_args(["--preset", "base", "--num_train_epochs", "3", "--num_match_epochs", "0"])
+    assert (args.num_train_epochs, args.max_train_steps) == (3, None)
+    assert (args.num_match_epochs, args.max_match_steps) == (0, None)
+    args = train_dim.parse_args(["--preset", "paper", "--max_train_steps", "7"])
+    assert (args.num_train_epochs, args.max_train_steps, args.learning_rate) == (150, 7, 1e-4)
+
+
 def test_unknown_preset_lists_the_presets(tiny, capsys):
     with pytest.raises(SystemExit):
         train_dim.parse_args(["--preset", "huge"])
