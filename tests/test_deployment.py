@@ -18,8 +18,8 @@ def digits(tmp_path_factory):
     return tuple(load_image_data("digits", split, cache_dir=cache) for split in ("train", "test"))
 
 
-def train(data, seed=0, stream_seed=0, name="convnet3", epochs=12):
-    recipe = DeploymentRecipe(epochs=epochs)
+def train(data, seed=0, stream_seed=0, name="convnet3", epochs=12, **recipe):
+    recipe = DeploymentRecipe(epochs=epochs, **recipe)
     stream = RealStream(data, 10, stream_seed, recipe.batch_size)
     return train_classifier(stream, name, recipe, channels=1, size=8, seed=seed, device=CPU)
 
@@ -78,8 +78,20 @@ def test_crops_move_each_image_as_a_whole():
         assert torch.equal(image[1], (rows.T + right).clamp(0, size - 1))
 
 
+def test_bf16_trains_much_the_same_float32_network(digits):
+    full, half = (train(digits[0], epochs=40, mixed_precision=p) for p in ("no", "bf16"))
+    assert {p.dtype for p in half.parameters()} == {torch.float32}
+    assert not torch.equal(weights(full), weights(half))
+    assert abs(evaluate_accuracy(full, digits[1]) - evaluate_accuracy(half, digits[1])) < 0.05
+
+
 @pytest.mark.parametrize("arguments", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
 def test_refusals(arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"`{name}` is 0"):
         DeploymentRecipe(**arguments)
+
+
+def test_unknown_precision():
+    with pytest.raises(ValueError, match="`mixed_precision` is 'fp16'; valid are 'no' and 'bf16'"):
+        DeploymentRecipe(mixed_precision="fp16")

@@ -37,6 +37,9 @@ def test_report_files(tmp_path):
     report = (tmp_path / "report.md").read_text()
     assert results_table(ROWS) in report and "![" in report and "Protocol B." in report
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "report.md"]
+    # As readable for others as any new file.
+    (tmp_path / "new").touch()
+    assert (tmp_path / "report.md").stat().st_mode == (tmp_path / "new").stat().st_mode
 
 
 def test_environment_names_versions_and_machine():

@@ -11,7 +11,7 @@ from dim_hf.streaming import GeneratedStream, RealStream, ShuffledOrder, WholeSe
 
 
 CPU = torch.device("cpu")
-EXPECTED_NOISE = [[-0.072455, -1.296869, -0.106886], [1.143145, 0.97037, -0.679085]]
+EXPECTED_NOISE = [[0.02699, -2.17563, 0.126277], [0.313613, -0.50661, 1.292124]]
 
 
 def numbered(counts):
@@ -55,6 +55,13 @@ def test_noise_is_standard_normal():
     assert (noise**3).mean().abs() < 0.03
     assert (noise**4).mean() == pytest.approx(3, abs=0.06)
     assert noise.abs().max() > 4
+
+
+def test_no_two_images_of_a_long_stream_have_the_same_noise():
+    # A hash of 32 bits would give some ten pairs of equal images here.
+    labels, indices = torch.arange(10).repeat_interleave(30), torch.arange(30).repeat(10)
+    noise = torch.cat([latents_at(0, epoch, labels, indices, 4)[:, :2] for epoch in range(1000)])
+    assert noise.contiguous().view(torch.int64).unique().numel() == len(noise)
 
 
 @pytest.mark.parametrize("key", ["seed", "epoch", "label", "index", "dimension"])
@@ -137,7 +144,8 @@ def test_real_epoch_has_what_a_generated_one_has(generator):
 
 def test_the_whole_set_is_read_through(generator):
     data = numbered([3, 17])
-    stream = WholeSetStream(data, steps_per_epoch=2, seed=0, batch_size=5)
+    stream, real = (kind(data, ipc=5, seed=0, batch_size=4) for kind in (WholeSetStream, RealStream))
+    assert [len(labels) for _, labels in stream.batches(0)] == [len(labels) for _, labels in real.batches(0)]
     seen = [row for epoch in range(2) for images, _ in stream.batches(epoch) for row in rows(images)]
     assert sorted(seen) == list(range(20))
 
@@ -152,7 +160,12 @@ def test_any_stretch_of_an_order_is_the_same_from_anywhere(length, start, count)
         assert sorted(part.tolist()) == list(range(length))
 
 
-@pytest.mark.parametrize("stream", [GeneratedStream, RealStream])
+def test_any_seed_of_63_bits(generator):
+    images, labels = next(GeneratedStream(generator, 2, 2**63 - 1, 6).batches(10**6))
+    assert torch.bincount(labels).tolist() == [2, 2, 2] and images.isfinite().all()
+
+
+@pytest.mark.parametrize("stream", [GeneratedStream, RealStream, WholeSetStream])
 @pytest.mark.parametrize(("ipc", "batch_size", "message"), [(0, 4, "`ipc` is 0"), (1, 0, "`batch_size` is 0")])
 def test_refusals(stream, generator, ipc, batch_size, message):
     source = generator if stream is GeneratedStream else numbered([2, 2])

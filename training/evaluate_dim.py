@@ -12,15 +12,19 @@ The output folder gets metrics.json, report.md and samples.png. With several pro
 
 import argparse
 import io
+import json
 import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from PIL import Image
 from tqdm.auto import tqdm
 
+from dim_hf.checkpointing import check_output_dir
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.deployment import DeploymentRecipe, Stream, evaluate_accuracy, train_classifier
@@ -56,8 +60,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--revision", help="revision of a data set on the Hub")
     data.add_argument("--train_split", default="train", help="where the real controls come from")
     data.add_argument("--test_split", default="test")
-    data.add_argument("--validation", action="store_true", help="score the held-out part of train, not the test split")
-    data.add_argument("--validation_fraction", type=float, default=0.1, help="share of train that --validation scores")
+    data.add_argument("--max_train_samples", type=int, help="take real controls from so many images, stratified")
+    data.add_argument(
+        "--validation",
+        action="store_true",
+        help="score the part of train that training held out, as options.json in --pipeline says, not the test split",
+    )
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
     data.add_argument("--cache_dir", help="where decoded images are kept")
@@ -71,35 +79,62 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     protocol.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
     protocol.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
     protocol.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
+    protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
     return parser.parse_args(input_args)
 
 
 def main(args: argparse.Namespace) -> list[Row]:
     # 1. Settings are checked before any work.
-    recipe = DeploymentRecipe(args.epochs, args.train_batch_size, args.learning_rate)
+    # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
+    )
+    recipe = DeploymentRecipe(
+        args.epochs, args.train_batch_size, args.learning_rate, mixed_precision=accelerator.mixed_precision
+    )
     for name in args.classifiers:
         build_classifier(name, num_classes=2)
     if wrong := [ipc for ipc in args.ipc if ipc < 1]:
         raise ValueError(f"`--ipc` is {wrong[0]}; it must be at least 1.")
-    for name in ("ipc", "seeds", "classifiers"):
-        if len(set(getattr(args, name))) != len(getattr(args, name)):
-            raise ValueError(f"`--{name}` names {getattr(args, name)}; each must be given once.")
+    for name, values in {"ipc": args.ipc, "seeds": args.seeds, "classifiers": args.classifiers}.items():
+        if len(set(values)) != len(values):
+            raise ValueError(f"`--{name}` names {values}; each must be given once.")
     if min(args.seeds) < 0:
         raise ValueError(f"`--seeds` has {min(args.seeds)}; it must be 0 or above.")
     folder = Path(args.pipeline)
-    if folder.exists() and not (folder / "model_index.json").exists():
-        raise FileNotFoundError(f"`--pipeline` {folder} holds no pipeline (model_index.json).")
+    if not folder.exists() and not args.output_dir:
+        raise FileNotFoundError(
+            f"`--pipeline` {folder} is no local folder; for a pipeline on the Hub, `--output_dir` must be given."
+        )
+    training = None
+    if args.validation:
+        if not (folder / "options.json").exists():
+            raise FileNotFoundError(
+                f"`--validation` needs options.json in `--pipeline` {folder}, which says what training held out."
+            )
+        training = json.loads((folder / "options.json").read_text())
     output_dir = Path(args.output_dir or folder / "evaluation")
-    accelerator = Accelerator()
-    pipelines = {GENERATED: DiMPipeline.from_pretrained(args.pipeline)}
+    pipelines = {GENERATED: load_pipeline("pipeline", folder)}
     before = Path(args.before_matching) if args.before_matching else folder / "before_matching"
     if "before_matching" in args.controls and (args.before_matching or before.exists()):
-        pipelines["before_matching"] = DiMPipeline.from_pretrained(before)
+        pipelines["before_matching"] = load_pipeline("before_matching", before)
+    shapes = {
+        (p.generator.config.sample_size, p.generator.config.out_channels, p.generator.config.num_classes)
+        for p in pipelines.values()
+    }
+    if len(shapes) > 1:
+        raise ValueError(
+            f"`--before_matching` {before} makes other images than `--pipeline` {folder}: (size, channels, classes) "
+            f"are {' and '.join(map(str, sorted(shapes)))}."
+        )
     for pipeline in pipelines.values():
         pipeline.to(accelerator.device)
         pipeline.set_progress_bar_config(disable=True)
-    train, test = load_splits(args, pipelines[GENERATED], accelerator)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    train, test = load_splits(args, pipelines[GENERATED], accelerator, training)
+    if accelerator.is_main_process:
+        # A new evaluation takes the place of an older one.
+        check_output_dir(output_dir, 2**20, resuming=True)
+    accelerator.wait_for_everyone()
 
     # 2. One job per row and seed, shared out over the processes.
     sources = [GENERATED, *(name for name in CONTROLS if name in args.controls)]
@@ -111,7 +146,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     mine = jobs[accelerator.process_index :: accelerator.num_processes]
     for (source, name, ipc), seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
         start = time.perf_counter()
-        stream, _ = make_stream(source, ipc, seed, recipe, pipelines, train)
+        stream = make_stream(source, ipc, seed, recipe, pipelines, train)
         classifier = train_classifier(
             stream,
             name,
@@ -129,26 +164,31 @@ def main(args: argparse.Namespace) -> list[Row]:
 
     # 3. The table, the report and the picture.
     table = []
+    in_class = torch.bincount(train.labels, minlength=train.num_classes)
     for source, name, ipc in rows:
         own = [result for result in results if result[0] == (source, name, ipc)]
-        stream, stored = make_stream(source, ipc, args.seeds[0], recipe, pipelines, train)
-        steps = recipe.epochs * stream.steps_per_epoch
-        drawn = recipe.epochs * ipc * train.num_classes
-        distinct = {"random": ipc * train.num_classes, "streamed": min(drawn, len(train))}.get(source, drawn)
-        if source == "whole":
-            distinct = min(steps * recipe.batch_size, len(train))
+        steps = recipe.epochs * make_stream(source, ipc, args.seeds[0], recipe, pipelines, train).steps_per_epoch
+        drawn = recipe.epochs * ipc
+        distinct = {
+            "streamed": int(in_class.clamp(max=drawn).sum()),
+            "random": int(in_class.clamp(max=ipc).sum()),
+            "whole": min(drawn * train.num_classes, len(train)),
+        }.get(source, drawn * train.num_classes)
+        stored = stored_bytes(source, ipc, args.seeds[0], pipelines, train)
         seconds = sum(result[3] for result in own) / len(own)
-        table.append(
-            Row(SOURCES[source], name, ipc, steps, distinct, stored, [result[2] for result in own], round(seconds, 1))
-        )
+        accuracies = [result[2] for result in own]
+        table.append(Row(SOURCES[source], name, ipc, steps, distinct, stored, accuracies, round(seconds, 1)))
     if accelerator.is_main_process:
         protocol = (
             f"Protocol B: `ipc` images per class *and epoch*, {recipe.epochs:,} epochs, hard labels, SGD with a "
-            f"one-cycle learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size. All "
-            f"rows of an ipc take the same steps. Accuracy on the {len(test):,} images of "
-            f"{'the held-out part of ' + args.train_split if args.validation else args.test_split}, scored once after "
-            f"the last epoch; mean and standard deviation over classifier and noise seeds {args.seeds}. Size: weights "
-            f"as saved, or images as PNG."
+            f"one-cycle learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size, "
+            f"mixed precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the "
+            f"same size. Accuracy on the {len(test):,} images of "
+            f"{'the part of train that training held out' if training else 'split ' + args.test_split}, scored once "
+            f"after the last epoch; mean and standard deviation over classifier and noise seeds {args.seeds}. Real "
+            f"images are at the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: "
+            f"weights at the precision they are loaded in, or images as PNG. The generator takes {table[0].bytes:,} "
+            f"bytes, as many as {table[0].bytes * len(train) / png_bytes(train):,.0f} real images do as PNG."
         )
         save_sample_grid(pipelines[GENERATED], output_dir / "samples.png")
         write_report(output_dir, table, protocol, {"options": vars(args), "environment": environment()})
@@ -156,13 +196,27 @@ def main(args: argparse.Namespace) -> list[Row]:
     return table
 
 
+def load_pipeline(argument: str, path: Path) -> DiMPipeline:
+    if path.exists() and not (path / "model_index.json").exists():
+        raise FileNotFoundError(f"`--{argument}` {path} holds no pipeline (model_index.json).")
+    try:
+        return DiMPipeline.from_pretrained(str(path))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"`--{argument}` {path} cannot be loaded: {error}") from error
+
+
 def load_splits(
-    args: argparse.Namespace, pipeline: DiMPipeline, accelerator: Accelerator
+    args: argparse.Namespace, pipeline: DiMPipeline, accelerator: Accelerator, training: dict[str, Any] | None
 ) -> tuple[ImageData, ImageData]:
-    """The real images to train controls on and to score, at the size, channels and labels of the pipeline."""
+    """
+    The real images to train controls on and to score, at the size, channels and labels of the pipeline.
+
+    Args:
+        training: The options of the training run, to score what it held out; `None` to score the test split.
+    """
     config = pipeline.generator.config
 
-    def load(split: str, class_names: tuple[str, ...] | None) -> ImageData:
+    def load(split: str, class_names: tuple[str, ...] | None, max_samples: int | None) -> ImageData:
         with accelerator.main_process_first():
             return load_image_data(
                 args.dataset_name,
@@ -176,10 +230,14 @@ def load_splits(
                 channels=config.out_channels,
                 cache_dir=args.cache_dir,
                 num_workers=args.dataloader_num_workers,
+                max_samples=max_samples,
                 revision=args.revision,
             )
 
-    train = load(args.train_split, None)
+    if training:
+        train = load(training["train_split"], None, training["max_train_samples"])
+    else:
+        train = load(args.train_split, None, args.max_train_samples)
     names = pipeline.config.id2label
     expected = tuple(names.values()) if names else tuple(str(label) for label in range(config.num_classes))
     if train.class_names != expected:
@@ -187,10 +245,10 @@ def load_splits(
             f"`--dataset_name` {args.dataset_name} has the classes {', '.join(train.class_names)}; the pipeline "
             f"generates {', '.join(expected)}."
         )
-    if args.validation:
-        train, test = holdout(train, args.validation_fraction, 0)
+    if training:
+        train, test = holdout(train, training["validation_fraction"], training["seed"])
     else:
-        test = load(args.test_split, train.class_names)
+        test = load(args.test_split, train.class_names, None)
     return train.to(accelerator.device), test.to(accelerator.device)
 
 
@@ -201,26 +259,34 @@ def make_stream(
     recipe: DeploymentRecipe,
     pipelines: dict[str, DiMPipeline],
     train: ImageData,
-) -> tuple[Stream, int]:
-    """What a row is trained on, and the bytes that have to be stored for it."""
+) -> Stream:
+    """What a row is trained on."""
+    if source in pipelines:
+        return GeneratedStream(pipelines[source].generator, ipc, seed, recipe.batch_size)
+    if source == "random":
+        return RealStream(random_subset(train, ipc, seed), ipc, seed, recipe.batch_size)
+    if source == "streamed":
+        return RealStream(train, ipc, seed, recipe.batch_size)
+    return WholeSetStream(train, ipc, seed, recipe.batch_size)
+
+
+def random_subset(train: ImageData, ipc: int, seed: int) -> ImageData:
+    """`ipc` images of every class, or all of a class that has fewer."""
+    rng = torch.Generator().manual_seed(seed)
+    labels = train.labels.cpu()
+    chosen = []
+    for label in range(train.num_classes):
+        members = torch.nonzero(labels == label).squeeze(1)
+        chosen.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
+    return train.select(torch.cat(chosen))
+
+
+def stored_bytes(source: str, ipc: int, seed: int, pipelines: dict[str, DiMPipeline], train: ImageData) -> int:
+    """What has to be kept to train on a source: the generator's weights, or real images as PNG."""
     if source in pipelines:
         generator = pipelines[source].generator
-        stored = sum(p.numel() * p.element_size() for p in [*generator.parameters(), *generator.buffers()])
-        return GeneratedStream(generator, ipc, seed, recipe.batch_size), stored
-    if source == "random":
-        rng = torch.Generator().manual_seed(seed)
-        labels = train.labels.cpu()
-        chosen = []
-        for label in range(train.num_classes):
-            members = torch.nonzero(labels == label).squeeze(1)
-            chosen.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
-        subset = train.select(torch.cat(chosen))
-        return RealStream(subset, ipc, seed, recipe.batch_size), png_bytes(subset)
-    stored = png_bytes(train)
-    real = RealStream(train, ipc, seed, recipe.batch_size)
-    if source == "streamed":
-        return real, stored
-    return WholeSetStream(train, real.steps_per_epoch, seed, recipe.batch_size), stored
+        return sum(p.numel() * p.element_size() for p in [*generator.parameters(), *generator.buffers()])
+    return png_bytes(random_subset(train, ipc, seed) if source == "random" else train)
 
 
 def png_bytes(data: ImageData, at_most: int = 1000) -> int:

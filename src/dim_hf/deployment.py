@@ -27,6 +27,7 @@ class DeploymentRecipe:
         batch_size (`int`): An epoch is split evenly into batches of at most so many images.
         learning_rate (`float`): The largest of the one-cycle schedule.
         momentum (`float`), weight_decay (`float`): Of SGD.
+        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scored in float32 in any case.
     """
 
     epochs: int = 1000
@@ -34,11 +35,15 @@ class DeploymentRecipe:
     learning_rate: float = 0.02
     momentum: float = 0.9
     weight_decay: float = 5e-4
+    mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "learning_rate"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"`{name}` is {getattr(self, name)}; it must be above 0.")
+        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"`{name}` is {value}; it must be above 0.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"`mixed_precision` is {self.mixed_precision!r}; valid are 'no' and 'bf16'.")
 
 
 class Stream(Protocol):
@@ -97,7 +102,9 @@ def train_classifier(
     for epoch in tqdm(range(recipe.epochs), desc=name, unit="epoch", leave=False, disable=not progress):
         for images, labels in stream.batches(epoch):
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(classifier(random_crop(images, rng)), labels).backward()
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+                loss = F.cross_entropy(classifier(random_crop(images, rng)), labels)
+            loss.backward()
             optimizer.step()
             schedule.step()
     return classifier.eval()

@@ -5,7 +5,6 @@ import os
 import platform
 import resource
 import statistics
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -114,9 +113,9 @@ def write_report(folder: str | os.PathLike, rows: Sequence[Row], protocol: str, 
 
 def replace_text(path: Path, text: str) -> None:
     """Writes a file aside and renames it, so that what was there is whole until the new one is."""
-    with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False, suffix=".incomplete") as file:
-        file.write(text)
-    os.replace(file.name, path)
+    aside = path.with_name(f"{path.name}.incomplete")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
 
 
 def save_sample_grid(pipeline: DiffusionPipeline, path: str | os.PathLike, columns: int = 10, rows: int = 10) -> None:

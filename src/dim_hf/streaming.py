@@ -18,7 +18,7 @@ _MASK = 0xFFFFFFFF
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
-    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), in int64 so that nothing overflows."""
+    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), in the low 32 bits of int64."""
     value = ((value ^ (value >> 16)) * 0x7FEB352D) & _MASK
     value = ((value ^ (value >> 15)) * 0x846CA68B) & _MASK
     return value ^ (value >> 16)
@@ -38,12 +38,13 @@ def latents_at(seed: int, epoch: int, labels: torch.Tensor, indices: torch.Tenso
         `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
         within rounding.
     """
-    key = torch.zeros_like(labels)
+    # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs.
+    keys = [torch.zeros_like(labels), torch.full_like(labels, _MASK)]
     for part in (seed & _MASK, seed >> 32, epoch, labels, indices):
-        key = _mix((key + 0x9E3779B9 + part) & _MASK)
+        keys = [_mix((key + 0x9E3779B9 + part) & _MASK) for key in keys]
     pairs = torch.arange((latent_dim + 1) // 2, device=labels.device)
-    first = _mix((key[:, None] + _mix(2 * pairs)[None, :]) & _MASK)
-    second = _mix((key[:, None] ^ _mix(2 * pairs + 1)[None, :]) & _MASK)
+    first = _mix((keys[0][:, None] + _mix(2 * pairs)) & _MASK)
+    second = _mix((keys[1][:, None] + _mix(2 * pairs + 1)) & _MASK)
     # Half a step away from 0, where the logarithm ends.
     radius = (-2 * ((first.double() + 0.5) / 2**32).log()).sqrt()
     angle = 2 * math.pi * (second.double() / 2**32)
@@ -74,7 +75,7 @@ class ShuffledOrder:
 
     def _permutation(self, epoch: int) -> torch.Tensor:
         rng = torch.Generator().manual_seed(random.Random(f"{self.seed}/order/{epoch}").getrandbits(63))
-        return torch.randperm(self.length, generator=rng).to(self.device)
+        return torch.randperm(self.length, generator=rng).to(self.device, non_blocking=True)
 
 
 class _Stream:
@@ -90,8 +91,8 @@ class _Stream:
 
     def _shuffled(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Labels and indices of each batch; the order is a pure function of the seed and the epoch."""
-        rng = torch.Generator().manual_seed((self.seed << 24) ^ epoch)
-        order = torch.randperm(self.num_classes * self.ipc, generator=rng).to(self.device)
+        rng = torch.Generator().manual_seed(((self.seed << 24) ^ epoch) & (2**63 - 1))
+        order = torch.randperm(self.num_classes * self.ipc, generator=rng).to(self.device, non_blocking=True)
         for part in order.tensor_split(self.steps_per_epoch):
             yield part // self.ipc, part % self.ipc
 
@@ -154,25 +155,25 @@ class RealStream(_Stream):
             yield normalise(images), labels
 
 
-class WholeSetStream:
+class WholeSetStream(_Stream):
     """
-    All real images in shuffled order, whatever their class, at the steps per epoch of another stream.
+    All real images in shuffled order, whatever their class, in as many and as large batches as a [`RealStream`].
 
     Args:
         data ([`ImageData`]): Where the images come from.
-        steps_per_epoch (`int`): Batches that are called an epoch.
+        ipc (`int`): As many images as `ipc` of every class are called an epoch.
         seed (`int`): Seeds the order.
-        batch_size (`int`): Images per batch.
+        batch_size (`int`): At most so many images are read at once.
     """
 
-    def __init__(self, data: ImageData, steps_per_epoch: int, seed: int, batch_size: int):
-        self.data, self.steps_per_epoch, self.batch_size = data, steps_per_epoch, batch_size
-        self.num_classes = data.num_classes
+    def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
+        super().__init__(data.num_classes, ipc, seed, batch_size, data.labels.device)
+        self.data = data
         self.order = ShuffledOrder(len(data), seed, data.labels.device)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        first = epoch * self.steps_per_epoch
-        for step in range(first, first + self.steps_per_epoch):
-            images, labels = self.data.batch(self.order.take(step * self.batch_size, self.batch_size))
+        count = self.num_classes * self.ipc
+        for indices in self.order.take(epoch * count, count).tensor_split(self.steps_per_epoch):
+            images, labels = self.data.batch(indices)
             yield normalise(images), labels

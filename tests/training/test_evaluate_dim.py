@@ -9,6 +9,8 @@ from pathlib import Path
 import evaluate_dim
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 
 from dim_hf.data import holdout, load_image_data
 from dim_hf.models import DiMGenerator
@@ -31,6 +33,8 @@ def evaluate(tmp_path):
     make_pipeline(tmp_path / "run" / "before_matching", seed=1)
 
     def evaluate(*more):
+        # Accelerate keeps its settings for the life of a process.
+        AcceleratorState._reset_state(reset_partial_state=True)
         arguments = [
             "--pipeline", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--classifiers", "convnet3",
             "--seeds", "0", "1", "--ipc", "2", "--epochs", "2",
@@ -45,7 +49,7 @@ def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
     assert list(rows) == list(evaluate_dim.SOURCES.values())
     # 20 images per epoch in batches of at most 8: 3 steps in each of 2 epochs.
     assert {row.steps for row in rows.values()} == {6}
-    assert [row.distinct_images for row in rows.values()] == [40, 40, 40, 20, 48]
+    assert [row.distinct_images for row in rows.values()] == [40, 40, 40, 20, 40]
     assert all(len(row.accuracies) == 2 for row in rows.values())
     generated, subset, whole = (
         rows[evaluate_dim.SOURCES[name]].bytes for name in (evaluate_dim.GENERATED, "random", "whole")
@@ -72,11 +76,39 @@ def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):
     assert [row.accuracies for row in evaluate("--output_dir", str(tmp_path / "again"))] == first
 
 
-def test_validation_scores_the_part_that_training_held_out(evaluate, tmp_path):
+def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_path):
+    training = {"train_split": "train", "max_train_samples": 500, "validation_fraction": 0.2, "seed": 3}
+    (tmp_path / "run" / "options.json").write_text(json.dumps(training))
+    args = evaluate_dim.parse_args(["--validation", "--cache_dir", str(tmp_path / "cache")])
+    pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
+    train, test = evaluate_dim.load_splits(args, pipeline, Accelerator(), training)
+    used = load_image_data("digits", cache_dir=tmp_path / "cache", max_samples=500)
+    for found, expected in zip((train, test), holdout(used, 0.2, seed=3), strict=True):
+        assert torch.equal(found.images, expected.images) and torch.equal(found.labels, expected.labels)
     evaluate("--validation", "--controls", "random")
-    held_out = holdout(load_image_data("digits", cache_dir=tmp_path / "cache"), 0.1, seed=0)[1]
     report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
-    assert f"Accuracy on the {len(held_out)} images of the held-out part of train" in report
+    assert f"Accuracy on the {len(test)} images of the part of train that training held out" in report
+
+
+def test_controls_from_part_of_train(evaluate):
+    rows = {row.source: row for row in evaluate("--max_train_samples", "30", "--ipc", "4")}
+    assert rows[evaluate_dim.SOURCES["streamed"]].distinct_images == 30
+    assert rows[evaluate_dim.SOURCES["whole"]].distinct_images == 30
+    # About three images of a class, of which the set can hold no more.
+    assert rows[evaluate_dim.SOURCES["random"]].distinct_images <= 30
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_recipe_takes_the_precision_and_the_report_names_it(evaluate, tmp_path, precision):
+    evaluate("--controls", "--mixed_precision", precision)
+    assert f"mixed precision: {precision}." in (tmp_path / "run" / "evaluation" / "report.md").read_text()
+
+
+def test_the_report_weighs_the_generator_in_real_images(evaluate, tmp_path):
+    rows = {row.source: row for row in evaluate("--ipc", "3")}
+    generated, whole = (rows[evaluate_dim.SOURCES[name]].bytes for name in (evaluate_dim.GENERATED, "whole"))
+    report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
+    assert f"takes {generated:,} bytes, as many as {generated / (whole / 1437):,.0f} real images" in report
 
 
 def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, tmp_path):
@@ -96,6 +128,11 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         (["--seeds", "-1"], "`--seeds` has -1"),
         (["--epochs", "0"], "`epochs` is 0"),
         (["--pipeline", "/"], "`--pipeline` / holds no pipeline"),
+        (["--pipeline", "out/nowhere"], "`--pipeline` out/nowhere is no local folder"),
+        (["--before_matching", "/"], "`--before_matching` / holds no pipeline"),
+        (["--before_matching", "/nowhere"], "`--before_matching` /nowhere cannot be loaded"),
+        (["--validation"], "`--validation` needs options.json"),
+        (["--max_train_samples", "5"], "`max_samples` is 5; there are 10 classes"),
         (["--test_split", "testing"], "no split 'testing'; valid are train, test"),
     ],
 )
@@ -103,6 +140,19 @@ def test_bad_settings_are_refused_before_anything_is_made(evaluate, tmp_path, mo
     with pytest.raises((ValueError, OSError), match=message):
         evaluate(*more)
     assert not (tmp_path / "run" / "evaluation").exists()
+
+
+def test_a_control_of_another_shape_is_refused(evaluate, tmp_path):
+    make_pipeline(tmp_path / "colour", out_channels=3)
+    with pytest.raises(ValueError, match=r"`--before_matching` .*: .* are \(8, 1, 10\) and \(8, 3, 10\)"):
+        evaluate("--before_matching", str(tmp_path / "colour"))
+
+
+def test_a_folder_that_cannot_be_written_to_is_found_before_any_training(evaluate, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="`--output_dir` .*file/report cannot be written to"):
+        evaluate("--output_dir", str(tmp_path / "file" / "report"))
+    assert "%" not in capsys.readouterr().out
 
 
 def test_other_classes_are_refused(evaluate, tmp_path):
