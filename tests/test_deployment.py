@@ -85,6 +85,12 @@ def test_bf16_trains_much_the_same_float32_network(digits):
     assert abs(evaluate_accuracy(full, digits[1]) - evaluate_accuracy(half, digits[1])) < 0.05
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_crops_have_ordinary_strides_so_that_convolutions_take_the_fast_path(channels):
+    images = torch.rand(5, channels, 8, 8)
+    assert random_crop(images, torch.Generator().manual_seed(0)).stride() == images.stride()
+
+
 @pytest.mark.parametrize("arguments", [{"epochs": 0}, {"batch_size": 0}, {"learning_rate": 0.0}])
 def test_refusals(arguments):
     (name,) = arguments
