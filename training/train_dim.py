@@ -417,7 +417,7 @@ def main(args: argparse.Namespace) -> None:
         progress["seconds"] = time.perf_counter() - started
         record = {f"loss/{name}": value for name, value in record.items()}
         if due_validation and accelerator.is_main_process:
-            record["validation/accuracy"] = accuracy = validate(ema_generator, validation, args)
+            record["validation/accuracy"] = accuracy = validate(ema_generator, validation, args, accelerator)
             pipeline = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
             pipeline.set_progress_bar_config(disable=True)
             save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
@@ -462,9 +462,13 @@ def main(args: argparse.Namespace) -> None:
         )
 
 
-def validate(generator: DiMGenerator, validation: ImageData, args: argparse.Namespace) -> float:
+def validate(
+    generator: DiMGenerator, validation: ImageData, args: argparse.Namespace, accelerator: Accelerator
+) -> float:
     """Accuracy on held-out real images of a classifier trained for a short while on generated ones."""
-    recipe = DeploymentRecipe(epochs=args.validation_epochs)
+    # The classifier needs no loss scaling: where the run is in fp16 it is trained in float32.
+    precision = "bf16" if accelerator.mixed_precision == "bf16" else "no"
+    recipe = DeploymentRecipe(epochs=args.validation_epochs, mixed_precision=precision)
     stream = GeneratedStream(generator, args.validation_ipc, seed=args.seed, batch_size=recipe.batch_size)
     classifier = train_classifier(
         stream,
