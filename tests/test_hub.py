@@ -308,7 +308,7 @@ json.dump(seen, open("{tmp_path}/seen.json", "w"))
     assert found["cached"]
     failed = f"the connection to {nowhere} failed ("
     assert f"'me/nowhere' is no local folder and cannot be loaded from the Hub: {failed}" in found["load"]
-    assert "it is not in the cache, and HF_HUB_OFFLINE or `local_files_only` keeps" in found["local_files_only"]
+    assert "it is not in the cache, and `local_files_only` keeps it from being looked up." in found["local_files_only"]
     assert f"The push to 'x' failed: {failed}" in found["push"]
     assert found["no token"].startswith("ValueError: `--push_to_hub` needs a token, and there is none: log in with")
     assert f"`--push_to_hub` cannot push to 'run': {failed}" in found["train"]
@@ -324,6 +324,7 @@ def test_training_and_evaluation_push(hub, tmp_path):
         "--pool_snapshots", "2", "--train_batch_size", "8", "--validation_epochs", "1", "--validation_ipc", "1",
         "--generator_config", str(tmp_path / "generator.json"), "--discriminator_config",
         str(tmp_path / "generator.json"), "--output_dir", "digits", "--push_to_hub",
+        "--hub_private_repo",
     ]  # fmt: skip
     # The push at the end is cut off: one message, and everything is there.
     hub.drop = ["POST /api/models/me/digits/commit"]
@@ -333,7 +334,7 @@ def test_training_and_evaluation_push(hub, tmp_path):
     assert "push it later with DiMPipeline.from_pretrained('digits').push_to_hub('me/digits')" in message[0]
     assert "Done in" in failed.stdout
     assert DiMPipeline.from_pretrained(tmp_path / "digits").generator.config.num_classes == 10
-    assert set(hub.files("me/digits")) == {".gitattributes"}
+    assert set(hub.files("me/digits")) == {".gitattributes"} and hub.repos["me/digits"]["private"]
     # The finished run goes on with the push alone.
     env = environment(hub.endpoint, tmp_path / "home", token=None)
     again = run([sys.executable, *train, "--hub_token", TOKEN, "--resume_from_checkpoint", "latest"], tmp_path, env)
@@ -344,20 +345,23 @@ def test_training_and_evaluation_push(hub, tmp_path):
     assert card.data.eval_results is None and card.data.license == "cc-by-4.0"
 
     evaluate = [
-        sys.executable, str(folder / "evaluate_dim.py"), "--pipeline", "digits", "--classifiers", "convnet3", "--ipc",
-        "1", "--seeds", "0", "1", "--epochs", "1", "--controls", "streamed", "--push_to_hub", "--hub_token", TOKEN,
+        sys.executable, str(folder / "evaluate_dim.py"), "--pipeline", "me/digits", "--output_dir", "evaluation",
+        "--classifiers", "convnet3", "--ipc", "1", "--seeds", "0", "1", "--epochs", "1", "--controls", "streamed",
+        "--push_to_hub",
     ]  # fmt: skip
-    evaluated = run(evaluate, tmp_path, env)
+    # From the Hub, so that all that is known of the training is what its card says.
+    evaluated = run(evaluate, tmp_path, environment(hub.endpoint, tmp_path / "home"))
     assert "pushed to me/digits: " in evaluated.stdout
     before, after = (files for _, files in hub.repos["me/digits"]["commits"][-2:])
     assert {path for path in after if after[path] != before[path]} == {"README.md"}
     card = ModelCard(after["README.md"].decode())
-    rows = json.loads((tmp_path / "digits" / "evaluation" / "metrics.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["rows"]
     assert "real images, streamed" in card.text and f"{100 * rows[0]['mean']:.2f} ± " in card.text
+    assert "| `max_train_steps` | `2` |" in card.text
     (result,) = card.data.eval_results
     assert result.metric_value == round(rows[0]["mean"], 4) and result.dataset_split == "test"
     assert result.metric_args == {"classifier": "convnet3", "ipc": 1, "seeds": 2, "std": round(rows[0]["std"], 4)}
-    for path in (*(tmp_path / "digits").rglob("*"), *(tmp_path / "home").rglob("*")):
+    for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     for output in (failed, again, evaluated):
         assert TOKEN not in output.stdout + output.stderr

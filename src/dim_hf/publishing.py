@@ -327,7 +327,8 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
         and name not in NOT_ON_CARD
         and not (isinstance(value, str) and (Path(value).is_absolute() or value.startswith(("~", "."))))
     }
-    table = "\n".join(f"| `{name}` | `{json.dumps(value)}` |" for name, value in shown.items())
+    cells = {name: json.dumps(value).replace("|", "\\|") for name, value in shown.items()}
+    table = "\n".join(f"| `{name}` | `{cell}` |" for name, cell in cells.items())
     made_with = ", ".join(f"{name} {value}" for name, value in (environment or {}).items())
     return (
         f"`training/train_dim.py` of dim_hf, with\n\n| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
