@@ -17,6 +17,8 @@ from dim_hf.pipelines import DiMPipeline
 
 
 pytestmark = pytest.mark.slow
+# What shares a fixture shares a process of pytest-xdist, where the fixture is made once.
+together = pytest.mark.xdist_group("hub")
 
 TOKEN = "hf_testtoken"
 FILES = {
@@ -112,6 +114,7 @@ def seen(folder):
     return json.loads((folder / "seen.json").read_text())
 
 
+@together
 def test_a_push_is_one_commit_of_the_pipeline_its_card_and_a_grid(hub, pushed):
     (empty, _), (first, files), (second, with_variant) = hub.repos["me/x"]["commits"]
     assert set(files) == FILES
@@ -125,6 +128,7 @@ def test_a_push_is_one_commit_of_the_pipeline_its_card_and_a_grid(hub, pushed):
     assert len(set(uploads)) == len(uploads) - 1
 
 
+@together
 def test_the_card_is_read_by_the_hub_and_names_nothing_of_the_machine(hub, pushed):
     text = hub.files("me/x")["README.md"].decode()
     card = ModelCard(text)
@@ -138,6 +142,7 @@ def test_the_card_is_read_by_the_hub_and_names_nothing_of_the_machine(hub, pushe
         assert str(pushed).encode() not in content and TOKEN.encode() not in content, path
 
 
+@together
 def test_an_interrupted_push_changes_nothing_and_is_done_again(hub, pushed):
     message = seen(pushed)["broken"]
     assert message.startswith(f"OSError: The push to 'me/broken' failed: the connection to {hub.endpoint} failed (")
@@ -186,6 +191,7 @@ json.dump(seen, open("seen.json", "w"))
     return folder
 
 
+@together
 def test_the_package_loads_it_without_running_its_code(hub, pushed, pulled):
     assert torch.equal(torch.load(pulled / "images.pt"), torch.load(pushed / "images.pt"))
     found = seen(pulled)
@@ -197,6 +203,7 @@ def test_the_package_loads_it_without_running_its_code(hub, pushed, pulled):
     assert not (pulled / "trapped").exists()
 
 
+@together
 def test_what_was_loaded_is_saved_and_pushed_as_it_was(hub, pulled):
     files = hub.files("me/x")
     for path in FILES - {".gitattributes", "README.md", "samples.png"}:
@@ -204,6 +211,7 @@ def test_what_was_loaded_is_saved_and_pushed_as_it_was(hub, pulled):
     assert len(hub.repos["me/x"]["commits"]) == 3
 
 
+@together
 def test_it_loads_and_makes_the_same_images_without_the_package(hub, pushed, tmp_path):
     code = """
 from diffusers import DiffusionPipeline
@@ -225,6 +233,7 @@ assert "dim_hf" not in sys.modules
     assert ModelCard(copy["README.md"].decode()).data.library_name == "diffusers"
 
 
+@together
 def test_what_cannot_be_loaded_or_pushed_is_told_in_one_message(hub, pushed, tmp_path):
     files = hub.files("me/x")
     weights = "generator/diffusion_pytorch_model.safetensors"
@@ -289,6 +298,7 @@ json.dump(seen, open("seen.json", "w"))
     assert len(hub.repos["me/x"]["commits"]) == 3
 
 
+@together
 def test_without_a_network_the_cache_is_used_and_the_rest_is_told(pulled, pushed, tmp_path):
     code = f"""
 seen = {{"cached": torch.equal(images(DiMPipeline.from_pretrained("me/x")), torch.load("images.pt"))}}
@@ -320,11 +330,10 @@ def test_training_and_evaluation_push(hub, tmp_path):
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
     folder = Path(train_dim.__file__).parent
     train = [
-        str(folder / "train_dim.py"), "--max_train_steps", "2", "--max_match_steps", "1", "--pool_steps", "2",
-        "--pool_snapshots", "2", "--train_batch_size", "8", "--validation_epochs", "1", "--validation_ipc", "1",
-        "--generator_config", str(tmp_path / "generator.json"), "--discriminator_config",
-        str(tmp_path / "generator.json"), "--output_dir", "digits", "--push_to_hub",
-        "--hub_private_repo",
+        str(folder / "train_dim.py"), "--max_train_steps", "2", "--max_match_steps", "1", "--pool", "convnet3",
+        "--pool_steps", "2", "--pool_snapshots", "2", "--train_batch_size", "8", "--validation_epochs", "1",
+        "--validation_ipc", "1", "--generator_config", str(tmp_path / "generator.json"), "--discriminator_config",
+        str(tmp_path / "generator.json"), "--output_dir", "digits", "--push_to_hub", "--hub_private_repo",
     ]  # fmt: skip
     # The push at the end is cut off: one message, and everything is there.
     hub.drop = ["POST /api/models/me/digits/commit"]
