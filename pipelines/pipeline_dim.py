@@ -430,7 +430,7 @@ def hub_reason(error: BaseException) -> str:
         if isinstance(each, httpx.TransportError):
             return f"the connection to {constants.ENDPOINT} failed ({str(each) or type(each).__name__})."
     if any(isinstance(each, OfflineModeIsEnabled) for each in chain) and constants.HF_HUB_OFFLINE:
-        return "HF_HUB_OFFLINE is set, and what is in the cache does not do."
+        return "HF_HUB_OFFLINE is set, so nothing but the cache is used."
     if any(isinstance(each, LocalEntryNotFoundError) for each in chain):
         return "it is not in the cache, and `local_files_only` keeps it from being looked up."
     return " ".join(str(error).split())

@@ -8,7 +8,7 @@ from huggingface_hub import ModelCard
 
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.publishing import describe_data, local_or_hub, model_card, weights_digest
+from dim_hf.publishing import describe_data, local_or_hub, model_card, prepare_repository, weights_digest
 from dim_hf.reporting import Row, results_table, write_report
 
 
@@ -135,3 +135,9 @@ def test_a_card_of_another_kind_keeps_its_text_and_an_empty_one_gets_ours():
     assert foreign.data.license == "mit" and foreign.data.library_name == "diffusers"
     from_the_web_page = model_card(make_pipeline(), "me/cats", existing=ModelCard("---\nlicense: mit\n---\n"))
     assert "## Quick start" in from_the_web_page.text and from_the_web_page.data.license == "mit"
+
+
+@pytest.mark.parametrize("repo_id", ["a/b/c", "my run", "a--b"])
+def test_an_id_that_no_repository_can_have_is_refused_by_name(repo_id):
+    with pytest.raises(ValueError, match=f"`--hub_model_id` is not valid: .*'{repo_id}'"):
+        prepare_repository(repo_id, token="t", private=None)

@@ -207,7 +207,12 @@ def main(args: argparse.Namespace) -> list[Row]:
         write_report(output_dir, table, protocol, details)
         print(f"\n{results_table(table)}\n\nreport {output_dir / 'report.md'}\nsamples {output_dir / 'samples.png'}")
         if args.push_to_hub:
-            url = pipelines[GENERATED].push_to_hub(args.hub_model_id, token=args.hub_token, evaluation_dir=output_dir)
+            url = pipelines[GENERATED].push_to_hub(
+                args.hub_model_id,
+                token=args.hub_token,
+                private=args.hub_private_repo or None,
+                evaluation_dir=output_dir,
+            )
             print(f"pushed to {args.hub_model_id}: {url}")
     return table
 

@@ -474,7 +474,9 @@ def main(args: argparse.Namespace) -> None:
             f"({'after' if best['matching'] else 'before'} matching): validation accuracy {best['accuracy']:.4f}."
         )
         if args.push_to_hub:
-            url = DiMPipeline.from_pretrained(output_dir).push_to_hub(args.hub_model_id, token=args.hub_token)
+            url = DiMPipeline.from_pretrained(output_dir).push_to_hub(
+                args.hub_model_id, token=args.hub_token, private=args.hub_private_repo or None
+            )
             print(f"Pushed to {args.hub_model_id}: {url}")
 
 

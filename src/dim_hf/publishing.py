@@ -21,7 +21,7 @@ from huggingface_hub import (
     dataset_info,
     get_token,
 )
-from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import httpx
 
 from .pipelines.pipeline_dim import hub_reason
@@ -64,6 +64,8 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None) ->
         )
     try:
         return create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+    except HFValidationError as error:
+        raise ValueError(f"`--hub_model_id` is not valid: {error}") from error
     except HUB_ERRORS as error:
         raise OSError(f"`--push_to_hub` cannot push to {repo_id!r}: {hub_reason(error)}") from error
 
@@ -125,9 +127,10 @@ def push_to_hub(
     except HUB_ERRORS as error:
         message = f"The push to {repo_id!r} failed: {hub_reason(error)}"
         if pipeline.name_or_path:
+            arguments = repr(repo_id) + (f", evaluation_dir={str(evaluation_dir)!r}" if evaluation_dir else "")
             message += (
                 f" {pipeline.name_or_path} is complete all the same; push it later with "
-                f"DiMPipeline.from_pretrained({str(pipeline.name_or_path)!r}).push_to_hub({repo_id!r})."
+                f"DiMPipeline.from_pretrained({str(pipeline.name_or_path)!r}).push_to_hub({arguments})."
             )
         raise OSError(message) from error
 
