@@ -33,7 +33,7 @@ demo: $(INSTALLED)
 	@echo 'pipeline out/digits, to be loaded with DiMPipeline.from_pretrained("out/digits")'
 
 test: quality
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

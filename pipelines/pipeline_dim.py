@@ -1,7 +1,7 @@
 """The pipeline that turns class labels and noise into images of a distilled data set.
 
-This file is also what a distilled repository on the Hub holds as `pipeline.py`, so it needs torch and diffusers and
-nothing else.
+This file is also what a distilled repository on the Hub holds as `pipeline.py`, so it needs torch and diffusers, with
+the huggingface_hub that diffusers is built on, and nothing else.
 """
 
 import inspect
@@ -9,7 +9,8 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 from pathlib import Path
@@ -21,6 +22,17 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RemoteEntryNotFoundError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import httpx
 
 
 EXAMPLE_DOC_STRING = """
@@ -94,32 +106,87 @@ class DiMPipeline(DiffusionPipeline):
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "DiMPipeline":
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs: Any
+    ) -> "DiMPipeline":
         """
         Loads a pipeline from a folder or from the Hub, as [`DiffusionPipeline.from_pretrained`] does, but from
         safetensors alone and, where this class comes from an installed package, without running any code of the
         folder or repository.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository on the Hub.
+            subfolder (`str`, *optional*): Where the pipeline lies in it, if not at its top.
+            kwargs: Those of [`DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            OSError: If a file is missing, weights are pickled, or the Hub does not give the repository.
+            ValueError: If a file describes something else than this pipeline.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError(
                 f"`use_safetensors` is {kwargs['use_safetensors']}; valid is True alone, since pickled weights can "
                 "run code."
             )
-        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        name = str(pretrained_model_name_or_path)
+        if subfolder is not None:
+            if not os.path.isdir(name):
+                of_the_hub = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+                arguments = {key: kwargs.pop(key) for key in of_the_hub if key in kwargs}
+                with _clear_hub_errors(name):
+                    name = snapshot_download(name, allow_patterns=f"{subfolder}/*", **arguments)
+            name = os.path.join(name, subfolder)
+            if not os.path.isdir(name):
+                raise FileNotFoundError(f"`subfolder` {subfolder!r} is not in {pretrained_model_name_or_path}.")
+        if os.path.isdir(name):
+            cls._check_files(Path(name), with_weights="generator" not in kwargs)
+        return super().from_pretrained(name, **kwargs)
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
+        """As [`DiffusionPipeline.download`], with one clear message where the Hub does not give the repository."""
+        with _clear_hub_errors(pretrained_model_name):
+            folder = super().download(pretrained_model_name, **kwargs)
+        cls._check_files(Path(folder), with_weights="generator" not in kwargs)
+        return folder
+
+    @classmethod
+    def _check_files(cls, folder: Path, with_weights: bool) -> None:
+        """Raises an error that names what a saved pipeline lacks, or its weights if they are pickled."""
+        if (folder / "model_index.json").is_file():
+            cls._dict_from_json_file(folder / "model_index.json")
+        needed = ["model_index.json", *(["generator/config.json"] if with_weights else [])]
+        missing = [name for name in needed if not (folder / name).is_file()]
+        found = {path.suffix: path for path in (folder / "generator").glob("*")}
+        if with_weights and ".safetensors" not in found:
+            for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
+                if suffix in found:
+                    raise OSError(f"{found[suffix]} is pickled, and reading it can run code; valid are safetensors.")
+            missing.append("generator/diffusion_pytorch_model.safetensors")
+        if missing:
+            raise FileNotFoundError(f"{folder} holds no DiMPipeline: {', '.join(missing)} is missing.")
 
     # A saved pipeline names the source files beside it. `DiffusionPipeline.from_pretrained` would run them, once it is
     # told to trust them; these two put the installed classes in their place.
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        config = super()._dict_from_json_file(json_file)
-        if config["_class_name"] not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
-            raise ValueError(f"{json_file} describes a pipeline {config['_class_name']!r}; valid is a DiMPipeline.")
+        try:
+            config = super()._dict_from_json_file(json_file)
+        except ValueError as error:
+            raise OSError(f"{json_file} is no valid JSON: {error}.") from error
+        if config.get("_class_name") not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
+            found = config.get("_class_name")
+            raise ValueError(f"{json_file} describes a pipeline {found!r}; valid is a DiMPipeline.")
         if cls.generator_class is not None:
             config["_class_name"] = cls.__name__
         return config
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        valid = cls._get_init_keys(cls) - {"self"}
+        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
+            listed = ", ".join(sorted(valid))
+            raise ValueError(f"{cls.config_name} has the unknown entries {', '.join(unknown)}; valid are {listed}.")
         if cls.generator_class is not None:
             installed = [cls.generator_class.__module__, cls.generator_class.__name__]
             config_dict = {**config_dict, "generator": installed}
@@ -145,9 +212,20 @@ class DiMPipeline(DiffusionPipeline):
         (folder / "generator").mkdir(parents=True, exist_ok=True)
         shutil.copyfile(__file__, folder / "pipeline.py")
         shutil.copyfile(inspect.getfile(sys.modules[library]), folder / "generator" / f"{_file_name(library)}.py")
+        repo_id = kwargs.pop("repo_id", folder.name)
         super().save_pretrained(
-            str(save_directory), variant=variant, max_shard_size=max_shard_size, push_to_hub=push_to_hub, **kwargs
+            str(save_directory), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
         )
+        # diffusers notes where a component was loaded from: a path of this machine, and a change in every copy.
+        for name in self.components:
+            config_file = folder / name / "config.json"
+            if config_file.is_file():
+                config = json.loads(config_file.read_text())
+                if config.pop("_name_or_path", None) is not None:
+                    config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+        # A push takes nothing else from the folder, which may hold a run with its checkpoints.
+        if push_to_hub:
+            self.push_to_hub(repo_id, variant=variant, **kwargs)
 
     def to_json_string(self) -> str:
         """The content of `model_index.json`, which names the source files that [`save_pretrained`] copies."""
@@ -320,3 +398,39 @@ class DiMPipeline(DiffusionPipeline):
 def _file_name(library: str) -> str:
     """The last part of a module's dotted name: a class that diffusers loaded from a folder has a longer one."""
     return library.rpartition(".")[2]
+
+
+@contextmanager
+def _clear_hub_errors(repo_id: str) -> Iterator[None]:
+    """Says in one message why a repository cannot be loaded from the Hub."""
+    try:
+        yield
+    except (OSError, httpx.HTTPError, EntryNotFoundError) as error:
+        raise OSError(f"{repo_id!r} is no local folder and cannot be loaded from the Hub: {hub_reason(error)}") from (
+            error
+        )
+
+
+def hub_reason(error: BaseException) -> str:
+    """What went wrong between here and the Hub, in a sentence, from the errors of its client."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    for each in chain:
+        if isinstance(each, RevisionNotFoundError):
+            return "the repository has no such `revision`."
+        if isinstance(each, RemoteEntryNotFoundError):
+            return f"the repository has no file {str(each.response.url).rpartition('/')[2]}."
+        if isinstance(each, RepositoryNotFoundError):
+            return "there is no such repository, or it is private and the token does not give access to it."
+        if isinstance(each, HfHubHTTPError) and each.response.status_code == 401:
+            return "the token is not valid; log in with `hf auth login`, or set HF_TOKEN."
+        if isinstance(each, HfHubHTTPError) and each.response.status_code == 403:
+            return "the token does not give the right to do this; it needs write access to the repository."
+        if isinstance(each, httpx.TransportError):
+            return f"the connection to {constants.ENDPOINT} failed ({str(each) or type(each).__name__})."
+    if any(isinstance(each, OfflineModeIsEnabled) for each in chain) and constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so nothing but the cache is used."
+    if any(isinstance(each, LocalEntryNotFoundError) for each in chain):
+        return "it is not in the cache, and `local_files_only` keeps it from being looked up."
+    return " ".join(str(error).split())

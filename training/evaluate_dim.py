@@ -29,6 +29,7 @@ from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.deployment import DeploymentRecipe, Stream, evaluate_accuracy, train_classifier
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.publishing import local_or_hub, prepare_repository, weights_digest
 from dim_hf.reporting import Row, environment, results_table, save_sample_grid, write_report
 from dim_hf.streaming import GeneratedStream, RealStream, WholeSetStream
 
@@ -80,6 +81,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     protocol.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
     protocol.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
     protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
+
+    hub = parser.add_argument_group("Hugging Face Hub")
+    hub.add_argument("--push_to_hub", action="store_true", help="push the pipeline, with the results on its card")
+    hub.add_argument("--hub_model_id", help="repository; default: --pipeline, or the name of its folder")
+    hub.add_argument("--hub_token", help="default: the token of `hf auth login` or of HF_TOKEN")
+    hub.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
     return parser.parse_args(input_args)
 
 
@@ -134,6 +141,9 @@ def main(args: argparse.Namespace) -> list[Row]:
     if accelerator.is_main_process:
         # A new evaluation takes the place of an older one.
         check_output_dir(output_dir, 2**20, resuming=True)
+        if args.push_to_hub:
+            name = args.hub_model_id or (folder.resolve().name if folder.exists() else args.pipeline)
+            args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
     accelerator.wait_for_everyone()
 
     # 2. One job per row and seed, shared out over the processes.
@@ -191,8 +201,19 @@ def main(args: argparse.Namespace) -> list[Row]:
             f"bytes, as many as {table[0].bytes * len(train) / png_bytes(train):,.0f} real images do as PNG."
         )
         save_sample_grid(pipelines[GENERATED], output_dir / "samples.png")
-        write_report(output_dir, table, protocol, {"options": vars(args), "environment": environment()})
+        options = {name: value for name, value in vars(args).items() if name != "hub_token"}
+        options["dataset_name"] = local_or_hub(args.dataset_name)
+        details = {"options": options, "environment": environment(), "weights": weights_digest(pipelines[GENERATED])}
+        write_report(output_dir, table, protocol, details)
         print(f"\n{results_table(table)}\n\nreport {output_dir / 'report.md'}\nsamples {output_dir / 'samples.png'}")
+        if args.push_to_hub:
+            url = pipelines[GENERATED].push_to_hub(
+                args.hub_model_id,
+                token=args.hub_token,
+                private=args.hub_private_repo or None,
+                evaluation_dir=output_dir,
+            )
+            print(f"pushed to {args.hub_model_id}: {url}")
     return table
 
 

@@ -11,6 +11,7 @@ is the generator whose images train the best classifier, as scored on a part of 
 
 The output folder is the pipeline (`DiMPipeline.from_pretrained(output_dir)`) beside everything that is known of the
 run: options.json, environment.json, metrics.jsonl, samples/, logs/, before_matching/ and the checkpoints.
+`--push_to_hub` publishes the pipeline with a model card at the end, and nothing else of the folder.
 """
 
 import argparse
@@ -58,6 +59,7 @@ from dim_hf.losses import (
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import PoolRecipe, build_pool
+from dim_hf.publishing import local_or_hub, prepare_repository
 from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
 from dim_hf.streaming import GeneratedStream, ShuffledOrder
 
@@ -65,7 +67,8 @@ from dim_hf.streaming import GeneratedStream, ShuffledOrder
 # Settings that may differ between a run and its continuation, because they do not change its result.
 FREE_ON_RESUME = {
     "output_dir", "logging_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
-    "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir",
+    "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
+    "hub_model_id", "hub_private_repo",
 }  # fmt: skip
 
 
@@ -145,6 +148,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     validation.add_argument("--validation_classifier", default="convnet3", choices=CLASSIFIERS)
     validation.add_argument("--validation_ipc", type=int, default=10, help="images per class and epoch")
     validation.add_argument("--validation_epochs", type=int, default=100)
+
+    hub = parser.add_argument_group("Hugging Face Hub")
+    hub.add_argument("--push_to_hub", action="store_true", help="push the pipeline with its card when it is done")
+    hub.add_argument("--hub_model_id", help="repository; default: the name of the output folder, in your namespace")
+    hub.add_argument("--hub_token", help="default: the token of `hf auth login` or of HF_TOKEN")
+    hub.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
 
     given, _ = parser.parse_known_args(input_args)
     defaults = dict(PRESETS[given.preset])
@@ -249,7 +258,8 @@ def main(args: argparse.Namespace) -> None:
     total_steps = adversarial_steps + match_steps
     validation_steps = args.validation_steps or math.ceil(total_steps / 8)
 
-    options = vars(args) | {
+    options = {name: value for name, value in vars(args).items() if name != "hub_token"} | {
+        "dataset_name": local_or_hub(args.dataset_name),
         "data_fingerprint": data.fingerprint,
         "generator_config": generator_config,
         "discriminator_config": discriminator_config,
@@ -263,6 +273,9 @@ def main(args: argparse.Namespace) -> None:
         # Weights, gradients' two moments and the average, for each checkpoint that is kept and the one being written.
         size = sum(p.numel() * p.element_size() for model in (generator, discriminator) for p in model.parameters())
         check_output_dir(output_dir, 4 * size * (args.checkpoints_total_limit + 1), bool(args.resume_from_checkpoint))
+        if args.push_to_hub:
+            name = args.hub_model_id or output_dir.resolve().name
+            args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
     accelerator.wait_for_everyone()
 
     # 4. From here on files are made.
@@ -460,6 +473,11 @@ def main(args: argparse.Namespace) -> None:
             f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step {best['step']:,} "
             f"({'after' if best['matching'] else 'before'} matching): validation accuracy {best['accuracy']:.4f}."
         )
+        if args.push_to_hub:
+            url = DiMPipeline.from_pretrained(output_dir).push_to_hub(
+                args.hub_model_id, token=args.hub_token, private=args.hub_private_repo or None
+            )
+            print(f"Pushed to {args.hub_model_id}: {url}")
 
 
 def validate(

@@ -11,9 +11,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import accelerate
-import datasets
-import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
@@ -159,9 +156,9 @@ def environment() -> dict[str, Any]:
     return {
         "dim_hf": version("dim_hf"),
         "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "accelerate": accelerate.__version__,
-        "datasets": datasets.__version__,
+        "diffusers": version("diffusers"),
+        "accelerate": version("accelerate"),
+        "datasets": version("datasets"),
         "python": platform.python_version(),
         "device": device,
     }

@@ -284,7 +284,8 @@ def test_saved_folder_is_complete_in_itself(folder):
 
 
 def test_source_files_need_nothing_but_torch_and_diffusers(folder):
-    allowed = {"torch", "diffusers", *sys.stdlib_module_names}
+    # diffusers itself is built on huggingface_hub.
+    allowed = {"torch", "diffusers", "huggingface_hub", *sys.stdlib_module_names}
     for path in (folder / "pipeline.py", folder / "generator" / "generator_dim.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
@@ -302,10 +303,7 @@ def test_loaded_pipeline_is_the_saved_one(pipe, folder, tmp_path):
     assert torch.equal(images(loaded), images(pipe))
 
     loaded.save_pretrained(tmp_path / "again")
-    first, again = content(folder), content(tmp_path / "again")
-    # diffusers notes there where a model was loaded from.
-    assert json.loads(again["generator/config.json"]).pop("_name_or_path") == str(folder / "generator")
-    assert {**again, "generator/config.json": b""} == {**first, "generator/config.json": b""}
+    assert content(tmp_path / "again") == content(folder)
 
 
 def test_pipeline_without_names_is_loaded_without_names(tmp_path):
@@ -344,8 +342,7 @@ assert torch.equal(again(ipc=4, generator=torch.Generator().manual_seed(0), outp
     saved = torch.load(tmp_path / "images.pt", weights_only=True)
     torch.testing.assert_close(saved["images"], images(pipe))
     assert saved["labels"] == [0] * 4 + [1] * 4 + [2] * 4
-    first, again = content(folder), content(tmp_path / "again")
-    assert {**again, "generator/config.json": b""} == {**first, "generator/config.json": b""}
+    assert content(tmp_path / "again") == content(folder)
 
 
 def test_variants_stand_side_by_side(pipe, folder):
@@ -383,7 +380,39 @@ def test_pickled_weights_are_neither_written_nor_read(pipe, folder, tmp_path):
         DiMPipeline.from_pretrained(folder, use_safetensors=False)
     (folder / "generator" / "diffusion_pytorch_model.safetensors").unlink()
     (folder / "generator" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(OSError, match="safetensors"):
+    with pytest.raises(OSError, match=r"diffusion_pytorch_model.bin is pickled, .*; valid are safetensors"):
+        DiMPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["model_index.json", "generator/config.json", "generator/diffusion_pytorch_model.safetensors"]
+)
+def test_missing_file_is_named(folder, name):
+    (folder / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{folder} holds no DiMPipeline: {name} is missing"):
+        DiMPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"), [("model_index.json", "generator"), ("generator/config.json", "latent_dim")]
+)
+def test_unknown_config_entries_are_named(folder, name, valid):
+    config = json.loads((folder / name).read_text())
+    (folder / name).write_text(json.dumps(config | {"guidance": 1, "depth": 2}))
+    with pytest.raises(ValueError, match=f"has the unknown entries depth, guidance; valid are .*{valid}"):
+        DiMPipeline.from_pretrained(folder)
+
+
+def test_pipeline_in_a_subfolder(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "deep" / "below")
+    assert torch.equal(images(DiMPipeline.from_pretrained(tmp_path, subfolder="deep/below")), images(pipe))
+    with pytest.raises(FileNotFoundError, match="`subfolder` 'nowhere' is not in"):
+        DiMPipeline.from_pretrained(tmp_path, subfolder="nowhere")
+
+
+def test_code_that_is_named_after_the_installed_module_is_not_run(folder):
+    (folder / "generator" / "dim_hf.models.generator_dim.py").write_text("raise SystemExit('it was run')\n")
+    with pytest.raises(ValueError, match="trust_remote_code"):
         DiMPipeline.from_pretrained(folder)
 
 

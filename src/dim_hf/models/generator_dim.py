@@ -4,6 +4,7 @@ This file is also what a distilled repository on the Hub holds, so it needs torc
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -97,6 +98,17 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             self.conv_out = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
         else:
             self.conv_out = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # An entry that is left out would be another network than the one that was saved.
+        valid = cls._get_init_keys(cls) - {"self"}
+        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
+            raise ValueError(
+                f"the generator's {cls.config_name} has the unknown entries {', '.join(unknown)}; valid are "
+                f"{', '.join(sorted(valid))}."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def forward(
         self, latents: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True

@@ -1,0 +1,378 @@
+"""Push and pull with the real client and a Hub on 127.0.0.1, in processes of their own: it reads its settings once."""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import pytest
+import torch
+import train_dim
+from hub_server import HubServer
+from huggingface_hub import ModelCard
+
+from dim_hf.pipelines import DiMPipeline
+
+
+pytestmark = pytest.mark.slow
+# What shares a fixture shares a process of pytest-xdist, where the fixture is made once.
+together = pytest.mark.xdist_group("hub")
+
+TOKEN = "hf_testtoken"
+FILES = {
+    ".gitattributes",
+    "README.md",
+    "generator/config.json",
+    "generator/diffusion_pytorch_model.safetensors",
+    "generator/generator_dim.py",
+    "model_index.json",
+    "pipeline.py",
+    "samples.png",
+}
+MAKE = """
+import json, os, sys, torch
+from dim_hf import DiMGenerator, DiMPipeline
+def make(seed):
+    torch.manual_seed(seed)
+    return DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), {0: "cat", 1: "dog", 2: "mouse"})
+"""
+IMAGES = """
+def images(pipe):
+    return pipe(ipc=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+def message(function, *args, **kwargs):
+    try:
+        function(*args, **kwargs)
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+"""
+
+
+def environment(endpoint, home, token=TOKEN):
+    mine = {"HF_ENDPOINT": endpoint, "HF_HOME": str(home), "HF_HUB_DISABLE_XET": "1", "OMP_NUM_THREADS": "1"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "PYTHONPATH"))}
+    return kept | mine | ({"HF_TOKEN": token} if token else {})
+
+
+def run(command, cwd, env, returncode=0):
+    finished = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    assert finished.returncode == returncode, finished.stdout + finished.stderr
+    return finished
+
+
+def python(code, cwd, env, installed=True):
+    """Runs code in a fresh process; without `installed`, in one that does not have the paths `site` adds for us."""
+    if installed:
+        return run([sys.executable, "-c", MAKE + IMAGES + code], cwd, env)
+    packages = {str(Path(torch.__file__).parents[1]), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
+    start = f"import sys\nsys.path += {sorted(packages)}\nimport torch, importlib.util\n"
+    start += "assert importlib.util.find_spec('dim_hf') is None\n"
+    return run([sys.executable, "-S", "-c", start + IMAGES + code], cwd, env)
+
+
+@pytest.fixture(scope="module")
+def hub():
+    with HubServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pushed(hub, tmp_path_factory):
+    """The folder of a process that pushed several things; it holds `run`, which is me/x, and what was seen."""
+    folder = tmp_path_factory.mktemp("pushed")
+    hub.licences["some/animals"] = ["cc-by-sa-4.0"]
+    hub.drop = ["PUT ", "POST /api/models/me/broken/commit"]
+    code = """
+make(0).save_pretrained("run")
+for name in ("run/checkpoint-5/optimizer.bin", "run/logs/events", "run/metrics.jsonl", "run/evaluation/report.md"):
+    os.makedirs(os.path.dirname(name), exist_ok=True)
+    open(name, "w").write("mine")
+options = {"dataset_name": "some/animals", "output_dir": os.path.abspath("run"), "learning_rate": 0.5}
+json.dump(options, open("run/options.json", "w"))
+pipe = DiMPipeline.from_pretrained("run")
+seen = {"first": pipe.push_to_hub("x")}
+pipe = DiMPipeline.from_pretrained("run")
+seen["second"] = pipe.push_to_hub("me/x")
+pipe.save_pretrained("run", push_to_hub=True, repo_id="x")
+pipe.to(torch.float16).push_to_hub("x", variant="fp16")
+broken = make(1)
+broken.save_pretrained("broken")
+broken = DiMPipeline.from_pretrained("broken")
+seen["broken"] = message(broken.push_to_hub, "broken")
+seen["mended"] = broken.push_to_hub("broken")
+make(2).push_to_hub("secret", private=True)
+make(3).push_to_hub("secret", subfolder="deep/below")
+torch.save(images(make(0)), "images.pt")
+json.dump(seen, open("seen.json", "w"))
+"""
+    python(code, folder, environment(hub.endpoint, folder / "home"))
+    return folder
+
+
+def seen(folder):
+    return json.loads((folder / "seen.json").read_text())
+
+
+@together
+def test_a_push_is_one_commit_of_the_pipeline_its_card_and_a_grid(hub, pushed):
+    (empty, _), (first, files), (second, with_variant) = hub.repos["me/x"]["commits"]
+    assert set(files) == FILES
+    assert set(with_variant) - set(files) == {"generator/diffusion_pytorch_model.fp16.safetensors"}
+    assert {path: with_variant[path] for path in files} == files
+    for path in FILES - {".gitattributes", "README.md", "samples.png"}:
+        assert files[path] == (pushed / "run" / path).read_bytes(), path
+    assert seen(pushed)["first"] == seen(pushed)["second"] == f"{hub.endpoint}/me/x/commit/{first}"
+    # The first upload was cut off, and the client tried again; what the Hub holds is not sent a second time.
+    uploads = [request for request in hub.requests if request.startswith("PUT ")]
+    assert len(set(uploads)) == len(uploads) - 1
+
+
+@together
+def test_the_card_is_read_by_the_hub_and_names_nothing_of_the_machine(hub, pushed):
+    text = hub.files("me/x")["README.md"].decode()
+    card = ModelCard(text)
+    assert card.data.library_name == "diffusers" and card.data.pipeline_tag == "unconditional-image-generation"
+    assert card.data.datasets == ["some/animals"] and card.data.license == "cc-by-sa-4.0"
+    assert card.data.metrics == ["accuracy"] and len(set(card.data.tags)) == len(card.data.tags) > 2
+    assert 'DiMPipeline.from_pretrained("me/x")' in text
+    assert 'DiffusionPipeline.from_pretrained("me/x", trust_remote_code=True)' in text
+    assert "| `learning_rate` | `0.5` |" in text
+    for path, content in hub.files("me/x").items():
+        assert str(pushed).encode() not in content and TOKEN.encode() not in content, path
+
+
+@together
+def test_an_interrupted_push_changes_nothing_and_is_done_again(hub, pushed):
+    message = seen(pushed)["broken"]
+    assert message.startswith(f"OSError: The push to 'me/broken' failed: the connection to {hub.endpoint} failed (")
+    assert message.endswith(
+        "broken is complete all the same; push it later with "
+        "DiMPipeline.from_pretrained('broken').push_to_hub('me/broken')."
+    )
+    empty, mended = hub.repos["me/broken"]["commits"]
+    assert set(empty[1]) == {".gitattributes"} and set(mended[1]) == FILES
+    assert seen(pushed)["mended"].endswith(mended[0])
+
+
+@pytest.fixture(scope="module")
+def pulled(hub, pushed, tmp_path_factory):
+    """Folder of a process that has the package and loaded what was pushed, in every way."""
+    folder = tmp_path_factory.mktemp("pulled")
+    files = hub.files("me/x")
+    trap = f"open({str(folder / 'trapped')!r}, 'w')\n".encode()
+    traps = {"pipeline.py": trap, "generator/generator_dim.py": trap, "generator/dim_hf.models.generator_dim.py": trap}
+    hub.repos["me/trap"] = {"private": False, "commits": [], "refs": {}}
+    first = hub.commit("me/trap", files | traps)
+    hub.repos["me/trap"]["refs"]["v1"] = first
+    other = hub.files("me/broken")["generator/diffusion_pytorch_model.safetensors"]
+    hub.commit("me/trap", files | traps | {"generator/diffusion_pytorch_model.safetensors": other})
+    code = """
+load = DiMPipeline.from_pretrained
+pipe = load("me/x")
+torch.save(images(pipe), "images.pt")
+half = load("me/x", variant="fp16", dtype=torch.float16)
+below = DiMGenerator.from_pretrained("me/x", subfolder="generator")
+seen = {
+    "type": type(pipe.generator).__module__,
+    "half": float((images(half) - images(pipe)).abs().max()),
+    "local": torch.equal(images(load("me/x", local_files_only=True)), images(pipe)),
+    "generator": torch.equal(below.proj_in.weight, pipe.generator.proj_in.weight),
+    "trap": torch.equal(images(load("me/trap")), images(make(1))),
+    "revision": torch.equal(images(load("me/trap", revision="v1")), images(pipe)),
+    "private": torch.equal(images(load("me/secret")), images(make(2))),
+    "subfolder": torch.equal(images(load("me/secret", subfolder="deep/below")), images(make(3))),
+}
+pipe.save_pretrained("again")
+pipe.push_to_hub("x")
+json.dump(seen, open("seen.json", "w"))
+"""
+    python(code, folder, environment(hub.endpoint, folder / "home"))
+    return folder
+
+
+@together
+def test_the_package_loads_it_without_running_its_code(hub, pushed, pulled):
+    assert torch.equal(torch.load(pulled / "images.pt"), torch.load(pushed / "images.pt"))
+    found = seen(pulled)
+    assert 0 < found.pop("half") < 0.01
+    assert found == {
+        "type": "dim_hf.models.generator_dim", "local": True, "generator": True, "trap": True, "revision": True,
+        "private": True, "subfolder": True,
+    }  # fmt: skip
+    assert not (pulled / "trapped").exists()
+
+
+@together
+def test_what_was_loaded_is_saved_and_pushed_as_it_was(hub, pulled):
+    files = hub.files("me/x")
+    for path in FILES - {".gitattributes", "README.md", "samples.png"}:
+        assert (pulled / "again" / path).read_bytes() == files[path], path
+    assert len(hub.repos["me/x"]["commits"]) == 3
+
+
+@together
+def test_it_loads_and_makes_the_same_images_without_the_package(hub, pushed, tmp_path):
+    code = """
+from diffusers import DiffusionPipeline
+assert "trust_remote_code" in message(DiffusionPipeline.from_pretrained, "me/x")
+pipe = DiffusionPipeline.from_pretrained("me/x", trust_remote_code=True)
+torch.save(images(pipe), "images.pt")
+pipe.save_pretrained("again")
+pipe.push_to_hub("copy")
+pipe.push_to_hub("copy")
+assert torch.equal(images(DiffusionPipeline.from_pretrained("me/copy", trust_remote_code=True)), images(pipe))
+assert "dim_hf" not in sys.modules
+"""
+    python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"), installed=False)
+    assert torch.equal(torch.load(tmp_path / "images.pt"), torch.load(pushed / "images.pt"))
+    files = hub.files("me/x")
+    (_, (_, copy)) = hub.repos["me/copy"]["commits"]
+    for path in FILES - {".gitattributes", "README.md", "samples.png"}:
+        assert (tmp_path / "again" / path).read_bytes() == files[path] == copy[path], path
+    assert ModelCard(copy["README.md"].decode()).data.library_name == "diffusers"
+
+
+@together
+def test_what_cannot_be_loaded_or_pushed_is_told_in_one_message(hub, pushed, tmp_path):
+    files = hub.files("me/x")
+    weights = "generator/diffusion_pytorch_model.safetensors"
+    index, config = json.loads(files["model_index.json"]), json.loads(files["generator/config.json"])
+    without = {
+        "no-index": {path: data for path, data in files.items() if path != "model_index.json"},
+        "no-weights": {path: data for path, data in files.items() if not path.endswith(".safetensors")},
+        "pickled": {path.replace(".safetensors", ".bin"): data for path, data in files.items()},
+        "no-config": {path: data for path, data in files.items() if path != "generator/config.json"},
+        "unknown": files | {"model_index.json": json.dumps(index | {"guidance": 1}).encode()},
+        "unknown-below": files | {"generator/config.json": json.dumps(config | {"num_heads": 1}).encode()},
+    }
+    assert weights in files
+    for name, content in without.items():
+        hub.repos[f"me/{name}"] = {"private": False, "commits": [], "refs": {}}
+        hub.commit(f"me/{name}", content)
+    code = f"""
+load = DiMPipeline.from_pretrained
+seen = {{name: message(load, f"me/{{name}}") for name in {sorted(without)}}}
+seen["missing"] = message(load, "me/nowhere")
+seen["private"] = message(load, "me/secret", token=False)
+seen["wrong token"] = message(load, "me/x", token="hf_wrong")
+seen["revision"] = message(load, "me/x", revision="v9")
+seen["variant"] = message(load, "me/x", variant="int8")
+seen["subfolder"] = message(load, "me/x", subfolder="nowhere")
+seen["push, wrong token"] = message(make(0).push_to_hub, "x", token="hf_wrong")
+seen["push, no right"] = message(make(0).push_to_hub, "me/x", token="hf_readonlytoken")
+seen["push, no id"] = message(make(0).push_to_hub, "me/x/y")
+sys.path.insert(0, {str(Path(train_dim.__file__).parent)!r})
+import train_dim
+arguments = ["--output_dir", "run", "--report_to", "none", "--push_to_hub", "--hub_token", "hf_wrong"]
+seen["train"] = message(train_dim.main, train_dim.parse_args(arguments))
+json.dump(seen, open("seen.json", "w"))
+"""
+    python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
+    expected = {
+        "no-index": "OSError: 'me/no-index' is no local folder and cannot be loaded from the Hub: the repository has "
+        "no file model_index.json.",
+        "no-weights": "the necessary `safetensors` weights",
+        "pickled": "the necessary `safetensors` weights",
+        "no-config": "holds no DiMPipeline: generator/config.json is missing.",
+        "unknown": "ValueError: model_index.json has the unknown entries guidance; valid are generator, id2label",
+        "unknown-below": "ValueError: the generator's config.json has the unknown entries num_heads; valid are block_",
+        "missing": "'me/nowhere' is no local folder and cannot be loaded from the Hub: there is no such repository, "
+        "or it is private and the token does not give access to it.",
+        "private": "'me/secret' is no local folder and cannot be loaded from the Hub: there is no such repository, or",
+        "wrong token": "the token is not valid; log in with `hf auth login`, or set HF_TOKEN.",
+        "revision": "the repository has no such `revision`.",
+        "variant": "variant=int8",
+        "subfolder": "`subfolder` 'nowhere' is not in me/x.",
+        "push, wrong token": "OSError: The push to 'x' failed: the token is not valid;",
+        "push, no right": "OSError: The push to 'me/x' failed: the token does not give the right to do this;",
+        "push, no id": "'me/x/y'",
+        "train": "OSError: `--push_to_hub` cannot push to 'run': the token is not valid;",
+    }
+    found = seen(tmp_path)
+    assert set(found) == set(expected)
+    for name, text in expected.items():
+        assert text in str(found[name]), (name, found[name])
+        assert "\n" not in found[name], name
+    assert not list((tmp_path / "run").iterdir())
+    assert len(hub.repos["me/x"]["commits"]) == 3
+
+
+@together
+def test_without_a_network_the_cache_is_used_and_the_rest_is_told(pulled, pushed, tmp_path):
+    code = f"""
+seen = {{"cached": torch.equal(images(DiMPipeline.from_pretrained("me/x")), torch.load("images.pt"))}}
+seen["load"] = message(DiMPipeline.from_pretrained, "me/nowhere")
+seen["local_files_only"] = message(DiMPipeline.from_pretrained, "me/nowhere", local_files_only=True)
+seen["push"] = message(make(0).push_to_hub, "x", token="t")
+sys.path.insert(0, {str(Path(train_dim.__file__).parent)!r})
+import train_dim
+arguments = ["--output_dir", "run", "--report_to", "none", "--push_to_hub"]
+seen["no token"] = message(train_dim.main, train_dim.parse_args(arguments))
+seen["train"] = message(train_dim.main, train_dim.parse_args([*arguments, "--hub_token", "t"]))
+json.dump(seen, open("{tmp_path}/seen.json", "w"))
+"""
+    nowhere = "http://127.0.0.1:9"
+    python(code, pulled, environment(nowhere, pulled / "home", token=None))
+    found = seen(tmp_path)
+    assert found["cached"]
+    failed = f"the connection to {nowhere} failed ("
+    assert f"'me/nowhere' is no local folder and cannot be loaded from the Hub: {failed}" in found["load"]
+    assert "it is not in the cache, and `local_files_only` keeps it from being looked up." in found["local_files_only"]
+    assert f"The push to 'x' failed: {failed}" in found["push"]
+    assert found["no token"].startswith("ValueError: `--push_to_hub` needs a token, and there is none: log in with")
+    assert f"`--push_to_hub` cannot push to 'run': {failed}" in found["train"]
+
+
+def test_training_and_evaluation_push(hub, tmp_path):
+    (tmp_path / "generator.json").write_text('{"block_out_channels": [8], "layers_per_block": [0]}')
+    env = environment(hub.endpoint, tmp_path / "home")
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1"]
+    folder = Path(train_dim.__file__).parent
+    train = [
+        str(folder / "train_dim.py"), "--max_train_steps", "2", "--max_match_steps", "1", "--pool", "convnet3",
+        "--pool_steps", "2", "--pool_snapshots", "2", "--train_batch_size", "8", "--validation_epochs", "1",
+        "--validation_ipc", "1", "--generator_config", str(tmp_path / "generator.json"), "--discriminator_config",
+        str(tmp_path / "generator.json"), "--output_dir", "digits", "--push_to_hub", "--hub_private_repo",
+    ]  # fmt: skip
+    # The push at the end is cut off: one message, and everything is there.
+    hub.drop = ["POST /api/models/me/digits/commit"]
+    failed = run([*launch, *train], tmp_path, env, returncode=1)
+    message = [line for line in failed.stderr.splitlines() if line.startswith("train_dim.py: ")]
+    assert len(message) == 1 and "The push to 'me/digits' failed: the connection to" in message[0]
+    assert "push it later with DiMPipeline.from_pretrained('digits').push_to_hub('me/digits')" in message[0]
+    assert "Done in" in failed.stdout
+    assert DiMPipeline.from_pretrained(tmp_path / "digits").generator.config.num_classes == 10
+    assert set(hub.files("me/digits")) == {".gitattributes"} and hub.repos["me/digits"]["private"]
+    # The finished run goes on with the push alone.
+    env = environment(hub.endpoint, tmp_path / "home", token=None)
+    again = run([sys.executable, *train, "--hub_token", TOKEN, "--resume_from_checkpoint", "latest"], tmp_path, env)
+    assert "Pushed to me/digits: " in again.stdout
+    assert set(hub.files("me/digits")) == FILES
+    card = ModelCard(hub.files("me/digits")["README.md"].decode())
+    assert "Not measured yet" in card.text and "| `max_train_steps` | `2` |" in card.text
+    assert card.data.eval_results is None and card.data.license == "cc-by-4.0"
+
+    evaluate = [
+        sys.executable, str(folder / "evaluate_dim.py"), "--pipeline", "me/digits", "--output_dir", "evaluation",
+        "--classifiers", "convnet3", "--ipc", "1", "--seeds", "0", "1", "--epochs", "1", "--controls", "streamed",
+        "--push_to_hub",
+    ]  # fmt: skip
+    # From the Hub, so that all that is known of the training is what its card says.
+    evaluated = run(evaluate, tmp_path, environment(hub.endpoint, tmp_path / "home"))
+    assert "pushed to me/digits: " in evaluated.stdout
+    before, after = (files for _, files in hub.repos["me/digits"]["commits"][-2:])
+    assert {path for path in after if after[path] != before[path]} == {"README.md"}
+    card = ModelCard(after["README.md"].decode())
+    rows = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())["rows"]
+    assert "real images, streamed" in card.text and f"{100 * rows[0]['mean']:.2f} ± " in card.text
+    assert "| `max_train_steps` | `2` |" in card.text
+    (result,) = card.data.eval_results
+    assert result.metric_value == round(rows[0]["mean"], 4) and result.dataset_split == "test"
+    assert result.metric_args == {"classifier": "convnet3", "ipc": 1, "seeds": 2, "std": round(rows[0]["std"], 4)}
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
+    for output in (failed, again, evaluated):
+        assert TOKEN not in output.stdout + output.stderr
+    for path, content in after.items():
+        assert str(tmp_path).encode() not in content, path
