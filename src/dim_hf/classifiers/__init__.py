@@ -65,10 +65,13 @@ def build_classifier(name: str, num_classes: int, channels: int = 3, size: int =
     return ResNet(num_classes, channels, blocks, average_pool=name.endswith("_ap"))
 
 
-def check_classifier(name: str, channels: int | None = None, size: int | None = None) -> None:
+def check_classifier(
+    name: str, channels: int | None = None, size: int | None = None, *, features: bool = False
+) -> None:
     """
     Raises what [`build_classifier`] would raise, without making any weights. Without `channels` and `size` only the
-    name is looked at, and nothing is read from a network.
+    name is looked at, and nothing is read from a network. With `features` a model that names no intermediate features
+    is refused, too.
     """
     library, _, options = split_name(name)
     if library in LIBRARIES:
@@ -77,7 +80,9 @@ def check_classifier(name: str, channels: int | None = None, size: int | None = 
 
         check_external_name(name)
         if channels is not None and size is not None:
-            plan(name, channels, size)
+            layers = plan(name, channels, size).feature_layers
+            if features and not layers:
+                raise ValueError(f"classifier {name!r} names no intermediate features; match its logits alone.")
         return
     if name not in CLASSIFIERS:
         nearest = difflib.get_close_matches(name, CLASSIFIERS, n=len(CLASSIFIERS), cutoff=0)
