@@ -149,7 +149,7 @@ def check_external_name(name: str) -> None:
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"classifier {name!r}: `input_size` is {size!r}; it must be a number of pixels.")
     if refused := NOT_OPTIONS & options.keys():
-        raise ValueError(f"classifier {name!r}: {', '.join(sorted(refused))} cannot be set; the data decides.")
+        raise ValueError(f"classifier {name!r}: {', '.join(sorted(refused))} cannot be set in a name; the data and `pretrained` decide.")
     if library == "timm":
         if not timm.is_model(model):
             unknown(name, "timm", model, timm.list_models())
