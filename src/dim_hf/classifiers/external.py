@@ -148,8 +148,8 @@ def check_external_name(name: str) -> None:
     size = options.get("input_size", 1)
     if not isinstance(size, int) or isinstance(size, bool) or size < 1:
         raise ValueError(f"classifier {name!r}: `input_size` is {size!r}; it must be a number of pixels.")
-    if refused := NOT_OPTIONS & options.keys():
-        raise ValueError(f"classifier {name!r}: {', '.join(sorted(refused))} cannot be set in a name; the data and `pretrained` decide.")
+    if refused := ", ".join(sorted(NOT_OPTIONS & options.keys())):
+        raise ValueError(f"classifier {name!r}: {refused} cannot be set; the data and `pretrained` decide.")
     if library == "timm":
         if not timm.is_model(model):
             unknown(name, "timm", model, timm.list_models())
@@ -265,7 +265,9 @@ def find_source(name: str) -> Source:
     )
 
 
+# Initial weights must not depend on whether a plan was made before them.
 @lru_cache(maxsize=64)
+@torch.random.fork_rng(devices=[])
 def plan(name: str, channels: int, size: int) -> Plan:
     """
     How a model is fitted to images of one size: the first of several ways in which a forward pass runs. They are
@@ -288,18 +290,22 @@ def plan(name: str, channels: int, size: int) -> Plan:
     targets = enlarged
     if source.pretrained or source.input_size:
         targets = [source.input_size or source.own_size]
+    fitted: Plan | Exception
     for target in targets:
         for candidate in candidates(source, network, stem, target, model_channels):
-            if fitted := tried(source, candidate, channels, size):
+            fitted = tried(source, candidate, channels, size)
+            if isinstance(fitted, Plan):
                 return fitted
     fits = [
-        str(target)
-        for target in enlarged
-        if any(tried(source, c, channels, size) for c in candidates(source, network, stem, target, model_channels))
+        str(other)
+        for other in enlarged
+        for candidate in candidates(source, network, stem, other, model_channels)
+        if isinstance(tried(source, candidate, channels, size), Plan)
     ]
+    valid = ", ".join(dict.fromkeys(fits))
     raise ValueError(
-        f"classifier {name!r} takes no images of {' or '.join(map(str, targets))} pixels; of these it does: "
-        f"{', '.join(fits) or 'none that was tried'}. Choose one as `input_size`, to which images are resized."
+        f"classifier {name!r} takes no images of {' or '.join(map(str, targets))} pixels"
+        + (f"; as `input_size` it takes {valid}, to which images are resized." if valid else f": {fitted}")
     )
 
 
@@ -307,8 +313,8 @@ def first_convolution(network: Any) -> str | None:
     """The name of the stem's convolution."""
     if not isinstance(network, PreTrainedModel):
         named = network.pretrained_cfg["first_conv"]
-        named = named if isinstance(named, str) or not named else named[0]
-        return named if named and isinstance(network.get_submodule(named), nn.Conv2d) else None
+        named = named if isinstance(named, str) else next(iter(named or ()), None)
+        return named if isinstance(dict(network.named_modules()).get(named), nn.Conv2d) else None
     return next((name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)), None)
 
 
@@ -331,22 +337,23 @@ def candidates(source: Source, network: Any, stem: str | None, target: int, chan
     yield Plan(target, channels, sized)
 
 
-def tried(source: Source, fitted: Plan, channels: int, size: int) -> Plan | None:
-    """The plan with its feature layers, if a model made by it maps images to logits."""
+def tried(source: Source, fitted: Plan, channels: int, size: int) -> Plan | Exception:
+    """The plan with its feature layers, if a model made by it maps images to logits; otherwise why it does not."""
     try:
         with torch.device("meta"), torch.no_grad():
             network = source.make(2, fitted.channels, fitted.arguments)
             classifier = ExternalClassifier(network, fitted).eval()
+            known = dict(classifier.named_modules())
             if isinstance(network, PreTrainedModel):
                 layers = [f"hidden.{i}" for i in range(NUM_FEATURE_LAYERS)]
             else:
                 layers = [f"network.{stage['module']}" for stage in network.feature_info]
-            classifier.feature_layers = tuple(dict.fromkeys(layers))
+            classifier.feature_layers = tuple(dict.fromkeys(name for name in layers if name in known))
             logits, features = logits_and_features(classifier, torch.empty(2, channels, size, size))
-    except Exception:  # A model that takes no such images says so in ways of its own.
-        return None
+    except Exception as error:  # A model that takes no such images says so in ways of its own.
+        return error
     if logits.shape != (2, 2):
-        return None
+        return ValueError(f"its output is no batch of logits but has the shape {tuple(logits.shape)}.")
     layers = [name for name, output in features.items() if isinstance(output, torch.Tensor)]
     return Plan(fitted.input_size, fitted.channels, fitted.arguments, fitted.stem, tuple(evenly_spaced(layers)))
 
