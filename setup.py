@@ -15,6 +15,8 @@ setup(
         "diffusers>=0.41",
         "accelerate>=1.10",
         "datasets>=4.0",
+        "transformers>=5.20",
+        "timm>=1.0.31",
         "evaluate>=0.4.6",
         "huggingface_hub>=1.32",
         "safetensors>=0.8",

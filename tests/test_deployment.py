@@ -10,6 +10,7 @@ from dim_hf.streaming import RealStream
 
 
 CPU = torch.device("cpu")
+DROPOUT = "timm/resnet10t:channels=[8,8,16,16],stem_width=8,drop_rate=0.5"
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +34,33 @@ def test_a_classifier_learns_the_digits(digits):
     assert evaluate_accuracy(train(train_data, name="resnet10", epochs=40), test) > 0.9
 
 
-def test_the_result_is_a_function_of_the_two_seeds(digits):
-    first = weights(train(digits[0]))
+@pytest.mark.parametrize("name", ["convnet3", DROPOUT])
+def test_the_result_is_a_function_of_the_two_seeds(digits, name):
+    first = weights(train(digits[0], name=name))
     torch.manual_seed(123)
-    assert torch.equal(weights(train(digits[0])), first)
-    assert not torch.equal(weights(train(digits[0], seed=1)), first)
-    assert not torch.equal(weights(train(digits[0], stream_seed=1)), first)
+    assert torch.equal(weights(train(digits[0], name=name)), first)
+    assert not torch.equal(weights(train(digits[0], name=name, seed=1)), first)
+    assert not torch.equal(weights(train(digits[0], name=name, stream_seed=1)), first)
 
 
-def test_training_leaves_the_global_random_state_alone(digits):
+@pytest.mark.parametrize("name", ["convnet3", DROPOUT])
+def test_training_leaves_the_global_random_state_alone(digits, name):
     torch.manual_seed(5)
     before = torch.random.get_rng_state()
-    train(digits[0], epochs=1)
+    train(digits[0], name=name, epochs=1)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "timm/resnet10t:channels=[16,16,32,32],stem_width=8",
+        "transformers/ResNetConfig:embedding_size=16,hidden_sizes=[16,32],depths=[1,1],layer_type=basic",
+    ],
+)
+def test_models_of_other_libraries_learn_the_digits(digits, name):
+    train_data, test = digits
+    assert evaluate_accuracy(train(train_data, name=name, epochs=30, learning_rate=0.05), test) > 0.5
 
 
 def test_batch_norm_networks_are_scored_with_their_own_statistics(digits):

@@ -8,8 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dim_hf.classifiers import build_classifier, logits_and_features
 from dim_hf.losses import (
+    MATCHING_LOSSES,
     class_loss,
+    class_mean_matching_loss,
     energy_matching_loss,
     generator_loss,
     gradient_penalty,
@@ -17,6 +20,8 @@ from dim_hf.losses import (
     matching_loss,
     pairwise_matching_loss,
     r1_penalty,
+    sample_matching_loss,
+    standardised_matching_loss,
     wasserstein_discriminator_loss,
 )
 
@@ -140,11 +145,88 @@ def test_energy_is_finite_where_images_coincide_or_stand_alone():
     assert (fake.grad[2] == 0).all()
 
 
-@pytest.mark.parametrize("name", ["pairwise", "energy"])
+def test_standardised_by_hand():
+    # Both have two classes, one above the other: standardised, all are (-1, 1) / sqrt(2), whatever their scale.
+    real, fake = torch.tensor([[1.0, 3.0], [0.0, 10.0]]), torch.tensor([[-5.0, 2.0], [4.0, 4.5]])
+    assert standardised_matching_loss(real, fake, torch.zeros(2)).item() == pytest.approx(0.0, abs=1e-6)
+    # The other way round in one of two rows: softmax of (-1, 1) / sqrt(2) is (1 - p, p), p = 1 / (1 + exp(-sqrt 2)).
+    p = 1 / (1 + math.exp(-math.sqrt(2)))
+    expected = p * math.log(p / (1 - p)) + (1 - p) * math.log((1 - p) / p)
+    loss = standardised_matching_loss(real, torch.tensor([[2.0, -5.0], [4.0, 4.5]]), torch.zeros(2))
+    assert loss.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_standardised_is_the_divergence_from_the_real_side():
+    real, fake = torch.randn(5, 4), torch.randn(5, 4)
+
+    def probabilities(logits):
+        return ((logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)).softmax(1)
+
+    p, q = probabilities(real), probabilities(fake)
+    expected = (p * (p / q).log()).sum(1).mean()
+    torch.testing.assert_close(standardised_matching_loss(real, fake, torch.zeros(5)), expected, rtol=1e-4, atol=1e-6)
+
+
+def test_sample_features_by_hand():
+    real, fake = torch.tensor([[3.0, 0.0], [0.0, 4.0]]), torch.tensor([[3.0, 1.0], [2.0, 4.0]])
+    assert sample_matching_loss(real, fake, torch.zeros(2)).item() == pytest.approx((1 + 4) / (9 + 16))
+    maps = sample_matching_loss(real.reshape(2, 1, 1, 2), fake.reshape(2, 1, 1, 2), torch.zeros(2))
+    assert maps.item() == pytest.approx(5 / 25)
+
+
+def test_class_means_by_hand():
+    # One class of two images: r.r' = 1 * 3, f.f' = 2 * 4, and both pairs across, 1 * 4 and 3 * 2, for E r.f = 5.
+    real, fake = torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([[2.0], [4.0], [-9.0]])
+    loss = class_mean_matching_loss(real, fake, torch.tensor([0, 0, 1]))
+    # Over E |r|^2 = (1 + 9) / 2; the image of the other class stands alone and takes no part.
+    assert loss.item() == pytest.approx((3 + 8 - 2 * 5) / 5)
+
+
+def test_class_means_are_estimated_without_bias_and_ask_for_no_collapse():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(256).repeat_interleave(4)
+    centres = torch.randn(256, 8, generator=rng)
+
+    def features(spread, shift=0.0):
+        return (centres + shift)[labels] + spread * torch.randn(len(labels), 8, generator=rng)
+
+    real = features(1.0)
+    losses = [class_mean_matching_loss(real, features(spread), labels).item() for spread in (0.0, 1.0, 2.0)]
+    # The distance of the batch's means would be 0.125, 0.25 and 0.625 of the scale.
+    assert max(map(abs, losses)) < 0.1
+    scale = real.square().sum(1).mean().item()
+    shifted = class_mean_matching_loss(real, features(1.0, shift=1.0), labels).item()
+    assert shifted == pytest.approx(8 / scale, abs=0.1)
+
+
+def test_class_means_see_labels_and_not_scale():
+    labels = torch.arange(2).repeat(32)
+    real = torch.randn(64, 3) + 4 * labels[:, None]
+    swapped = torch.randn(64, 3) + 4 * (1 - labels)[:, None]
+    loss = class_mean_matching_loss(real, swapped, labels)
+    assert loss > 0.5
+    assert class_mean_matching_loss(10 * real, 10 * swapped, labels).item() == pytest.approx(loss.item(), rel=1e-4)
+
+
+def test_losses_combine_by_their_weights_and_features_are_means_over_layers():
+    torch.manual_seed(0)
+    classifier = build_classifier("convnet3", 3, 1, 16).eval().requires_grad_(False)
+    real, fake, labels = torch.randn(6, 1, 16, 16), torch.randn(6, 1, 16, 16), torch.arange(3).repeat(2)
+    alone = {name: matching_loss({name: 1.0}, classifier, real, fake, labels) for name in MATCHING_LOSSES}
+    assert alone["energy"] == energy_matching_loss(classifier(real), classifier(fake), labels)
+    layers = [logits_and_features(classifier, images)[1].values() for images in (real, fake)]
+    means = torch.stack([class_mean_matching_loss(r, f, labels) for r, f in zip(*layers, strict=True)]).mean()
+    assert len(layers[0]) == 3 and alone["features"] == means
+    both = matching_loss({"energy": 0.5, "features": 2.0}, classifier, real, fake, labels)
+    torch.testing.assert_close(both, 0.5 * alone["energy"] + 2 * alone["features"])
+
+
+@pytest.mark.parametrize("name", MATCHING_LOSSES)
 def test_matching_reaches_the_generated_images_alone(name):
-    classifier = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).requires_grad_(False)
-    real = torch.randn(6, 1, 2, 2, requires_grad=True)
-    fake = torch.randn(6, 1, 2, 2, requires_grad=True)
-    matching_loss(name, classifier, real, fake, torch.arange(3).repeat(2)).backward()
-    assert real.grad is None and fake.grad.abs().sum() > 0
+    torch.manual_seed(0)
+    classifier = build_classifier("convnet3", 3, 1, 8).eval().requires_grad_(False)
+    real = torch.randn(6, 1, 8, 8, requires_grad=True)
+    fake = torch.randn(6, 1, 8, 8, requires_grad=True)
+    matching_loss({name: 1.0}, classifier, real, fake, torch.arange(3).repeat(2)).backward()
+    assert real.grad is None and fake.grad.abs().sum() > 0 and torch.isfinite(fake.grad).all()
     assert all(p.grad is None for p in classifier.parameters())

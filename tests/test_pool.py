@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from transformers import ResNetConfig
 
+from dim_hf.classifiers.external import find_source, plan
 from dim_hf.data import load_image_data, normalise
 from dim_hf.pool import PoolRecipe, build_pool
 
@@ -18,8 +20,8 @@ def digits(tmp_path_factory):
 
 @pytest.fixture
 def build(digits, tmp_path):
-    def build(names=("convnet3",), recipe=RECIPE, seed=0, data=digits):
-        return build_pool(names, data, recipe, seed=seed, cache_dir=tmp_path, device=DEVICE, show_progress=False)
+    def build(entries=("convnet3",), recipe=RECIPE, seed=0, data=digits):
+        return build_pool(entries, data, recipe, seed=seed, cache_dir=tmp_path, device=DEVICE, show_progress=False)
 
     return build
 
@@ -68,14 +70,57 @@ def test_whatever_decides_a_network_is_part_of_its_key(build, digits, tmp_path):
     build(recipe=PoolRecipe(steps=61, snapshots=3, batch_size=32))
     build(seed=5)
     build(data=digits.select(torch.arange(500)))
-    build(names=("resnet10",), recipe=PoolRecipe(steps=2, snapshots=1, batch_size=4))
+    build(entries=("resnet10",), recipe=PoolRecipe(steps=2, snapshots=1, batch_size=4))
     assert len(list((tmp_path / "pool").iterdir())) == 5
 
 
 def test_a_name_given_twice_is_two_networks(build):
     recipe = PoolRecipe(steps=2, snapshots=1, batch_size=4)
-    first, second = build(names=("convnet3", "convnet3"), recipe=recipe)
+    first, second = build(entries=("convnet3", "convnet3"), recipe=recipe)
     assert not torch.equal(weights(first), weights(second))
+
+
+TINY_RESNET = "transformers/ResNetConfig:embedding_size=8,hidden_sizes=[8,8],depths=[1,1],layer_type=basic"
+DROPOUT = "timm/mobilenetv3_small_050:drop_rate=0.5"
+SHORT = PoolRecipe(steps=2, snapshots=2, batch_size=8)
+
+
+@pytest.mark.parametrize("name", [TINY_RESNET, DROPOUT])
+def test_models_of_other_libraries_are_cached_under_plain_file_names(build, tmp_path, name):
+    first = build(entries=(name,), recipe=SHORT)
+    (file,) = (tmp_path / "pool").iterdir()
+    assert file.parent == tmp_path / "pool" and not set(file.name) & set('/:=[],"')
+    second = build(entries=(name,), recipe=SHORT)
+    assert all(torch.equal(weights(a), weights(b)) for a, b in zip(first, second, strict=True))
+    file.unlink()
+    # What dropout draws is decided by the seed as well.
+    torch.rand(3)
+    again = build(entries=(name,), recipe=SHORT)
+    assert all(torch.equal(weights(a), weights(b)) for a, b in zip(first, again, strict=True))
+
+
+def test_a_weight_repeats_the_snapshots_of_one_network(build, tmp_path):
+    pool = build(entries=("convnet3@2", TINY_RESNET), recipe=SHORT)
+    plain = build(entries=("convnet3",), recipe=SHORT)
+    assert len(pool) == 2 * len(plain) + 1 and len(plain) == 1
+    assert pool[0] is pool[1] and torch.equal(weights(pool[0]), weights(plain[0]))
+    assert len(list((tmp_path / "pool").iterdir())) == 2
+
+
+def test_a_network_is_shared_wherever_its_name_stands(build, tmp_path):
+    build(entries=("convnet3", TINY_RESNET), recipe=SHORT)
+    build(entries=(TINY_RESNET, "convnet3"), recipe=SHORT)
+    assert len(list((tmp_path / "pool").iterdir())) == 2
+
+
+def test_what_a_local_folder_holds_is_part_of_its_key(build, tmp_path):
+    folder = tmp_path / "model"
+    ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic").save_pretrained(folder)
+    first = weights(build(entries=(f"transformers/{folder}",), recipe=SHORT)[-1])
+    find_source.cache_clear()
+    plan.cache_clear()
+    ResNetConfig(embedding_size=4, hidden_sizes=[8, 8], depths=[1, 1], layer_type="basic").save_pretrained(folder)
+    assert len(weights(build(entries=(f"transformers/{folder}",), recipe=SHORT)[-1])) != len(first)
 
 
 def test_nothing_half_written_is_left(build, tmp_path):
@@ -83,8 +128,14 @@ def test_nothing_half_written_is_left(build, tmp_path):
     assert [path.suffix for path in (tmp_path / "pool").iterdir()] == [".safetensors"]
 
 
-def test_empty_and_unknown(build):
+def test_empty_and_wrong_entries_are_refused_before_any_training(build, tmp_path):
     with pytest.raises(ValueError, match="`pool` is empty"):
-        build(names=())
+        build(entries=())
     with pytest.raises(ValueError, match="convnett3.*convnet3"):
-        build(names=("convnett3",))
+        build(entries=("convnet3", "convnett3"))
+    for entry in ("convnet3@0", "convnet3@1.5", "convnet3@"):
+        with pytest.raises(ValueError, match=f"'{entry}' has the weight .*; it must be a whole number from 1"):
+            build(entries=(entry,))
+    with pytest.raises(ValueError, match="takes no images of 30 pixels"):
+        build(entries=("convnet3", "timm/mixer_s32_224:input_size=30"))
+    assert not (tmp_path / "pool").exists()

@@ -25,7 +25,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from dim_hf.checkpointing import check_output_dir
-from dim_hf.classifiers import build_classifier
+from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.deployment import DeploymentRecipe, Stream, evaluate_accuracy, train_classifier
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> list[Row]:
         args.epochs, args.train_batch_size, args.learning_rate, mixed_precision=accelerator.mixed_precision
     )
     for name in args.classifiers:
-        build_classifier(name, num_classes=2)
+        check_classifier(name)
     if wrong := [ipc for ipc in args.ipc if ipc < 1]:
         raise ValueError(f"`--ipc` is {wrong[0]}; it must be at least 1.")
     for name, values in {"ipc": args.ipc, "seeds": args.seeds, "classifiers": args.classifiers}.items():
@@ -138,6 +138,8 @@ def main(args: argparse.Namespace) -> list[Row]:
         pipeline.to(accelerator.device)
         pipeline.set_progress_bar_config(disable=True)
     train, test = load_splits(args, pipelines[GENERATED], accelerator, training)
+    for name in args.classifiers:
+        check_classifier(name, test.channels, test.size)
     if accelerator.is_main_process:
         # A new evaluation takes the place of an older one.
         check_output_dir(output_dir, 2**20, resuming=True)

@@ -42,11 +42,12 @@ from dim_hf.checkpointing import (
     replace_pipeline,
     save_checkpoint,
 )
-from dim_hf.classifiers import CLASSIFIERS
+from dim_hf.classifiers import CLASSIFIERS, check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.decoding import default_cache_dir
 from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.losses import (
+    FEATURE_LOSSES,
     MATCHING_LOSSES,
     class_loss,
     generator_loss,
@@ -58,7 +59,7 @@ from dim_hf.losses import (
 )
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.pool import PoolRecipe, build_pool
+from dim_hf.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.publishing import local_or_hub, prepare_repository
 from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
 from dim_hf.streaming import GeneratedStream, ShuffledOrder
@@ -136,16 +137,27 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     matching.add_argument("--num_match_epochs", type=int, help="length of phase 2; 0: a plain conditional GAN")
     matching.add_argument("--max_match_steps", type=int, help="length of phase 2, instead of epochs")
     matching.add_argument("--match_learning_rate", type=float, help="of both networks in phase 2")
-    matching.add_argument("--match_loss", choices=sorted(MATCHING_LOSSES))
+    matching.add_argument(
+        "--match_loss",
+        nargs="+",
+        metavar="LOSS[=WEIGHT]",
+        help=f"any of {', '.join(MATCHING_LOSSES)}, as in: energy=1 features=0.1",
+    )
     matching.add_argument("--match_weight", type=float)
     matching.add_argument("--match_interval", type=int, help="steps from one matching loss to the next")
-    matching.add_argument("--pool", nargs="+", metavar="CLASSIFIER", help=f"any of {', '.join(CLASSIFIERS)}")
+    matching.add_argument(
+        "--pool",
+        nargs="+",
+        metavar="CLASSIFIER[@WEIGHT]",
+        help=f"any of {', '.join(CLASSIFIERS)}, timm/<model>, transformers/<config class, hub id or folder>; one with "
+        f"@2 is drawn twice as often",
+    )
     matching.add_argument("--pool_steps", type=int, help="training steps of a pool network until its last snapshot")
     matching.add_argument("--pool_snapshots", type=int, default=6, help="snapshots of each pool network")
 
     validation = parser.add_argument_group("validation (a short deployment, scored on the part held out of train)")
     validation.add_argument("--validation_steps", type=int, help="default: eight times in a run")
-    validation.add_argument("--validation_classifier", default="convnet3", choices=CLASSIFIERS)
+    validation.add_argument("--validation_classifier", default="convnet3", help="as in --pool")
     validation.add_argument("--validation_ipc", type=int, default=10, help="images per class and epoch")
     validation.add_argument("--validation_epochs", type=int, default=100)
 
@@ -162,7 +174,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         if getattr(given, epochs) is not None:
             defaults.pop(steps, None)
     parser.set_defaults(**defaults)
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    args.match_loss = args.match_loss if isinstance(args.match_loss, str) else " ".join(args.match_loss)
+    return args
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -187,9 +201,40 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(f"`--ema_decay` is {args.ema_decay}; it must be from 0 to below 1.")
     if args.resolution is not None:
         doublings(args.resolution)
-    unknown = [name for name in args.pool if name not in CLASSIFIERS]
-    if unknown:
-        raise ValueError(f"`--pool` has {', '.join(unknown)}; valid are {', '.join(CLASSIFIERS)}.")
+    matching_weights(args.match_loss)
+    check_classifiers(args)
+
+
+def matching_weights(text: str) -> dict[str, float]:
+    """The factors of `--match_loss`, `name` or `name=weight` each."""
+    weights: dict[str, float] = {}
+    for part in text.split():
+        name, equals, number = part.partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if name not in MATCHING_LOSSES:
+            raise ValueError(f"`--match_loss` has {name!r}; valid are {', '.join(MATCHING_LOSSES)}.")
+        if not 0 < weight < math.inf:
+            raise ValueError(f"`--match_loss` has {part!r}; the weight of a loss must be a number above 0.")
+        if name in weights:
+            raise ValueError(f"`--match_loss` names {name!r} twice.")
+        weights[name] = weight
+    return weights
+
+
+def check_classifiers(args: argparse.Namespace, data: ImageData | None = None) -> None:
+    """Refuses classifiers by their names alone, or, where the data is known, by what images they take."""
+    shape = (data.channels, data.size) if data else ()
+    features = bool(FEATURE_LOSSES.keys() & matching_weights(args.match_loss))
+    for flag, entries in (("pool", args.pool), ("validation_classifier", [args.validation_classifier])):
+        for entry in entries:
+            try:
+                name = split_entry(entry)[0] if flag == "pool" else entry
+                check_classifier(name, *shape, features=features and flag == "pool")
+            except ValueError as error:
+                raise ValueError(f"`--{flag}`: {error}") from error
 
 
 def main(args: argparse.Namespace) -> None:
@@ -222,6 +267,7 @@ def main(args: argparse.Namespace) -> None:
             max_samples=args.max_train_samples,
             revision=args.revision,
         )
+    check_classifiers(args, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
 
     # 2. Networks, their average and their optimisers.
@@ -322,6 +368,7 @@ def main(args: argparse.Namespace) -> None:
     schedule = learning_rate_schedule(args.lr_scheduler, args.lr_warmup_steps, adversarial_steps)
     order = ShuffledOrder(len(train), args.seed, accelerator.device)
     noise = torch.Generator(accelerator.device)
+    match_weights = matching_weights(args.match_loss)
     stop = catch_signals()
     means = RunningMeans()
     started = time.perf_counter() - progress["seconds"]
@@ -392,7 +439,7 @@ def main(args: argparse.Namespace) -> None:
                 classifier = rng.choice(pool)
                 with accelerator.autocast():
                     losses["matching"] = matching_loss(
-                        args.match_loss, classifier, augment(images), augment(fake_images), labels
+                        match_weights, classifier, augment(images), augment(fake_images), labels
                     )
                 total_loss = total_loss + args.match_weight * losses["matching"]
             accelerator.backward(total_loss)

@@ -55,6 +55,8 @@ class Stream(Protocol):
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
 
+# Initial weights and dropout draw from the global generator.
+@torch.random.fork_rng(devices=[])
 def train_classifier(
     stream: Stream,
     name: str,
@@ -74,16 +76,15 @@ def train_classifier(
         name (`str`): A classifier that [`build_classifier`] knows.
         recipe ([`DeploymentRecipe`]): How.
         channels (`int`), size (`int`): Of the images.
-        seed (`int`): Seeds the weights and the crops; with the stream it decides the result.
+        seed (`int`): Seeds the weights, the crops and any dropout; with the stream it decides the result.
         device (`torch.device`): Where the classifier is trained.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
 
     Returns:
         The classifier after the last epoch, in `eval()`.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        classifier = build_classifier(name, stream.num_classes, channels, size)
+    torch.manual_seed(seed)
+    classifier = build_classifier(name, stream.num_classes, channels, size)
     classifier.to(device).train()
     optimizer = torch.optim.SGD(
         classifier.parameters(),

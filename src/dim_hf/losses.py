@@ -6,6 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .classifiers import logits_and_features
+
 
 def hinge_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
     """Hinge loss of the discriminator (arXiv 1802.05957, eq. 16). Logits of shape `(batch_size,)`."""
@@ -93,25 +95,111 @@ def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return ((first[:, None, :] - second[None, :, :]).square().sum(dim=2) + 1e-8).sqrt()
 
 
-MATCHING_LOSSES: dict[str, Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]] = {
+def standardised_matching_loss(
+    real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    Kullback-Leibler divergence `KL(real || fake)` between the softmax of the i-th real and that of the i-th generated
+    image, whose logits are standardised first to mean 0 and standard deviation 1 over the classes (arXiv 2501.04202;
+    the standardisation is that of arXiv 2403.01427). What counts is how the classes relate, not how sure the network
+    is. Like the other pairwise loss it is least when every generated image has its class's mean probabilities.
+
+    Args:
+        real_logits, fake_logits (`torch.Tensor` of shape `(batch_size, num_classes)`): A pool network's logits.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches; the pairing already uses them.
+    """
+    real, fake = (
+        ((logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)).log_softmax(dim=1)
+        for logits in (real_logits, fake_logits)
+    )
+    return F.kl_div(fake, real, reduction="batchmean", log_target=True)
+
+
+def class_mean_matching_loss(
+    real_features: torch.Tensor, fake_features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    Squared distance between the mean real and the mean generated features of each class (arXiv 2404.17732), over the
+    mean squared length of the real features, so that layers of any scale and size weigh alike.
+
+    The distance of the two means of a batch also counts how widely the generated images of a class are spread, which
+    would favour collapse. It is estimated without that bias: `E r.r' + E f.f' - 2 E r.f` over the pairs of different
+    images that share a label, which can be below 0. An image whose label occurs once in the batch takes no part.
+
+    Args:
+        real_features, fake_features (`torch.Tensor` of shape `(batch_size, ...)`): The outputs of one layer.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
+    """
+    real, fake = real_features.flatten(1), fake_features.flatten(1)
+    others = (labels[:, None] == labels[None, :]).fill_diagonal_(False)
+    within = others / others.sum(dim=1).clamp(min=1)[:, None]
+    products = real @ real.T + fake @ fake.T - real @ fake.T - fake @ real.T
+    taking_part = others.any(dim=1)
+    scale = (real.detach().square().sum(dim=1) * taking_part).sum()
+    return (within * products).sum() / scale.clamp(min=1e-6)
+
+
+def sample_matching_loss(
+    real_features: torch.Tensor, fake_features: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    Squared distance between the features of the i-th real and the i-th generated image, which share a label (arXiv
+    2404.17732), over the mean squared length of the real features. Like [`pairwise_matching_loss`], it is least when
+    every generated image has the mean features of its class.
+
+    Args:
+        real_features, fake_features (`torch.Tensor` of shape `(batch_size, ...)`): The outputs of one layer.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches; the pairing already uses them.
+    """
+    return (fake_features - real_features).square().sum() / real_features.detach().square().sum().clamp(min=1e-6)
+
+
+LogitsOrFeaturesLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
+# Of the logits, and of the outputs of several layers, over which the loss is averaged.
+LOGIT_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
     "pairwise": pairwise_matching_loss,
     "energy": energy_matching_loss,
+    "standardised": standardised_matching_loss,
 }
+FEATURE_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
+    "features": class_mean_matching_loss,
+    "sample_features": sample_matching_loss,
+}
+MATCHING_LOSSES = (*LOGIT_LOSSES, *FEATURE_LOSSES)
 
 
 def matching_loss(
-    name: str, classifier: nn.Module, real_images: torch.Tensor, fake_images: torch.Tensor, labels: torch.Tensor
+    weights: dict[str, float],
+    classifier: nn.Module,
+    real_images: torch.Tensor,
+    fake_images: torch.Tensor,
+    labels: torch.Tensor,
 ) -> torch.Tensor:
     """
     Matching loss of one pool network on a real and a generated batch of the same labels.
 
     Args:
-        name (`str`): `"pairwise"` (the paper's) or `"energy"`.
+        weights (`dict[str, float]`): Factors of `"pairwise"` (the paper's), `"energy"` and `"standardised"`, which
+            compare logits, and of `"features"` and `"sample_features"`, which compare what the classifier's
+            `feature_layers` give.
         classifier: Maps images in [-1, 1] to logits of shape `(batch_size, num_classes)`; its weights get no gradient.
         real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
             In [-1, 1], both under one shared augmentation.
         labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
     """
+    forward = logits_and_features if weights.keys() & FEATURE_LOSSES.keys() else lambda c, images: (c(images), {})
     with torch.no_grad():
-        real_logits = classifier(real_images)
-    return MATCHING_LOSSES[name](real_logits.float(), classifier(fake_images).float(), labels)
+        real_logits, real_features = forward(classifier, real_images)
+    fake_logits, fake_features = forward(classifier, fake_images)
+    total = torch.zeros((), device=labels.device)
+    for name, weight in weights.items():
+        if name in LOGIT_LOSSES:
+            loss = LOGIT_LOSSES[name](real_logits.float(), fake_logits.float(), labels)
+        else:
+            layers = [
+                FEATURE_LOSSES[name](real_features[layer].float(), fake_features[layer].float(), labels)
+                for layer in fake_features
+            ]
+            loss = torch.stack(layers).mean()
+        total = total + weight * loss
+    return total

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from .augmentation import draw_augmentation
-from .classifiers import build_classifier
+from .classifiers import build_classifier, check_classifier, local_fingerprint
 from .data import ImageData, normalise
 
 
@@ -59,8 +60,24 @@ class PoolRecipe:
         return sorted({round(first * ratio**i) for i in range(self.snapshots)})
 
 
+def split_entry(entry: str) -> tuple[str, int]:
+    """
+    The classifier and the weight of an entry of a pool, `name` or `name@weight`.
+
+    Raises:
+        ValueError: If the weight is no whole number from 1, or the classifier's name is wrong.
+    """
+    name, at, weight = entry.rpartition("@")
+    if not at:
+        name, weight = entry, "1"
+    if not weight.isdecimal() or int(weight) < 1:
+        raise ValueError(f"{entry!r} has the weight {weight!r}; it must be a whole number from 1, as in convnet3@2.")
+    check_classifier(name)
+    return name, int(weight)
+
+
 def build_pool(
-    names: Sequence[str],
+    entries: Sequence[str],
     data: ImageData,
     recipe: PoolRecipe,
     *,
@@ -73,56 +90,67 @@ def build_pool(
     Trains the networks of a pool, or reads them from the cache, and returns their snapshots, frozen and in `eval()`.
 
     Args:
-        names: Classifiers, as [`build_classifier`] knows them; a name given twice is two networks.
+        entries: Classifiers, as [`build_classifier`] knows them; a name given twice is two networks. `name@weight`,
+            with a whole number, lists each snapshot so many times: one drawn from the list is of `convnet3@2` twice
+            as often as of `resnet18`.
         data: The real training images.
-        seed: Seeds the weights and the order of the images; the i-th network has `seed + i`.
-        cache_dir: Folder of the cache. A file is keyed by the data's fingerprint, name, seed and recipe.
+        seed: Seeds the weights and the order of the images; the second network of one name has `seed + 1`, and so on.
+        cache_dir: Folder of the cache, which runs share. A file is keyed by the data's fingerprint, name, seed and
+            recipe, and by what a local folder holds that a name points to.
 
     Raises:
-        ValueError: If `names` is empty or holds an unknown name.
+        ValueError: If `entries` is empty or one is wrong, before anything is trained.
     """
-    if not names:
+    if not entries:
         raise ValueError("`pool` is empty; matching needs at least one classifier.")
+    named = [split_entry(entry) for entry in entries]
+    for name, _ in named:
+        check_classifier(name, data.channels, data.size)
     pool = []
-    for i, name in enumerate(names):
-        path = _cache_file(name, data, recipe, seed + i, Path(cache_dir))
+    for i, (name, weight) in enumerate(named):
+        own_seed = seed + [other for other, _ in named[:i]].count(name)
+        path = _cache_file(name, data, recipe, own_seed, Path(cache_dir))
         if not path.exists():
-            _train_snapshots(name, data, recipe, seed + i, path, device, show_progress)
+            _train_snapshots(name, data, recipe, own_seed, path, device, show_progress)
         weights = load_file(path)
         for step in recipe.snapshot_steps():
             prefix = f"{step}/"
             network = build_classifier(name, data.num_classes, data.channels, data.size)
             network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-            pool.append(network.to(device).eval().requires_grad_(False))
+            pool += [network.to(device).eval().requires_grad_(False)] * weight
     return pool
 
 
 def _cache_file(name: str, data: ImageData, recipe: PoolRecipe, seed: int, cache_dir: Path) -> Path:
-    key = json.dumps([POOL_FORMAT, data.fingerprint, name, seed, asdict(recipe)])
-    return cache_dir / "pool" / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:16]}.safetensors"
+    key = [POOL_FORMAT, data.fingerprint, name, seed, asdict(recipe)]
+    if folder := local_fingerprint(name):
+        key.append(folder)
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_dir / "pool" / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:80]}-{digest}.safetensors"
 
 
 def _train_snapshots(
     name: str, data: ImageData, recipe: PoolRecipe, seed: int, path: Path, device: torch.device, show_progress: bool
 ) -> None:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = build_classifier(name, data.num_classes, data.channels, data.size).to(device).train()
-    optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
     order = torch.Generator(data.labels.device).manual_seed(seed)
     rng = random.Random(seed)
     stages = set(recipe.snapshot_steps())
     weights: dict[str, torch.Tensor] = {}
-    for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):
-        indices = torch.randint(len(data), (recipe.batch_size,), generator=order, device=data.labels.device)
-        images, labels = data.batch(indices)
-        augment = draw_augmentation(recipe.augmentation, data.size, rng)
-        loss = F.cross_entropy(network(augment(normalise(images))), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        if step in stages:
-            weights |= {f"{step}/{k}": v.detach().cpu().clone() for k, v in network.state_dict().items()}
+    # Dropout draws from the global generators, as initial weights do.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        network = build_classifier(name, data.num_classes, data.channels, data.size).to(device).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
+        for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):
+            indices = torch.randint(len(data), (recipe.batch_size,), generator=order, device=data.labels.device)
+            images, labels = data.batch(indices)
+            augment = draw_augmentation(recipe.augmentation, data.size, rng)
+            loss = F.cross_entropy(network(augment(normalise(images))), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step in stages:
+                weights |= {f"{step}/{k}": v.detach().cpu().clone() for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as aside:
         save_file(weights, Path(aside) / path.name)

@@ -18,6 +18,7 @@ from dim_hf.pipelines.pipeline_dim import DiMPipeline
 
 
 SCRIPT = Path(train_dim.__file__)
+TINY_RESNET = "transformers/ResNetConfig:embedding_size=8,hidden_sizes=[8,8],depths=[1,1],layer_type=basic"
 TINY = [
     "--max_train_steps", "6", "--max_match_steps", "4", "--train_batch_size", "8", "--logging_steps", "2",
     "--validation_steps", "100", "--validation_epochs", "1", "--validation_ipc", "1", "--checkpointing_steps", "100",
@@ -184,6 +185,9 @@ def test_ema_off_keeps_the_generator_itself(tiny, tmp_path):
         ["--adversarial_loss", "wgan-gp", "--max_grad_norm", "1"],
         ["--r1_weight", "1", "--r1_interval", "2", "--augmentation", "shift", "cutout", "color"],
         ["--match_loss", "pairwise", "--match_interval", "2"],
+        ["--match_loss", "energy=1", "features=0.1"],
+        ["--match_loss", "standardised"],
+        ["--match_loss", "sample_features", "--pool", "convnet3@2", TINY_RESNET],
         ["--lr_scheduler", "cosine", "--lr_warmup_steps", "2"],
     ],
 )
@@ -224,6 +228,18 @@ def test_accelerate_launch(tiny, tmp_path):
         (["--label_column", "class"], "class.*label"),
         (["--resolution", "30"], "`resolution` 30 .* nearest are 28 and 32"),
         (["--pool", "resnet19"], "resnet19.*resnet18"),
+        (
+            ["--pool", "timm/resnet_18"],
+            "`--pool`: classifier 'timm/resnet_18' is unknown; the nearest are timm/resnet18",
+        ),
+        (["--pool", "convnet3@0"], "`--pool`: 'convnet3@0' has the weight '0'; it must be a whole number from 1"),
+        (["--pool", "timm/mixer_s32_224:input_size=30"], "`--pool`: .* takes no images of 30 pixels"),
+        (["--pool", "timm/coat_tiny:input_size=32", "--match_loss", "features"], "names no intermediate features"),
+        (["--validation_classifier", "resnet_18"], "`--validation_classifier`: .*'resnet_18' is unknown"),
+        (["--match_loss", "kl"], "`--match_loss` has 'kl'; valid are pairwise, energy, standardised, features"),
+        (["--match_loss", "energy=0"], "`--match_loss` has 'energy=0'; the weight of a loss must be a number above 0"),
+        (["--match_loss", "energy=much"], "`--match_loss` has 'energy=much'; the weight"),
+        (["--match_loss", "energy", "energy=2"], "`--match_loss` names 'energy' twice"),
         (["--train_batch_size", "0"], "`--train_batch_size` is 0"),
         (["--match_weight", "-1"], "`--match_weight` is -1"),
         (["--validation_fraction", "1"], "`--validation_fraction` is 1"),
@@ -243,6 +259,13 @@ def test_epochs_win_over_the_steps_of_a_preset_and_steps_over_its_epochs():
     assert (args.num_match_epochs, args.max_match_steps) == (0, None)
     args = train_dim.parse_args(["--preset", "paper", "--max_train_steps", "7"])
     assert (args.num_train_epochs, args.max_train_steps, args.learning_rate) == (150, 7, 1e-4)
+
+
+def test_a_loss_alone_is_the_same_setting_as_in_a_preset(tiny, tmp_path):
+    # A checkpoint of a run that named none goes on under the same flag given.
+    assert train_dim.parse_args([]).match_loss == train_dim.parse_args(["--match_loss", "energy"]).match_loss
+    args = train_dim.parse_args(["--match_loss", "energy=1", "features=0.1"])
+    assert train_dim.matching_weights(args.match_loss) == {"energy": 1.0, "features": 0.1}
 
 
 def test_unknown_preset_lists_the_presets(tiny, capsys):

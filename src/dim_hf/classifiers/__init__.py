@@ -1,7 +1,16 @@
 """
-The classifiers of the field, by name. They judge generators in the pool and are trained in deployment.
+Classifiers by name: those of the field, and any of timm and transformers. They judge generators in the matching pool
+and are trained in deployment.
 
-Names of other libraries (`timm/...`, `transformers/...`) would be told apart in `build_classifier` by their prefix.
+    convnet3, resnet10, resnet18, resnet10_ap, resnet18_ap
+    timm/<model>                            timm/resnet18, timm/resnet18.a1_in1k
+    transformers/<config class>             transformers/ResNetConfig
+    transformers/<hub id or local folder>   transformers/microsoft/resnet-18
+
+Options of a model follow a colon: `timm/vit_tiny_patch16_224:patch_size=2,drop_path_rate=0.1`,
+`transformers/ResNetConfig:depths=[1,1],hidden_sizes=[16,32]`. They are arguments of the timm model or attributes of
+the transformers config; a value is JSON or a word. Two are known to every model of both libraries: `pretrained=true`
+starts from published weights instead of random ones, and `input_size=N` resizes the images to N pixels.
 """
 
 import difflib
@@ -9,8 +18,12 @@ import difflib
 from torch import nn
 
 from .convnet import ConvNet
+from .features import logits_and_features
+from .names import LIBRARIES, local_fingerprint, split_name
 from .resnet import ResNet
 
+
+__all__ = ["CLASSIFIERS", "build_classifier", "check_classifier", "local_fingerprint", "logits_and_features"]
 
 CLASSIFIERS: tuple[str, ...] = ("convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
 
@@ -19,24 +32,63 @@ def build_classifier(name: str, num_classes: int, channels: int = 3, size: int =
     """
     A freshly initialised classifier.
 
+    A model of timm or transformers is fitted to images of less than half the size that it was designed for: one that
+    cuts images into patches gets smaller ones, any other a stem that keeps the size (its first convolution without
+    stride, its pooling left out). Where that cannot be, the images are enlarged inside the module, as little as the
+    model allows. With `pretrained=true` the model stays as it is; the images are resized and normalised as its weights
+    were trained.
+
     Args:
-        name (`str`): One of `CLASSIFIERS`.
+        name (`str`): One of `CLASSIFIERS`, or a model of timm or transformers with its options, as this module's
+            description has it.
         num_classes (`int`): Number of classes.
-        channels (`int`, *optional*, defaults to 3): Channels of the images.
-        size (`int`, *optional*, defaults to 32): Height and width of the images, 8 or more.
+        channels (`int`, *optional*, defaults to 3): Channels of the images. Grey ones are repeated inside the module
+            where a model takes three channels alone.
+        size (`int`, *optional*, defaults to 32): Height and width of the images; 8 or more for `CLASSIFIERS`.
 
     Returns:
         A module from images `(batch_size, channels, size, size)` in [-1, 1] to logits `(batch_size, num_classes)`.
+        [`logits_and_features`] gives the outputs of the submodules that its `feature_layers` name, too.
 
     Raises:
-        ValueError: If the name is unknown, listing the valid ones, nearest first, or if the size is below 8.
+        ValueError: If the name or an option is unknown, listing valid ones, nearest first, or if the model takes no
+            images of this size or number of channels, saying which it does take.
     """
-    if name not in CLASSIFIERS:
-        nearest = difflib.get_close_matches(name, CLASSIFIERS, n=len(CLASSIFIERS), cutoff=0)
-        raise ValueError(f"classifier {name!r} is unknown; valid are {', '.join(nearest)}.")
-    if size < 8:
-        raise ValueError(f"`size` is {size}; {name} takes images of 8 pixels or more.")
+    check_classifier(name, channels, size)
+    if split_name(name)[0] in LIBRARIES:
+        from .external import build_external
+
+        return build_external(name, num_classes, channels, size)
     if name == "convnet3":
         return ConvNet(num_classes, channels, size)
     blocks = 1 if name.startswith("resnet10") else 2
     return ResNet(num_classes, channels, blocks, average_pool=name.endswith("_ap"))
+
+
+def check_classifier(
+    name: str, channels: int | None = None, size: int | None = None, *, features: bool = False
+) -> None:
+    """
+    Raises what [`build_classifier`] would raise, without making any weights. Without `channels` and `size` only the
+    name is looked at, and nothing is read from a network. With `features` a model that names no intermediate features
+    is refused, too.
+    """
+    library, _, options = split_name(name)
+    if library in LIBRARIES:
+        # timm and transformers take seconds to import.
+        from .external import check_external_name, plan
+
+        check_external_name(name)
+        if channels is not None and size is not None:
+            layers = plan(name, channels, size).feature_layers
+            if features and not layers:
+                raise ValueError(f"classifier {name!r} names no intermediate features; match its logits alone.")
+        return
+    if name not in CLASSIFIERS:
+        nearest = difflib.get_close_matches(name, CLASSIFIERS, n=len(CLASSIFIERS), cutoff=0)
+        raise ValueError(
+            f"classifier {name!r} is unknown; valid are {', '.join(nearest)}{' without options' if options else ''}, "
+            f"timm/<model> and transformers/<config class, hub id or folder>."
+        )
+    if size is not None and size < 8:
+        raise ValueError(f"`size` is {size}; {name} takes images of 8 pixels or more.")

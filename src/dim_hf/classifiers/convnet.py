@@ -31,6 +31,7 @@ class ConvNet(nn.Sequential):
             layers.append(nn.AdaptiveAvgPool2d(4))
             size = 4
         super().__init__(*layers, nn.Flatten(), nn.Linear(width * size**2, num_classes))
+        self.feature_layers = ("3", "7", "11")  # The blocks' outputs.
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(batch_size, channels, size, size)` in [-1, 1] to logits `(batch_size, num_classes)`."""

@@ -43,13 +43,16 @@ class ResNet(nn.Sequential):
 
     def __init__(self, num_classes: int, channels: int, blocks_per_stage: int, average_pool: bool):
         layers: list[nn.Module] = [nn.Conv2d(channels, 32, 3, padding=1, bias=False), nn.BatchNorm2d(32), nn.ReLU()]
+        stage_ends = []
         in_channels = 32
         for stage, width in enumerate((32, 64, 128, 256)):
             for block in range(blocks_per_stage):
                 stride = 2 if stage > 0 and block == 0 else 1
                 layers.append(BasicBlock(in_channels, width, stride, average_pool))
                 in_channels = width
+            stage_ends.append(str(len(layers) - 1))
         super().__init__(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(in_channels, num_classes))
+        self.feature_layers = tuple(stage_ends)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(batch_size, channels, size, size)` in [-1, 1] to logits `(batch_size, num_classes)`."""

@@ -1,0 +1,54 @@
+"""The parts of a classifier's name: library, model and options."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+
+LIBRARIES = ("timm", "transformers")
+
+
+def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
+    """
+    Splits `library/model:option=value,option=value`.
+
+    Returns:
+        The library, `""` for the field's own networks; the model; its options, their values read as JSON where they
+        are JSON and left as words where they are not.
+
+    Raises:
+        ValueError: If an option has no value.
+    """
+    library, _, rest = name.partition("/")
+    if library not in LIBRARIES:
+        library, rest = "", name
+    model, colon, text = rest.partition(":")
+    options: dict[str, Any] = {}
+    # A comma inside a list is followed by no `option=`.
+    for part in re.split(r",(?=\w+=)", text) if colon else []:
+        option, equals, value = part.partition("=")
+        if not (option and equals and value):
+            raise ValueError(f"classifier {name!r} has the option {part!r}; options are `:option=value,option=value`.")
+        try:
+            options[option] = json.loads(value)
+        except json.JSONDecodeError:
+            options[option] = {"True": True, "False": False}.get(value, value)
+    return library, model, options
+
+
+def local_fingerprint(name: str) -> str | None:
+    """
+    A hash of what `transformers/<local folder>` stands for; `None` for any other name, which means the same
+    everywhere. Of the weights it takes part only what `pretrained=true` reads.
+    """
+    library, model, options = split_name(name)
+    folder = Path(model)
+    if library != "transformers" or not folder.is_dir():
+        return None
+    read = ["config.json", *(["preprocessor_config.json", "*.safetensors"] if options.get("pretrained") else [])]
+    digest = hashlib.sha256()
+    for path in sorted(path for pattern in read for path in folder.glob(pattern)):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
