@@ -19,7 +19,7 @@ from pathlib import Path
 
 import datasets
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.utils import httpx
 from tqdm.auto import tqdm
@@ -60,8 +60,8 @@ def main(args: argparse.Namespace) -> None:
             "`--push_to_hub` needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or give "
             "--hub_token."
         )
-    state = PartialState()
-    pipe = DiMPipeline.from_pretrained(args.pipeline).to(state.device)
+    accelerator = Accelerator()
+    pipe = DiMPipeline.from_pretrained(args.pipeline).to(accelerator.device)
     label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
     dataset = DiMDataset(
         pipe,
@@ -79,29 +79,29 @@ def main(args: argparse.Namespace) -> None:
         **{name: getattr(args, name) for name in ("ipc", "seed", "max_attempts", "noise_scale", "shard_size")},
     }
     config = pipe.generator.config
-    if state.is_main_process:
+    if accelerator.is_main_process:
         check_options(output_dir, options)
         left = len(dataset) - args.shard_size * len(list(output_dir.glob("data/*.parquet")))
         check_output_dir(output_dir, max(0, left) * config.out_channels * config.sample_size**2, resuming=True)
-    with lock_output_dir(output_dir) if state.is_main_process else contextlib.nullcontext():
-        repo_id = create_repository(args) if args.push_to_hub and state.is_main_process else None
+    with lock_output_dir(output_dir) if accelerator.is_main_process else contextlib.nullcontext():
+        repo_id = create_repository(args) if args.push_to_hub and accelerator.is_main_process else None
 
         # 2. Each process writes its shards.
-        if state.is_main_process:
+        if accelerator.is_main_process:
             (output_dir / "data").mkdir(exist_ok=True)
             (output_dir / "options.json").write_text(json.dumps(options, indent=2))
-        state.wait_for_everyone()
-        shards = range(state.process_index, num_shards, state.num_processes)
-        for shard in tqdm(shards, unit="shard", disable=not state.is_main_process):
+        accelerator.wait_for_everyone()
+        shards = range(accelerator.process_index, num_shards, accelerator.num_processes)
+        for shard in tqdm(shards, unit="shard", disable=not accelerator.is_main_process):
             path = output_dir / "data" / f"train-{shard:05d}-of-{num_shards:05d}.parquet"
             if not path.exists():
                 aside = path.with_name(f".{path.name}.incomplete")
                 images_of(dataset, label_ids, shard, args).to_parquet(aside)
                 os.replace(aside, path)
-        state.wait_for_everyone()
+        accelerator.wait_for_everyone()
 
         # 3. What it is, and where it goes.
-        if state.is_main_process:
+        if accelerator.is_main_process:
             class_names = [pipe.class_names[label] for label in options["labels"]]
             (output_dir / "README.md").write_text(dataset_card(args, len(dataset), class_names))
             print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")

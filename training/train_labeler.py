@@ -12,7 +12,7 @@ part of *train*, and its accuracy is that on the part held out.
 import argparse
 from pathlib import Path
 
-from accelerate import PartialState
+from accelerate import Accelerator
 
 from dim_hf.checkpointing import check_output_dir, lock_output_dir, replace_pipeline
 from dim_hf.data import holdout, load_image_data
@@ -50,7 +50,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> float:
     # 1. Settings and data are checked before anything is made.
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate)
-    device = PartialState().device
+    device = Accelerator().device
     pipe = DiMPipeline.from_pretrained(args.pipeline)
     config = pipe.generator.config
     output_dir = Path(args.output_dir or args.pipeline)
