@@ -8,7 +8,6 @@ import argparse
 import tempfile
 
 import numpy as np
-import torch
 from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, set_seed
 
 from dim_hf import DiMDataset, DiMPipeline
@@ -33,7 +32,6 @@ def main(input_args: list[str] | None = None) -> float:
 
     config = ResNetConfig(
         num_channels=test.channels,
-        num_labels=train.num_classes,
         id2label=dict(enumerate(pipe.class_names)),
         embedding_size=32,
         hidden_sizes=[32, 64],
@@ -43,7 +41,7 @@ def main(input_args: list[str] | None = None) -> float:
     # The stem of a ResNet for photographs halves a picture twice, which leaves little of 8 pixels.
     model = ResNetForImageClassification(config)
     model.resnet.embedder.embedder.convolution.stride = (1, 1)
-    model.resnet.embedder.pooler = torch.nn.Identity()
+    model.resnet.embedder.pooler.stride = 1
 
     def accuracy_of(prediction) -> dict[str, float]:
         return {"accuracy": float(np.mean(prediction.predictions.argmax(axis=1) == prediction.label_ids))}
