@@ -23,8 +23,8 @@ from .pipelines.pipeline_dim import DiMPipeline, labelled_features
 
 
 _MASK = 0xFFFFFFFF
-# Images that are made at once where a block may be larger than a batch: on a GPU, where a small batch costs as much as
-# this many. On a CPU larger blocks gain nothing (benchmarks/feed.py).
+# Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
+# blocks of several batches gain nothing.
 _GPU_BLOCK = 1024
 
 
