@@ -20,6 +20,7 @@ setup(
         "evaluate>=0.4.6",
         "huggingface_hub>=1.32",
         "safetensors>=0.8",
+        "filelock>=3.12",
         "scikit-learn>=1.5",
         "matplotlib>=3.9",
         "jinja2>=3.1",

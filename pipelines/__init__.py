@@ -1,13 +1,12 @@
 """The pipeline of the package; its one source is the file that every saved pipeline carries."""
 
-from dim_hf.models import DiMGenerator
-from dim_hf.publishing import push_to_hub
+from dim_hf.models import DiMGenerator, DiMLabeler
 
 from .pipeline_dim import DiMPipeline, DiMPipelineOutput
 
 
-# What the package adds to the file of a repository: its own class of the generator, and a model card.
+# What the package adds to the file of a repository: classes of its own for the components.
 DiMPipeline.generator_class = DiMGenerator
-DiMPipeline.push_to_hub = push_to_hub
+DiMPipeline.labeler_class = DiMLabeler
 
 __all__ = ["DiMPipeline", "DiMPipelineOutput"]

@@ -35,6 +35,9 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 
+# Images of `to_dataset`, which are kept as PIL images until all are made.
+_MOST_IN_MEMORY = 1_000_000
+
 EXAMPLE_DOC_STRING = """
         Examples:
             ```py
@@ -78,17 +81,41 @@ class DiMPipeline(DiffusionPipeline):
             image does not depend on its batch; pass a copy of one that is being trained.
         id2label (`dict[int, str]`, *optional*):
             The name of every class of the generator, by its label. Without it classes go by number alone.
+        labeler ([`DiMLabeler`], *optional*):
+            A classifier trained on the real images, for soft labels and for leaving out images that it takes for
+            another class; see [`DiMDataset`]. It is put into `eval()` mode.
     """
 
     model_cpu_offload_seq = "generator"
+    _optional_components = ["labeler"]
 
-    # The class that loads the generator where this file is part of an installed package. In a repository it is None,
-    # and diffusers loads the repository's own class, if it is trusted.
+    # The classes that load the components where this file is part of an installed package. In a repository they are
+    # None, and diffusers loads the repository's own classes, if it is trusted.
     generator_class: ClassVar[type[ModelMixin] | None] = None
+    labeler_class: ClassVar[type[ModelMixin] | None] = None
 
-    def __init__(self, generator: ModelMixin, id2label: dict[int, str] | dict[str, str] | None = None):
+    def __init__(
+        self,
+        generator: ModelMixin,
+        id2label: dict[int, str] | dict[str, str] | None = None,
+        labeler: ModelMixin | None = None,
+    ):
         super().__init__()
-        self.register_modules(generator=generator.eval())
+        if labeler is not None:
+            made, taken = (
+                [config.num_classes, config.sample_size, channels]
+                for config, channels in (
+                    (generator.config, generator.config.out_channels),
+                    (labeler.config, labeler.config.in_channels),
+                )
+            )
+            if made != taken:
+                raise ValueError(
+                    f"`labeler` takes {taken[0]} classes, {taken[1]} pixels and {taken[2]} channels; the generator "
+                    f"makes {made[0]}, {made[1]} and {made[2]}."
+                )
+            labeler = labeler.eval()
+        self.register_modules(generator=generator.eval(), labeler=labeler)
         if id2label is not None:
             num_classes = generator.config.num_classes
             # JSON has turned the keys of a saved pipeline into strings.
@@ -190,6 +217,9 @@ class DiMPipeline(DiffusionPipeline):
         if cls.generator_class is not None:
             installed = [cls.generator_class.__module__, cls.generator_class.__name__]
             config_dict = {**config_dict, "generator": installed}
+        if cls.labeler_class is not None and "labeler" in config_dict:
+            installed = [cls.labeler_class.__module__, cls.labeler_class.__name__]
+            config_dict = {**config_dict, "labeler": installed}
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_pretrained(
@@ -207,11 +237,12 @@ class DiMPipeline(DiffusionPipeline):
         """
         if not safe_serialization:
             raise ValueError("`safe_serialization` is False; valid is True alone, since pickled weights can run code.")
-        library = self.config.generator[0]
         folder = Path(save_directory)
-        (folder / "generator").mkdir(parents=True, exist_ok=True)
+        for name in ("generator", *(["labeler"] if self.labeler is not None else [])):
+            library = self.config[name][0]
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(inspect.getfile(sys.modules[library]), folder / name / f"{_file_name(library)}.py")
         shutil.copyfile(__file__, folder / "pipeline.py")
-        shutil.copyfile(inspect.getfile(sys.modules[library]), folder / "generator" / f"{_file_name(library)}.py")
         repo_id = kwargs.pop("repo_id", folder.name)
         super().save_pretrained(
             str(save_directory), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
@@ -233,7 +264,17 @@ class DiMPipeline(DiffusionPipeline):
         config.pop("_name_or_path", None)
         config["_class_name"] = ["pipeline", "DiMPipeline"]
         config["generator"][0] = _file_name(config["generator"][0])
+        if self.labeler is None:
+            del config["labeler"]
+        else:
+            config["labeler"][0] = _file_name(config["labeler"][0])
         return json.dumps(config, indent=2) + "\n"
+
+    @property
+    def class_names(self) -> list[str]:
+        """The name of each class, by label; its number where the pipeline has no names."""
+        names = self.config.id2label or {}
+        return [names.get(label, str(label)) for label in range(self.generator.config.num_classes)]
 
     def check_inputs(
         self,
@@ -393,6 +434,94 @@ class DiMPipeline(DiffusionPipeline):
         if not return_dict:
             return images, labels
         return DiMPipelineOutput(images=images, labels=labels)
+
+    def to_dataset(
+        self,
+        ipc: int,
+        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        batch_size: int = 256,
+        features: Any = None,
+    ) -> Any:
+        """
+        A fixed set of generated images as a `datasets.Dataset`, in memory, class by class.
+
+        Args:
+            ipc, class_labels, generator, batch_size: Those of [`__call__`].
+            features (`datasets.Features`, *optional*):
+                Those of a data set it will be mixed with, by `datasets.interleave_datasets` or otherwise. Its image
+                and label columns give the names of the columns and the number of each class, which are matched by
+                name. By default the columns are `image` and `label`.
+
+        Returns:
+            `datasets.Dataset` with an `Image` and a `ClassLabel` column.
+
+        Raises:
+            ImportError: If the package datasets is not installed.
+            ValueError: If an argument is not valid, or a class is not one of `features`.
+        """
+        self.check_inputs(class_labels, ipc, generator, None, batch_size, "pil")
+        label_ids = self.get_label_ids(class_labels)
+        if ipc * len(label_ids) > _MOST_IN_MEMORY:
+            raise ValueError(
+                f"`ipc` is {ipc}, for {len(label_ids)} classes; valid are at most {_MOST_IN_MEMORY:,} images in "
+                "memory. training/generate_dim.py writes any number to disk."
+            )
+        features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
+        images, labels = self(class_labels, ipc, generator, batch_size=batch_size, return_dict=False)
+        content = {image_column: images, label_column: [label_of[label] for label in labels]}
+        return _import_datasets().Dataset.from_dict(content, features=features)
+
+
+def labelled_features(
+    class_names: list[str], label_ids: list[int], features: Any = None
+) -> tuple[Any, str, str, dict[int, int]]:
+    """
+    The columns of generated data, alone or beside a real data set.
+
+    Args:
+        class_names (`list[str]`): The generator's classes, by label.
+        label_ids (`list[int]`): The labels that are generated.
+        features (`datasets.Features`, *optional*): Those of the real data set.
+
+    Returns:
+        `datasets.Features` of an image and a label column, their names, and the label in that column of each that is
+        generated.
+
+    Raises:
+        ImportError: If the package datasets is not installed.
+        ValueError: If a class has no label in `features`, or these have not one image and one label column.
+    """
+    datasets = _import_datasets()
+    if features is None:
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
+    columns = {}
+    for kind in (datasets.Image, datasets.ClassLabel):
+        found = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if len(found) != 1:
+            raise ValueError(
+                f"`features` has the {kind.__name__} columns {found}; valid is exactly one. `select_columns` and "
+                "`cast_column` make it so."
+            )
+        columns[found[0]] = features[found[0]]
+    image_column, label_column = columns
+    names = columns[label_column].names
+    if unknown := [class_names[label] for label in label_ids if class_names[label] not in names]:
+        raise ValueError(
+            f"`features` has the classes {', '.join(names)}; the pipeline also generates {', '.join(unknown)}. Rename "
+            "the classes of one of them, or leave these out."
+        )
+    label_of = {label: names.index(class_names[label]) for label in label_ids}
+    return datasets.Features(columns), image_column, label_column, label_of
+
+
+def _import_datasets() -> Any:
+    # diffusers does not demand of a repository's code what is imported under `try`.
+    try:
+        import datasets
+    except ImportError as error:
+        raise ImportError("a data set of generated images needs the package datasets: pip install datasets") from error
+    return datasets
 
 
 def _file_name(library: str) -> str:

@@ -38,6 +38,7 @@ from dim_hf.checkpointing import (
     find_checkpoint,
     leave_models_to_diffusers,
     load_models,
+    lock_output_dir,
     read_progress,
     replace_pipeline,
     save_checkpoint,
@@ -319,6 +320,7 @@ def main(args: argparse.Namespace) -> None:
         # Weights, gradients' two moments and the average, for each checkpoint that is kept and the one being written.
         size = sum(p.numel() * p.element_size() for model in (generator, discriminator) for p in model.parameters())
         check_output_dir(output_dir, 4 * size * (args.checkpoints_total_limit + 1), bool(args.resume_from_checkpoint))
+        lock = lock_output_dir(output_dir)
         if args.push_to_hub:
             name = args.hub_model_id or output_dir.resolve().name
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
@@ -515,6 +517,7 @@ def main(args: argparse.Namespace) -> None:
     bar.close()
     accelerator.end_training()
     if accelerator.is_main_process:
+        lock.release()
         best = progress["best"]
         print(
             f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step {best['step']:,} "

@@ -1,7 +1,12 @@
 """Distil a labelled image data set into a conditional generator and train any classifier from it (DiM)."""
 
-from .models import DiMDiscriminator, DiMGenerator
+from .models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from .pipelines import DiMPipeline, DiMPipelineOutput
+from .publishing import push_to_hub
+from .streaming import DiMDataset
 
 
-__all__ = ["DiMDiscriminator", "DiMGenerator", "DiMPipeline", "DiMPipelineOutput"]
+# An installed pipeline is pushed with a model card.
+DiMPipeline.push_to_hub = push_to_hub
+
+__all__ = ["DiMDataset", "DiMDiscriminator", "DiMGenerator", "DiMLabeler", "DiMPipeline", "DiMPipelineOutput"]

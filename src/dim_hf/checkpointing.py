@@ -10,6 +10,7 @@ from typing import Any
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from diffusers.models.modeling_utils import ModelMixin
+from filelock import FileLock, Timeout
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
@@ -83,6 +84,23 @@ def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming:
         raise OSError(
             f"`--output_dir` {path} has {free / 2**20:.1f} MiB free; this run needs {needed_bytes / 2**20:.1f} MiB."
         )
+
+
+def lock_output_dir(output_dir: str | os.PathLike) -> FileLock:
+    """
+    Keeps other processes from writing to a folder until the lock is released or this process ends, however it does.
+
+    Raises:
+        FileExistsError: If another process has the lock.
+    """
+    lock = FileLock(Path(output_dir) / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} is being written to by another process; wait for its end, or name another."
+        ) from error
+    return lock
 
 
 def save_checkpoint(

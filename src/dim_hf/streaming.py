@@ -4,17 +4,28 @@ Streams of labelled images for classifiers to be trained on: generated ones, and
 Every generated image is a pure function of (weights, seed, epoch, class, index), whatever the batch it is made in.
 """
 
+import itertools
 import math
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral
+from typing import Any
 
+import datasets
 import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
 
 from .data import ImageData, normalise
 from .models import DiMGenerator
+from .pipelines.pipeline_dim import DiMPipeline, labelled_features
 
 
 _MASK = 0xFFFFFFFF
+# Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
+# blocks of several batches gain nothing.
+_GPU_BLOCK = 1024
 
 
 def _mix(value: torch.Tensor) -> torch.Tensor:
@@ -24,15 +35,23 @@ def _mix(value: torch.Tensor) -> torch.Tensor:
     return value ^ (value >> 16)
 
 
-def latents_at(seed: int, epoch: int, labels: torch.Tensor, indices: torch.Tensor, latent_dim: int) -> torch.Tensor:
+def latents_at(
+    seed: int,
+    epoch: int | torch.Tensor,
+    labels: torch.Tensor,
+    indices: torch.Tensor,
+    latent_dim: int,
+    attempt: int = 0,
+) -> torch.Tensor:
     """
-    Standard normal noise as a pure function of (seed, epoch, class, index): a counter-based hash and the Box-Muller
-    transform, so that any image can be made alone, in any batch and on any device.
+    Standard normal noise as a pure function of (seed, epoch, class, index, attempt): a counter-based hash and the
+    Box-Muller transform, so that any image can be made alone, in any batch and on any device.
 
     Args:
-        seed (`int`), epoch (`int`): Not negative.
+        seed (`int`), epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Not negative.
         labels, indices (`torch.Tensor` of shape `(batch_size,)`): Class and running number of each image, int64.
         latent_dim (`int`): Length of each noise vector.
+        attempt (`int`, *optional*, defaults to 0): Which draw for these images, where a teacher rejects some.
 
     Returns:
         `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
@@ -40,7 +59,7 @@ def latents_at(seed: int, epoch: int, labels: torch.Tensor, indices: torch.Tenso
     """
     # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs.
     keys = [torch.zeros_like(labels), torch.full_like(labels, _MASK)]
-    for part in (seed & _MASK, seed >> 32, epoch, labels, indices):
+    for part in (seed & _MASK, seed >> 32, epoch, labels, indices, *([attempt] if attempt else [])):
         keys = [_mix((key + 0x9E3779B9 + part) & _MASK) for key in keys]
     pairs = torch.arange((latent_dim + 1) // 2, device=labels.device)
     first = _mix((keys[0][:, None] + _mix(2 * pairs)) & _MASK)
@@ -78,47 +97,292 @@ class ShuffledOrder:
         return torch.randperm(self.length, generator=rng).to(self.device, non_blocking=True)
 
 
-class _Stream:
-    """`ipc` images of every class in each epoch, shuffled and split evenly into `steps_per_epoch` batches."""
+class DiMDataset(Dataset):
+    """
+    A map-style data set of generated images that are fresh in every epoch: for a `DataLoader` with or without workers,
+    `DistributedSampler`, `transformers.Trainer`, Accelerate and Lightning.
 
-    def __init__(self, num_classes: int, ipc: int, seed: int, batch_size: int, device: torch.device):
-        if ipc < 1:
-            raise ValueError(f"`ipc` is {ipc}; it must be at least 1.")
+    An item is `{"pixel_values": ..., "labels": ...}`, on the CPU. Each image is a pure function of (weights, seed,
+    epoch, class, index), equal within rounding in any batch. A `DataLoader` gets a whole batch from one forward pass.
+    Items go class by class, so shuffle.
+
+    Args:
+        source ([`DiMPipeline`] or [`DiMGenerator`]): What makes the images, on its own device, in `eval()`.
+        ipc (`int` or `dict[int | str, int]`):
+            Images per class and epoch. A `dict` gives the number for each class by its label or name, and leaves the
+            others out: `{"Coat": 500, 7: 20}` repairs an imbalance.
+        seed (`int`, *optional*, defaults to 0): Seeds the noise.
+        soft_labels (`bool`, *optional*, defaults to `False`):
+            Whether `labels` are the probabilities that the pipeline's `labeler` gives, float32 of shape
+            `(num_classes,)`, instead of the class.
+        max_attempts (`int`, *optional*, defaults to 1):
+            Above 1, an image that the pipeline's `labeler` takes for another class is drawn again, at most so many
+            times in all; the last draw stays. It is as pure a function as without, but where the teacher is undecided
+            to within rounding.
+        noise_scale (`float`, *optional*, defaults to 1.0):
+            Factor of the noise. Above 1 images vary more, below 1 less.
+        transform (`Callable`, *optional*):
+            Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, such as an image processor or transforms of
+            torchvision. Without it they are float32 of shape `(channels, size, size)` in [-1, 1].
+
+    Raises:
+        ValueError: If an argument is not valid, or a teacher is asked for that the pipeline does not have.
+    """
+
+    def __init__(
+        self,
+        source: DiMPipeline | DiMGenerator,
+        ipc: int | Mapping[int | str, int],
+        seed: int = 0,
+        *,
+        soft_labels: bool = False,
+        max_attempts: int = 1,
+        noise_scale: float = 1.0,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ):
+        pipe = source if isinstance(source, DiffusionPipeline) else DiMPipeline(source)
+        self.num_classes = pipe.generator.config.num_classes
+        counts = [0] * self.num_classes
+        if isinstance(ipc, Mapping):
+            for label, (key, count) in zip(pipe.get_label_ids(list(ipc)), ipc.items(), strict=True):
+                _check_count(f"ipc[{key!r}]", count, least=0)
+                counts[label] += count
+        else:
+            _check_count("ipc", ipc, least=1)
+            counts = [int(ipc)] * self.num_classes
+        if sum(counts) == 0:
+            raise ValueError("`ipc` asks for no image of any class; at least one count must be above 0.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"`seed` is {seed}; it must be from 0 to 2**63 - 1.")
+        if max_attempts < 1:
+            raise ValueError(f"`max_attempts` is {max_attempts}; it must be at least 1.")
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"`noise_scale` is {noise_scale}; it must be a finite number above 0.")
+        if (soft_labels or max_attempts > 1) and pipe.labeler is None:
+            asked = "`soft_labels` is True" if soft_labels else f"`max_attempts` is {max_attempts}"
+            raise ValueError(
+                f"{asked}, which takes a teacher, but the pipeline has no `labeler`; training/train_labeler.py adds "
+                "one."
+            )
+        self.generator, self.labeler = pipe.generator.eval(), pipe.labeler
+        self.class_names, self.counts, self.seed = pipe.class_names, counts, seed
+        self.soft_labels, self.max_attempts, self.noise_scale = soft_labels, max_attempts, noise_scale
+        self.transform = transform
+        self._ends = torch.tensor(counts).cumsum(0)
+        # In shared memory, so that workers which live on see the epoch change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return sum(self.counts)
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses which images the items are, in running workers too. Accelerate and `Trainer` call it themselves."""
+        _check_epoch(epoch)
+        self._epoch.fill_(epoch)
+
+    @torch.no_grad()
+    def make(self, epoch: int | torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The images at some positions of an epoch, in one forward pass.
+
+        Args:
+            epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Of all images, or of each.
+            positions (`torch.Tensor` of shape `(batch_size,)`): int64, from 0 to below the length.
+
+        Returns:
+            Images `(batch_size, channels, size, size)` in [-1, 1] and labels, int64 of shape `(batch_size,)` or soft
+            ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
+        """
+        device = self.generator.device
+        positions, ends = positions.to(device), self._ends.to(device)
+        labels = torch.searchsorted(ends, positions, right=True)
+        indices = positions - torch.where(labels > 0, ends[labels - 1], 0)
+        images = self._draw(epoch, labels, indices, attempt=0)
+        candidates, rejected = images, torch.arange(len(labels), device=device)
+        for attempt in range(1, self.max_attempts):
+            rejected = rejected[self._teacher_logits(candidates).argmax(dim=1) != labels[rejected]]
+            if len(rejected) == 0:
+                break
+            epochs = epoch[rejected] if isinstance(epoch, torch.Tensor) else epoch
+            candidates = self._draw(epochs, labels[rejected], indices[rejected], attempt)
+            images[rejected] = candidates
+        return images, self._teacher_logits(images).softmax(dim=1) if self.soft_labels else labels
+
+    def _draw(
+        self, epoch: int | torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, attempt: int
+    ) -> torch.Tensor:
+        latents = latents_at(self.seed, epoch, labels, indices, self.generator.config.latent_dim, attempt)
+        if self.noise_scale != 1:
+            latents = self.noise_scale * latents
+        return self.generator(latents.to(self.generator.dtype), labels).sample.float()
+
+    def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self.labeler(images.to(self.labeler.dtype)).logits.float()
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+        """The items at some positions. A `DataLoader` calls this with all of a batch."""
+        if get_worker_info() is not None and self.generator.device.type != "cpu":
+            raise RuntimeError(
+                f"the generator is on {self.generator.device}, which a worker of a DataLoader cannot use; valid are "
+                "`num_workers=0` (for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
+            )
+        if wrong := [position for position in positions if not -len(self) <= position < len(self)]:
+            raise IndexError(f"position {wrong[0]} is out of range; the data set has {len(self)} images.")
+        images, labels = self.make(self.epoch, torch.tensor([position % len(self) for position in positions]))
+        pixels = images.cpu() if self.transform is None else [self.transform(image) for image in to_pil(images)]
+        rows = labels.cpu() if self.soft_labels else labels.tolist()
+        return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
+
+    def to_iterable_dataset(
+        self, num_shards: int = 1, features: datasets.Features | None = None, block_size: int = 256
+    ) -> datasets.IterableDataset:
+        """
+        An endless `datasets.IterableDataset` of PIL images and class labels, shuffled, one epoch after the other from
+        [`set_epoch`]'s on: to be mixed with real data by `datasets.interleave_datasets`.
+
+        Args:
+            num_shards (`int`, *optional*, defaults to 1): In how many parts `DataLoader` workers can share it.
+            features (`datasets.Features`, *optional*):
+                Those of the data set it will be mixed with. Its image and label columns give the names of the columns
+                and the number of each class, which are matched by name. By default `image` and `label`.
+            block_size (`int`, *optional*, defaults to 256): At most so many images are made at once.
+
+        Raises:
+            ValueError: If a class is not one of `features`, or labels are soft.
+        """
+        if self.soft_labels:
+            raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
+        for name, value in (("num_shards", num_shards), ("block_size", block_size)):
+            if value < 1:
+                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        label_ids = [label for label, count in enumerate(self.counts) if count]
+        features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
+
+        def rows(shards: list[int]) -> Iterator[dict[str, Any]]:
+            for epoch in itertools.count(self.epoch):
+                order = epoch_order(len(self), self.seed, epoch)
+                mine = torch.cat([order[shard::num_shards] for shard in shards])
+                for block in mine.split(block_size):
+                    images, labels = self.make(epoch, block)
+                    for image, label in zip(to_pil(images), labels.tolist(), strict=True):
+                        yield {image_column: image, label_column: label_of[label]}
+
+        return datasets.IterableDataset.from_generator(
+            rows, features=features, gen_kwargs={"shards": list(range(num_shards))}
+        )
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**32:
+        # The running number of an image takes part in its noise with 32 bits.
+        raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least {least} and below 2**32.")
+
+
+def _check_epoch(epoch: int) -> None:
+    if not 0 <= epoch < 2**32:
+        raise ValueError(f"`epoch` is {epoch}; it must be from 0 to 2**32 - 1.")
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images `(batch_size, channels, size, size)` in [-1, 1] as PIL images of mode `L` or `RGB`."""
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return [Image.fromarray(image.squeeze(2)) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of a shuffled epoch, a permutation of `range(length)` on the CPU."""
+    rng = torch.Generator().manual_seed(((seed << 24) ^ epoch) & (2**63 - 1))
+    return torch.randperm(length, generator=rng)
+
+
+class _Stream:
+    """`length` images in each epoch, shuffled and split evenly into `steps_per_epoch` batches."""
+
+    def __init__(self, num_classes: int, length: int, seed: int, batch_size: int, device: torch.device):
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
-        self.num_classes, self.ipc, self.seed, self.device = num_classes, ipc, seed, device
-        self.steps_per_epoch = math.ceil(num_classes * ipc / batch_size)
+        self.num_classes, self.length, self.seed, self.device = num_classes, length, seed, device
+        self.steps_per_epoch = math.ceil(length / batch_size)
 
-    def _shuffled(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Labels and indices of each batch; the order is a pure function of the seed and the epoch."""
-        rng = torch.Generator().manual_seed(((self.seed << 24) ^ epoch) & (2**63 - 1))
-        order = torch.randperm(self.num_classes * self.ipc, generator=rng).to(self.device, non_blocking=True)
-        for part in order.tensor_split(self.steps_per_epoch):
-            yield part // self.ipc, part % self.ipc
+    def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
+        """The positions of each batch; the order is a pure function of the seed and the epoch."""
+        _check_epoch(epoch)
+        order = epoch_order(self.length, self.seed, epoch).to(self.device, non_blocking=True)
+        return order.tensor_split(self.steps_per_epoch)
 
 
 class GeneratedStream(_Stream):
     """
-    Fresh generated images in every epoch.
+    Whole batches of the images of a [`DiMDataset`], shuffled, on the generator's device: the fast way to feed a loop
+    of one's own.
 
     Args:
-        generator ([`DiMGenerator`]): Put into `eval()`; its device is where images are made.
-        ipc (`int`): Images per class and epoch.
-        seed (`int`): Seeds the noise and the order.
-        batch_size (`int`): At most so many images are made at once.
+        source ([`DiMPipeline`] or [`DiMGenerator`]), ipc, seed: Those of [`DiMDataset`].
+        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
+        block_size (`int`, *optional*):
+            Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
+            default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
+            one block is held.
+        options: `soft_labels`, `max_attempts` and `noise_scale` of [`DiMDataset`].
     """
 
-    def __init__(self, generator: DiMGenerator, ipc: int, seed: int, batch_size: int):
-        super().__init__(generator.config.num_classes, ipc, seed, batch_size, generator.device)
-        self.generator = generator.eval()
+    def __init__(
+        self,
+        source: DiMPipeline | DiMGenerator,
+        ipc: int | Mapping[int | str, int],
+        seed: int,
+        batch_size: int,
+        block_size: int | None = None,
+        **options: Any,
+    ):
+        self.dataset = DiMDataset(source, ipc, seed, **options)
+        device = self.dataset.generator.device
+        super().__init__(self.dataset.num_classes, len(self.dataset), seed, batch_size, device)
+        if block_size is None:
+            block_size = batch_size if device.type == "cpu" else max(batch_size, _GPU_BLOCK)
+        if block_size < 1:
+            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        largest_batch = math.ceil(self.length / self.steps_per_epoch)
+        self.block_steps = max(1, block_size // largest_batch)
+        self._number = -1
+        self._block: list[tuple[torch.Tensor, torch.Tensor]] = []
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        for labels, indices in self._shuffled(epoch):
-            latents = latents_at(self.seed, epoch, labels, indices, self.generator.config.latent_dim)
-            with torch.no_grad():
-                images = self.generator(latents.to(self.generator.dtype), labels).sample.float()
-            yield images, labels
+        if self.block_steps == 1:
+            for positions in self._shuffled(epoch):
+                yield self.dataset.make(epoch, positions)
+            return
+        _check_epoch(epoch)
+        for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
+            number, offset = divmod(step, self.block_steps)
+            if self._number != number:
+                self._block = []
+                self._block = self._make_block(number)
+                self._number = number
+            images, labels = self._block[offset]
+            # A copy, because a part that the caller still has would keep the whole of an old block.
+            yield images.clone(), labels.clone()
+
+    def _make_block(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The `block_steps` batches from step `number * block_steps`, counted through all epochs, in one pass."""
+        steps = range(number * self.block_steps, (number + 1) * self.block_steps)
+        positions: list[torch.Tensor] = []
+        epochs: list[torch.Tensor] = []
+        for epoch, of_epoch in itertools.groupby(steps, lambda step: step // self.steps_per_epoch):
+            batches = self._shuffled(epoch)
+            positions += [batches[step % self.steps_per_epoch] for step in of_epoch]
+            epochs += [torch.full_like(part, epoch) for part in positions[len(epochs) :]]
+        images, labels = self.dataset.make(torch.cat(epochs), torch.cat(positions))
+        sizes = [len(part) for part in positions]
+        return list(zip(images.split(sizes), labels.split(sizes), strict=True))
 
 
 class RealStream(_Stream):
@@ -134,8 +398,9 @@ class RealStream(_Stream):
     """
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
-        super().__init__(data.num_classes, ipc, seed, batch_size, data.labels.device)
-        self.data = data
+        _check_count("ipc", ipc, least=1)
+        super().__init__(data.num_classes, data.num_classes * ipc, seed, batch_size, data.labels.device)
+        self.data, self.ipc = data, ipc
         members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
         self.members = members
         self.orders = [
@@ -150,8 +415,8 @@ class RealStream(_Stream):
                 for part, order in zip(self.members, self.orders, strict=True)
             ]
         )
-        for labels, indices in self._shuffled(epoch):
-            images, labels = self.data.batch(chosen[labels, indices])
+        for positions in self._shuffled(epoch):
+            images, labels = self.data.batch(chosen.flatten()[positions])
             yield normalise(images), labels
 
 
@@ -167,13 +432,13 @@ class WholeSetStream(_Stream):
     """
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
-        super().__init__(data.num_classes, ipc, seed, batch_size, data.labels.device)
-        self.data = data
+        _check_count("ipc", ipc, least=1)
+        super().__init__(data.num_classes, data.num_classes * ipc, seed, batch_size, data.labels.device)
+        self.data, self.ipc = data, ipc
         self.order = ShuffledOrder(len(data), seed, data.labels.device)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        count = self.num_classes * self.ipc
-        for indices in self.order.take(epoch * count, count).tensor_split(self.steps_per_epoch):
+        for indices in self.order.take(epoch * self.length, self.length).tensor_split(self.steps_per_epoch):
             images, labels = self.data.batch(indices)
             yield normalise(images), labels

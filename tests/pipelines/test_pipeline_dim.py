@@ -15,7 +15,7 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim_hf.models import DiMGenerator
+from dim_hf.models import DiMGenerator, DiMLabeler, labeler_dim
 from dim_hf.pipelines import DiMPipeline, DiMPipelineOutput, pipeline_dim
 
 
@@ -286,12 +286,14 @@ def test_saved_folder_is_complete_in_itself(folder):
 def test_source_files_need_nothing_but_torch_and_diffusers(folder):
     # diffusers itself is built on huggingface_hub.
     allowed = {"torch", "diffusers", "huggingface_hub", *sys.stdlib_module_names}
-    for path in (folder / "pipeline.py", folder / "generator" / "generator_dim.py"):
+    for path in (folder / "pipeline.py", folder / "generator" / "generator_dim.py", Path(labeler_dim.__file__)):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
                 assert node.level == 0 and str(node.module).partition(".")[0] in allowed
             elif isinstance(node, ast.Import):
-                assert {alias.name.partition(".")[0] for alias in node.names} <= allowed
+                # What one method needs is imported in a function.
+                names = {alias.name.partition(".")[0] for alias in node.names}
+                assert names <= allowed or (names == {"datasets"} and node.col_offset > 0)
 
 
 def test_loaded_pipeline_is_the_saved_one(pipe, folder, tmp_path):
@@ -323,7 +325,7 @@ def test_installed_class_runs_no_code_of_the_folder(pipe, folder):
 def test_folder_works_where_the_package_is_not_installed(pipe, folder, tmp_path):
     script = f"""
 import sys
-sys.modules["dim_hf"] = None  # an import of it fails
+sys.modules["dim_hf"] = sys.modules["datasets"] = None  # an import of them fails
 import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({str(folder)!r}, trust_remote_code=True)
@@ -429,6 +431,80 @@ def test_another_pipeline_is_refused(tmp_path):
     DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="'DDPMPipeline'; valid is a DiMPipeline"):
         DiMPipeline.from_pretrained(tmp_path)
+
+
+# A teacher
+
+
+def with_labeler() -> DiMPipeline:
+    pipe = make_pipeline()
+    return DiMPipeline(pipe.generator, NAMES, DiMLabeler(3, 8, 1, width=4))
+
+
+def test_a_labeler_travels_with_the_pipeline(tmp_path):
+    pipe = with_labeler()
+    pipe.save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved" / "model_index.json").read_text())["labeler"] == [
+        "labeler_dim",
+        "DiMLabeler",
+    ]
+    source = tmp_path / "saved" / "labeler" / "labeler_dim.py"
+    assert source.read_bytes() == Path(labeler_dim.__file__).read_bytes()
+    sample = torch.randn(5, 1, 8, 8, generator=rng())
+    script = f"""
+import sys
+sys.modules["dim_hf"] = None
+import torch
+from diffusers import DiffusionPipeline
+pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+assert not pipe.labeler.training
+sample = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+torch.save(pipe.labeler(sample).logits.detach(), {str(tmp_path / "logits.pt")!r})
+"""
+    environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    for path in ("pipeline.py", "labeler/labeler_dim.py"):
+        (tmp_path / "saved" / path).write_text("raise SystemExit('the code of the folder was run')\n")
+    loaded = DiMPipeline.from_pretrained(tmp_path / "saved")
+    assert type(loaded.labeler) is DiMLabeler and not loaded.labeler.training
+    with torch.no_grad():
+        logits = loaded.labeler(sample).logits
+        torch.testing.assert_close(logits, pipe.labeler(sample, return_dict=False)[0])
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt", weights_only=True), logits)
+
+
+def test_a_labeler_of_other_images_is_refused(pipe):
+    with pytest.raises(ValueError, match="`labeler` takes 3 classes, 8 pixels and 3 channels; .* makes 3, 8 and 1"):
+        DiMPipeline(pipe.generator, NAMES, DiMLabeler(3, 8, 3, width=4))
+
+
+# A data set
+
+
+def test_to_dataset_holds_what_a_call_gives(pipe):
+    dataset = pipe.to_dataset(2, ["Bag", 0], generator=rng())
+    output = pipe(["Bag", 0], ipc=2, generator=rng())
+    assert dataset.features["label"].names == list(NAMES.values())
+    assert dataset["label"] == output.labels == [2, 2, 0, 0]
+    for row, image in zip(dataset, output.images, strict=True):
+        assert row["image"].mode == "L" and row["image"].tobytes() == image.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [((0,), "`ipc` is 0"), ((-1,), "`ipc` is -1"), ((10**7,), "at most 1,000,000 images in memory"),
+     ((1, "Cot"), "holds 'Cot'")],
+)  # fmt: skip
+def test_to_dataset_refuses(pipe, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe.to_dataset(*arguments)
+
+
+def test_to_dataset_says_what_it_needs(pipe, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(ImportError, match="needs the package datasets: pip install datasets"):
+        pipe.to_dataset(1)
 
 
 # Ways in which diffusers runs a model

@@ -1,0 +1,47 @@
+"""
+Trains a classifier in plain PyTorch on images that are generated as it goes, and scores it on real ones.
+
+    python examples/pytorch_loop.py --pipeline out/digits
+"""
+
+import argparse
+
+import torch
+from torch.nn import functional as F
+from torch.utils.data import DataLoader
+
+from dim_hf import DiMDataset, DiMPipeline
+from dim_hf.classifiers import build_classifier
+from dim_hf.data import load_image_data
+from dim_hf.deployment import evaluate_accuracy
+
+
+def main(input_args: list[str] | None = None) -> float:
+    parser = argparse.ArgumentParser(description="Train a classifier in plain PyTorch on generated images.")
+    parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--ipc", type=int, default=50, help="images per class and epoch")
+    parser.add_argument("--epochs", type=int, default=30)
+    args = parser.parse_args(input_args)
+
+    torch.manual_seed(0)
+    pipe = DiMPipeline.from_pretrained(args.pipeline)
+    train = DiMDataset(pipe, ipc=args.ipc)
+    loader = DataLoader(train, batch_size=64, shuffle=True)
+    test = load_image_data("digits", "test", class_names=tuple(pipe.class_names))
+
+    classifier = build_classifier("convnet3", train.num_classes, test.channels, test.size)
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)
+    for epoch in range(args.epochs):
+        train.set_epoch(epoch)  # fresh images
+        for batch in loader:
+            loss = F.cross_entropy(classifier(batch["pixel_values"]), batch["labels"])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    accuracy = evaluate_accuracy(classifier, test)
+    print(f"accuracy on {len(test)} real test images: {100 * accuracy:.2f} %")
+    return accuracy
+
+
+if __name__ == "__main__":
+    main()

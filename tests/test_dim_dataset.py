@@ -1,0 +1,339 @@
+"""DiMDataset: pure images, workers, samplers, Accelerate, Trainer; blocks, teachers, real data beside it."""
+
+import copy
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+
+from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
+from dim_hf.streaming import GeneratedStream, latents_at
+
+
+NAMES = {0: "T-shirt", 1: "Coat", 2: "Bag"}
+
+
+def make_pipeline(labeler=False, channels=1):
+    torch.manual_seed(0)
+    generator = DiMGenerator(3, 8, channels, 6, 4, (8,), (0,))
+    for parameter in generator.parameters():
+        parameter.data.normal_(std=0.5)
+    return DiMPipeline(generator, NAMES, DiMLabeler(3, 8, channels, width=4) if labeler else None)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def taught():
+    return make_pipeline(labeler=True)
+
+
+def expected(pipe, epoch, label, index, seed=0, attempt=0):
+    """The image by its definition."""
+    label, index = torch.tensor([label]), torch.tensor([index])
+    with torch.no_grad():
+        return pipe.generator(latents_at(seed, epoch, label, index, 6, attempt), label).sample[0]
+
+
+def everything(loader):
+    batches = list(loader)
+    return torch.cat([batch["pixel_values"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+
+# What an item is
+
+
+def test_an_item_is_a_function_of_seed_epoch_class_and_index(pipe):
+    dataset = DiMDataset(pipe, ipc=4, seed=5)
+    assert len(dataset) == 12
+    for epoch in (0, 3):
+        dataset.set_epoch(epoch)
+        for position, item in enumerate(dataset):
+            label, index = divmod(position, 4)
+            assert item.keys() == {"pixel_values", "labels"} and item["labels"] == label
+            torch.testing.assert_close(item["pixel_values"], expected(pipe, epoch, label, index, seed=5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(counts=st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any), data=st.data())
+def test_counts_per_class_in_any_batch(pipe, counts, data):
+    dataset = DiMDataset(pipe, {NAMES[label]: count for label, count in enumerate(counts)})
+    rows = [(label, index) for label, count in enumerate(counts) for index in range(count)]
+    assert len(dataset) == len(rows)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
+    for item, position in zip(dataset.__getitems__(chosen), chosen, strict=True):
+        assert item["labels"] == rows[position][0]
+        torch.testing.assert_close(item["pixel_values"], expected(pipe, 0, *rows[position]))
+
+
+def test_classes_that_are_not_named_are_left_out(pipe):
+    labels = [item["labels"] for item in DiMDataset(pipe, {2: 1, "T-shirt": 3})]
+    assert labels == [0, 0, 0, 2]
+
+
+def test_a_generator_alone_will_do(pipe):
+    alone, whole = DiMDataset(pipe.generator, 2), DiMDataset(pipe, 2)
+    assert torch.equal(alone[5]["pixel_values"], whole[5]["pixel_values"])
+    assert alone.class_names == ["0", "1", "2"]
+
+
+def test_a_transform_gets_the_pictures_that_the_pipeline_would_give(pipe):
+    dataset = DiMDataset(pipe, 2, transform=lambda image: np.asarray(image.convert("RGB")))
+    latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
+    pictures = pipe(ipc=2, latents=latents).images
+    for item, picture in zip(dataset, pictures, strict=True):
+        np.testing.assert_allclose(item["pixel_values"], np.asarray(picture.convert("RGB")), atol=1)
+
+
+def test_noise_scale_multiplies_the_noise(pipe):
+    with torch.no_grad():
+        image = pipe.generator(
+            1.5 * latents_at(0, 0, torch.tensor([1]), torch.tensor([0]), 6), torch.tensor([1])
+        ).sample
+    torch.testing.assert_close(DiMDataset(pipe, 1, noise_scale=1.5)[1]["pixel_values"], image[0])
+
+
+def test_positions_outside_are_refused(pipe):
+    dataset = DiMDataset(pipe, 2)
+    assert torch.equal(dataset[-1]["pixel_values"], dataset[5]["pixel_values"])
+    for position in (6, -7):
+        with pytest.raises(IndexError, match=f"position {position} is out of range; the data set has 6 images"):
+            dataset[position]
+
+
+# Where people train
+
+
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
+def test_workers_that_live_on_give_the_images_of_the_epoch(pipe, context, workers):
+    dataset = DiMDataset(pipe, 4)
+    loader = DataLoader(dataset, 5, num_workers=workers, persistent_workers=True, multiprocessing_context=context)
+    plain = DataLoader(DiMDataset(pipe, 4), 12)
+    for epoch in (0, 2):
+        dataset.set_epoch(epoch)
+        plain.dataset.set_epoch(epoch)
+        for found, wanted in zip(everything(loader), everything(plain), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_a_batch_is_one_forward_pass():
+    pipe = make_pipeline()
+    sizes = []
+    pipe.generator.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    everything(DataLoader(DiMDataset(pipe, 4), 5))
+    assert sizes == [5, 5, 2]
+
+
+def test_distributed_sampler_shares_an_epoch_out(pipe):
+    dataset = DiMDataset(pipe, 4)
+    parts = []
+    for rank in range(2):
+        sampler = DistributedSampler(dataset, num_replicas=2, rank=rank, shuffle=True)
+        parts.append(everything(DataLoader(dataset, 4, sampler=sampler))[0])
+    whole, _ = everything(DataLoader(dataset, 12))
+    found = torch.cat(parts).flatten(1)
+    assert len(found) == 12
+    torch.testing.assert_close(
+        torch.cdist(found, whole.flatten(1)).min(dim=0).values, torch.zeros(12), atol=1e-3, rtol=0
+    )
+
+
+def test_accelerate_sets_the_epoch(pipe):
+    dataset = DiMDataset(pipe, 4)
+    loader = Accelerator(cpu=True).prepare(DataLoader(dataset, 12))
+    first, second = everything(loader)[0], everything(loader)[0]
+    dataset.set_epoch(1)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second, torch.stack([item["pixel_values"] for item in dataset]))
+
+
+@pytest.mark.slow
+def test_trainer_trains_on_fresh_images_unchanged(pipe, tmp_path):
+    config = ResNetConfig(
+        num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=3, layer_type="basic"
+    )
+    dataset, epochs = DiMDataset(pipe, 8), []
+
+    class Recording(Trainer):
+        def training_step(self, model, inputs, *args, **kwargs):
+            epochs.append(dataset.epoch)
+            assert inputs["pixel_values"].shape == (12, 1, 8, 8) and inputs["labels"].dtype == torch.int64
+            return super().training_step(model, inputs, *args, **kwargs)
+
+    arguments = TrainingArguments(
+        tmp_path, per_device_train_batch_size=12, num_train_epochs=3, report_to="none", use_cpu=True, disable_tqdm=True
+    )
+    result = Recording(ResNetForImageClassification(config), arguments, train_dataset=dataset).train()
+    assert epochs == [0, 0, 1, 1, 2, 2] and result.training_loss > 0
+
+
+def test_a_generator_on_another_device_is_not_for_workers(pipe):
+    generator = copy.deepcopy(pipe.generator).to("meta")
+    with pytest.raises(RuntimeError, match="the generator is on meta.*`num_workers=0`"):
+        next(iter(DataLoader(DiMDataset(generator, 2), 2, num_workers=1)))
+
+
+# Teachers
+
+
+def test_soft_labels_are_the_teachers_probabilities(taught):
+    dataset = DiMDataset(taught, 2, soft_labels=True)
+    images, labels = everything(DataLoader(dataset, 6))
+    assert labels.shape == (6, 3) and labels.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(labels, taught.labeler(images).logits.softmax(dim=1))
+    ((stream_images, stream_labels),) = GeneratedStream(taught, 2, 0, 6, soft_labels=True).batches(0)
+    with torch.no_grad():
+        torch.testing.assert_close(stream_labels, taught.labeler(stream_images).logits.softmax(dim=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size):
+    dataset = DiMDataset(taught, 10, max_attempts=4)
+    images, labels = everything(DataLoader(dataset, batch_size))
+    drawn_again = 0
+    for position, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        for attempt in range(4):
+            candidate = expected(taught, 0, label, position % 10, attempt=attempt)
+            if taught.labeler(candidate[None]).logits.argmax() == label:
+                break
+        drawn_again += attempt > 0
+        torch.testing.assert_close(image, candidate)
+    assert 5 < drawn_again < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"soft_labels": True}, "`soft_labels` is True, which takes a teacher, but the pipeline has no `labeler`"),
+        ({"max_attempts": 3}, "`max_attempts` is 3, which takes a teacher"),
+        ({"max_attempts": 0}, "`max_attempts` is 0; it must be at least 1"),
+        ({"noise_scale": 0.0}, r"`noise_scale` is 0.0; it must be a finite number above 0"),
+        ({"noise_scale": float("nan")}, "`noise_scale` is nan"),
+        ({"ipc": 0}, "`ipc` is 0; it must be a whole number of at least 1"),
+        ({"ipc": -3}, "`ipc` is -3"),
+        ({"ipc": 10**12}, r"`ipc` is 1000000000000; .* below 2\*\*32"),
+        ({"ipc": 1.5}, "`ipc` is 1.5"),
+        ({"ipc": {"Coat": -1}}, r"`ipc\['Coat'\]` is -1; it must be a whole number of at least 0"),
+        ({"ipc": {"Cot": 1}}, "holds 'Cot'; valid are the labels 0 to 2 and the names 'T-shirt', 'Coat', 'Bag'"),
+        ({"ipc": {"Coat": 0}}, "`ipc` asks for no image of any class"),
+        ({"ipc": {}}, "is empty"),
+        ({"seed": -1}, r"`seed` is -1; it must be from 0 to 2\*\*63 - 1"),
+    ],
+)
+def test_refusals(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        DiMDataset(pipe, **{"ipc": 2} | options)
+
+
+def test_an_epoch_below_0_is_refused(pipe):
+    dataset = DiMDataset(pipe, 2)
+    with pytest.raises(ValueError, match=r"`epoch` is -1; it must be from 0"):
+        dataset.set_epoch(-1)
+    assert dataset.epoch == 0
+    for block_size in (1, 100):
+        with pytest.raises(ValueError, match="`epoch` is -1"):
+            next(GeneratedStream(pipe, 2, 0, 2, block_size=block_size).batches(-1))
+
+
+# Whole batches
+
+
+@settings(max_examples=20, deadline=None)
+@given(ipc=st.integers(1, 5), batch_size=st.integers(1, 16), block_size=st.integers(1, 60))
+def test_blocks_change_nothing_but_how_much_is_made_at_once(pipe, ipc, batch_size, block_size):
+    stream = GeneratedStream(pipe, ipc, 3, batch_size, block_size=block_size)
+    plain = GeneratedStream(pipe, ipc, 3, batch_size)
+    sizes = []
+    hook = pipe.generator.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    for epoch in (0, 1, 2, 7):
+        for found, wanted in zip(stream.batches(epoch), plain.batches(epoch), strict=True):
+            torch.testing.assert_close(found[0], wanted[0])
+            assert torch.equal(found[1], wanted[1])
+    hook.remove()
+    assert max(sizes) <= max(block_size, batch_size)
+
+
+def test_a_block_may_span_epochs():
+    pipe = make_pipeline()
+    calls = []
+    pipe.generator.register_forward_pre_hook(lambda module, args: calls.append(len(args[0])))
+    stream = GeneratedStream(pipe, ipc=2, seed=0, batch_size=3, block_size=24)
+    for epoch in range(4):
+        assert len(list(stream.batches(epoch))) == 2
+    assert calls == [24]
+
+
+def test_a_stream_of_counts_per_class(pipe):
+    stream = GeneratedStream(pipe, {"Bag": 5, 0: 2}, 0, 3)
+    labels = torch.cat([labels for _, labels in stream.batches(0)])
+    assert torch.bincount(labels).tolist() == [2, 0, 5] and stream.steps_per_epoch == 3 and stream.num_classes == 3
+
+
+# Beside real data
+
+
+def real_data(names, count=6, image="img", label="kind"):
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=names)})
+    pictures = [Image.new("L", (8, 8), 7) for _ in range(count)]
+    return datasets.Dataset.from_dict({image: pictures, label: [0] * count}, features=features)
+
+
+def test_interleaved_with_real_data_classes_are_matched_by_name(pipe):
+    real = real_data(["Shoe", "Bag", "Coat", "T-shirt"], count=7)
+    generated = DiMDataset(pipe, 2).to_iterable_dataset(features=real.features)
+    mixed = datasets.interleave_datasets([real.to_iterable_dataset(), generated])
+    rows = list(mixed)
+    # The generated ones have no end, so the real ones decide the length.
+    assert len(rows) == 13 and mixed.features == real.features
+    assert {row["img"].getpixel((0, 0)) for row in rows[::2]} == {7}
+    assert sorted(row["kind"] for row in rows[1::2]) == [1, 1, 2, 2, 3, 3]
+
+
+def test_an_endless_stream_is_fresh_in_every_epoch_and_shared_by_workers(pipe):
+    dataset = DiMDataset(pipe, 2)
+    rows = list(dataset.to_iterable_dataset().take(12))
+    pictures = {row["image"].tobytes() for row in rows}
+    assert len(pictures) == 12
+    for epoch in range(2):
+        assert sorted(row["label"] for row in rows[6 * epoch : 6 * epoch + 6]) == [0, 0, 1, 1, 2, 2]
+    shared = dataset.to_iterable_dataset(num_shards=2)
+    parts = [list(shared.shard(2, index).take(6)) for index in range(2)]
+    assert {row["image"].tobytes() for part in parts for row in part} == pictures
+    dataset.set_epoch(1)
+    later = {row["image"].tobytes() for row in dataset.to_iterable_dataset().take(6)}
+    assert later == {row["image"].tobytes() for row in rows[6:]}
+
+
+def test_a_class_name_clash_is_refused(pipe):
+    real = real_data(["T-shirt", "Jacket", "Bag"])
+    for refused in (
+        lambda: DiMDataset(pipe, 2).to_iterable_dataset(features=real.features),
+        lambda: pipe.to_dataset(2, features=real.features),
+    ):
+        with pytest.raises(
+            ValueError, match="`features` has the classes T-shirt, Jacket, Bag; the pipeline also generates Coat"
+        ):
+            refused()
+    assert len(pipe.to_dataset(2, ["Bag", 0], features=real.features)) == 4
+
+
+def test_features_without_one_image_and_one_label_column_are_refused(pipe):
+    features = datasets.Features({"a": datasets.Image(), "b": datasets.Image(), "label": datasets.Value("int64")})
+    with pytest.raises(ValueError, match=r"`features` has the Image columns \['a', 'b'\]; valid is exactly one"):
+        DiMDataset(pipe, 2).to_iterable_dataset(features=features)
+
+
+def test_soft_labels_fit_no_column_of_labels(taught):
+    with pytest.raises(ValueError, match="`soft_labels` is True; a column of class labels"):
+        DiMDataset(taught, 2, soft_labels=True).to_iterable_dataset()

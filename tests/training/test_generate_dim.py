@@ -1,0 +1,154 @@
+"""The generation script: what it writes, that it goes on, and that one folder has one writer."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import generate_dim
+import numpy as np
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from datasets import load_dataset
+
+from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
+from dim_hf.checkpointing import lock_output_dir
+from dim_hf.streaming import to_pil
+
+
+NAMES = ["T-shirt", "Coat", "7"]
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline")
+    save_pipeline(folder, seed=0)
+    return folder
+
+
+def save_pipeline(folder, seed):
+    torch.manual_seed(seed)
+    generator = DiMGenerator(3, 8, 1, 6, 4, (8,), (0,))
+    DiMPipeline(generator, dict(enumerate(NAMES))).save_pretrained(folder)
+
+
+@pytest.fixture
+def generate(pipeline, tmp_path):
+    def generate(*more):
+        # Accelerate keeps its settings for the life of a process.
+        AcceleratorState._reset_state(reset_partial_state=True)
+        arguments = ["--pipeline", str(pipeline), "--output_dir", str(tmp_path / "out"), "--ipc", "7"]
+        generate_dim.main(generate_dim.parse_args([*arguments, "--shard_size", "8", "--batch_size", "3", *more]))
+        return tmp_path / "out"
+
+    return generate
+
+
+def content(folder):
+    return {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
+
+
+def test_shards_hold_the_images_of_the_stream(generate, pipeline, tmp_path):
+    folder = generate("--seed", "3")
+    assert sorted(content(folder)) == [f"train-{n:05d}-of-00003.parquet" for n in range(3)]
+    dataset = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset.features == datasets.Features(
+        {"image": datasets.Image(), "label": datasets.ClassLabel(names=NAMES)}
+    )
+    assert dataset["label"] == [0, 1, 2] * 7
+    stream = DiMDataset(DiMPipeline.from_pretrained(pipeline), 7, seed=3)
+    images = torch.stack([item["pixel_values"] for item in stream])
+    for row, (image, label) in enumerate(zip(dataset["image"], dataset["label"], strict=True)):
+        wanted = to_pil(images[7 * label + row // 3][None])[0]
+        assert image.mode == "L"
+        np.testing.assert_allclose(np.asarray(image, int), np.asarray(wanted, int), atol=1)
+
+
+def test_a_finished_shard_is_not_made_again_and_the_rest_is_the_same(generate):
+    folder = generate()
+    first = content(folder)
+    lost = folder / "data" / "train-00001-of-00003.parquet"
+    kept = folder / "data" / "train-00000-of-00003.parquet"
+    lost.rename(lost.with_name(f".{lost.name}.incomplete"))
+    written = kept.stat().st_mtime_ns
+    generate()
+    assert content(folder) == first and kept.stat().st_mtime_ns == written
+
+
+def test_another_setting_or_other_weights_are_refused_for_the_same_folder(generate, tmp_path):
+    first = content(generate())
+    save_pipeline(tmp_path / "other", seed=1)
+    for more, named in ((["--seed", "1"], "`seed`"), (["--pipeline", str(tmp_path / "other")], "`weights`")):
+        with pytest.raises(FileExistsError, match=rf"holds what was made with other settings \({named}\)"):
+            generate(*more)
+    assert content(tmp_path / "out") == first
+
+
+def test_classes_of_the_command_line(generate, tmp_path):
+    folder = generate("--class_labels", "7", "1")
+    dataset = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    assert dataset["label"] == [1, 2] * 7 and dataset.features["label"].names == NAMES
+
+
+def test_one_folder_has_one_writer(generate, tmp_path):
+    (tmp_path / "out").mkdir()
+    holder = f"""
+import sys
+from filelock import FileLock
+(lock := FileLock({str(tmp_path / "out" / ".lock")!r})).acquire()
+print("locked", flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout.readline() == "locked\n"
+        with pytest.raises(FileExistsError, match="`--output_dir` .*out is being written to by another process"):
+            generate()
+        assert not (tmp_path / "out" / "data").exists()
+        # However it ends.
+        process.kill()
+    assert len(content(generate())) == 3
+    with lock_output_dir(tmp_path / "out"), pytest.raises(FileExistsError):
+        lock_output_dir(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--ipc", "0"], r"`ipc\[0\]` is 0|asks for no image"),
+        (["--ipc", "-5"], r"`ipc\[0\]` is -5"),
+        (["--ipc", str(2**40)], r"below 2\*\*32"),
+        (["--ipc", str(10**9), "--shard_size", str(10**9)], "MiB free; this run needs"),
+        (["--shard_size", "0"], "`--shard_size` is 0"),
+        (["--class_labels", "Cot"], "holds 'Cot'; valid are"),
+        (["--max_attempts", "2"], "`max_attempts` is 2, which takes a teacher"),
+        (["--pipeline", "/"], "model_index.json"),
+    ],
+)
+def test_refusals_before_anything_is_made(generate, tmp_path, more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        generate(*more)
+    assert not (tmp_path / "out" / "data").exists() and not (tmp_path / "out" / "options.json").exists()
+
+
+def test_a_push_without_a_token_is_refused(generate, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "none"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(ValueError, match="`--push_to_hub` needs a token"):
+        generate("--push_to_hub")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_shards(generate, pipeline, tmp_path):
+    alone = content(generate("--shard_size", "5"))
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29617",
+        str(Path(generate_dim.__file__)), "--pipeline", str(pipeline), "--output_dir", str(tmp_path / "two"), "--ipc",
+        "7", "--shard_size", "5", "--batch_size", "3",
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert content(tmp_path / "two") == alone

@@ -1,0 +1,71 @@
+"""The teacher's script: what it learns, where it is saved, what it leaves alone."""
+
+import pytest
+import torch
+import train_labeler
+
+from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
+from dim_hf.data import holdout, load_image_data
+from dim_hf.deployment import evaluate_accuracy
+
+
+def save_pipeline(folder, names=tuple("0123456789")):
+    torch.manual_seed(0)
+    generator = DiMGenerator(len(names), 8, 1, 4, 4, (4,), (0,))
+    DiMPipeline(generator, dict(enumerate(names))).save_pretrained(folder)
+
+
+def run(tmp_path, *more):
+    arguments = [
+        "--pipeline",
+        str(tmp_path / "run"),
+        "--cache_dir",
+        str(tmp_path / "cache"),
+        "--num_train_epochs",
+        "1",
+    ]
+    return train_labeler.main(train_labeler.parse_args([*arguments, *more]))
+
+
+def test_the_pipeline_gets_a_teacher_that_knows_what_was_held_out(tmp_path):
+    save_pipeline(tmp_path / "run")
+    (tmp_path / "run" / "options.json").write_text("of the run")
+    before = DiMPipeline.from_pretrained(tmp_path / "run").generator.state_dict()
+    accuracy = run(tmp_path, "--num_train_epochs", "4")
+    pipe = DiMPipeline.from_pretrained(tmp_path / "run")
+    held_out = holdout(load_image_data("digits", cache_dir=tmp_path / "cache"), 0.1, 0)[1]
+    assert accuracy > 0.3
+    assert accuracy == evaluate_accuracy(Logits(pipe.labeler), held_out)
+    assert all(torch.equal(value, before[name]) for name, value in pipe.generator.state_dict().items())
+    assert (tmp_path / "run" / "options.json").read_text() == "of the run"
+    assert DiMDataset(pipe, 1, soft_labels=True)[0]["labels"].shape == (10,)
+
+
+class Logits(torch.nn.Module):
+    def __init__(self, labeler):
+        super().__init__()
+        self.labeler = labeler
+
+    def forward(self, images):
+        return self.labeler(images).logits
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--num_train_epochs", "0"], "`epochs` is 0"),
+        (["--validation_fraction", "1.5"], "`fraction` is 1.5"),
+        (["--train_split", "training"], "no split 'training'"),
+    ],
+)
+def test_refusals_before_anything_is_made(tmp_path, more, message):
+    save_pipeline(tmp_path / "run")
+    with pytest.raises(ValueError, match=message):
+        run(tmp_path, *more)
+    assert not (tmp_path / "run" / "labeler").exists()
+
+
+def test_other_classes_are_refused(tmp_path):
+    save_pipeline(tmp_path / "run", names=tuple("abcdefghij"))
+    with pytest.raises(ValueError, match="that are unknown; valid are a, b"):
+        run(tmp_path)

@@ -1,0 +1,212 @@
+"""
+Writes generated images to disk as a data set: parquet shards of an image and a label column, for any number of images.
+
+    accelerate launch training/generate_dim.py --ipc 1000                            # from out/digits
+    accelerate launch training/generate_dim.py --pipeline out/fashion --ipc 100000 --output_dir out/fashion-1m \
+        --push_to_hub --hub_dataset_id me/fashion-generated
+
+Every shard has all classes in turn and is a function of the weights and the settings alone. With several processes
+the shards are shared out. A shard is written aside and renamed; the same command goes on where it was interrupted.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import json
+import math
+import os
+from pathlib import Path
+
+import datasets
+import torch
+from accelerate import Accelerator
+from huggingface_hub import HfApi, get_token
+from huggingface_hub.utils import httpx
+from tqdm.auto import tqdm
+
+from dim_hf.checkpointing import check_output_dir, lock_output_dir
+from dim_hf.pipelines.pipeline_dim import DiMPipeline, labelled_features
+from dim_hf.streaming import DiMDataset, to_pil
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Write generated images to disk as a data set.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--pipeline", default="out/digits", help="folder or Hub id of a distilled data set")
+    parser.add_argument("--output_dir", default="out/generated")
+    parser.add_argument("--ipc", type=int, default=100, help="images per class")
+    parser.add_argument("--class_labels", nargs="+", metavar="CLASS", help="names or labels; default: every class")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max_attempts", type=int, default=1, help="above 1: draw again what the teacher rejects")
+    parser.add_argument("--noise_scale", type=float, default=1.0)
+    parser.add_argument("--shard_size", type=int, default=10_000, help="images per file; a process holds one file")
+    parser.add_argument("--batch_size", type=int, default=256, help="images made at once")
+    parser.add_argument("--push_to_hub", action="store_true", help="upload it as a data set")
+    parser.add_argument("--hub_dataset_id", help="repository; default: the name of --output_dir, in your namespace")
+    parser.add_argument("--hub_token", help="default: that of `hf auth login` or HF_TOKEN")
+    parser.add_argument("--hub_private_repo", action="store_true")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> None:
+    # 1. Settings are checked before anything is made.
+    for name in ("shard_size", "batch_size"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"`--{name}` is {getattr(args, name)}; it must be at least 1.")
+    if args.push_to_hub and not (args.hub_token or get_token()):
+        raise ValueError(
+            "`--push_to_hub` needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or give "
+            "--hub_token."
+        )
+    accelerator = Accelerator()
+    pipe = DiMPipeline.from_pretrained(args.pipeline).to(accelerator.device)
+    label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
+    dataset = DiMDataset(
+        pipe,
+        dict.fromkeys(label_ids, args.ipc),
+        args.seed,
+        max_attempts=args.max_attempts,
+        noise_scale=args.noise_scale,
+    )
+    num_shards = math.ceil(len(dataset) / args.shard_size)
+    output_dir = Path(args.output_dir)
+    # What decides the images and their files: a folder holds those of one setting.
+    options = {
+        "weights": fingerprint(pipe),
+        "labels": sorted(set(label_ids)),
+        **{name: getattr(args, name) for name in ("ipc", "seed", "max_attempts", "noise_scale", "shard_size")},
+    }
+    config = pipe.generator.config
+    if accelerator.is_main_process:
+        check_options(output_dir, options)
+        left = len(dataset) - args.shard_size * len(list(output_dir.glob("data/*.parquet")))
+        check_output_dir(output_dir, max(0, left) * config.out_channels * config.sample_size**2, resuming=True)
+    with lock_output_dir(output_dir) if accelerator.is_main_process else contextlib.nullcontext():
+        repo_id = create_repository(args) if args.push_to_hub and accelerator.is_main_process else None
+
+        # 2. Each process writes its shards.
+        if accelerator.is_main_process:
+            (output_dir / "data").mkdir(exist_ok=True)
+            (output_dir / "options.json").write_text(json.dumps(options, indent=2))
+        accelerator.wait_for_everyone()
+        shards = range(accelerator.process_index, num_shards, accelerator.num_processes)
+        for shard in tqdm(shards, unit="shard", disable=not accelerator.is_main_process):
+            path = output_dir / "data" / f"train-{shard:05d}-of-{num_shards:05d}.parquet"
+            if not path.exists():
+                aside = path.with_name(f".{path.name}.incomplete")
+                images_of(dataset, label_ids, shard, args).to_parquet(aside)
+                os.replace(aside, path)
+        accelerator.wait_for_everyone()
+
+        # 3. What it is, and where it goes.
+        if accelerator.is_main_process:
+            class_names = [pipe.class_names[label] for label in options["labels"]]
+            (output_dir / "README.md").write_text(dataset_card(args, len(dataset), class_names))
+            print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")
+            if repo_id:
+                upload(output_dir, repo_id, args)
+
+
+def named_classes(class_labels: list[str] | None, class_names: list[str]) -> list[int | str] | None:
+    """Classes of the command line: a number is a label, unless a class has it for its name."""
+    if class_labels is None:
+        return None
+    return [int(label) if label.isdigit() and label not in class_names else label for label in class_labels]
+
+
+def fingerprint(pipe: DiMPipeline) -> str:
+    """A digest of all weights."""
+    digest = hashlib.sha256()
+    for component in (pipe.generator, pipe.labeler):
+        for name, value in (component.state_dict() if component is not None else {}).items():
+            digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def check_options(output_dir: Path, options: dict) -> None:
+    """Refuses a folder that holds something else, naming what differs."""
+    path = output_dir / "options.json"
+    if not path.exists():
+        return
+    then = json.loads(path.read_text())
+    if changed := [name for name in {*then, *options} if then.get(name) != options.get(name)]:
+        listed = ", ".join(f"`{name}`" for name in sorted(changed)[:8])
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} holds what was made with other settings ({listed}); name another folder."
+        )
+
+
+def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argparse.Namespace) -> datasets.Dataset:
+    """The images of one shard."""
+    features, image_column, label_column, label_of = labelled_features(dataset.class_names, label_ids)
+    encode = features[image_column].encode_example
+    start = shard * args.shard_size
+    rows = torch.arange(start, min(start + args.shard_size, len(dataset)))
+    # Row by row the classes take turns, so that any shard has all of them.
+    num_classes = len(dataset) // args.ipc
+    columns: dict[str, list] = {image_column: [], label_column: []}
+    for batch in rows.split(args.batch_size):
+        images, labels = dataset.make(0, batch % num_classes * args.ipc + batch // num_classes)
+        columns[image_column] += [encode(image) for image in to_pil(images)]
+        columns[label_column] += [label_of[label] for label in labels.tolist()]
+    return datasets.Dataset.from_dict(columns, features=features)
+
+
+def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> str:
+    return f"""---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*.parquet
+task_categories:
+- image-classification
+tags:
+- dim_hf
+- synthetic-data
+---
+
+# Generated images
+
+{count:,} images, {args.ipc:,} of each class ({", ".join(class_names)}), made from noise by the generator of a
+distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
+{args.max_attempts} draws per image. The licence of the data set that the generator was trained on applies.
+"""
+
+
+def create_repository(args: argparse.Namespace) -> str:
+    repo_id = args.hub_dataset_id or Path(args.output_dir).resolve().name
+    try:
+        return (
+            HfApi(token=args.hub_token)
+            .create_repo(repo_id, repo_type="dataset", private=args.hub_private_repo or None, exist_ok=True)
+            .repo_id
+        )
+    except (OSError, httpx.HTTPError) as error:
+        raise OSError(f"`--push_to_hub` cannot push to {repo_id!r}: {' '.join(str(error).split())}") from error
+
+
+def upload(output_dir: Path, repo_id: str, args: argparse.Namespace) -> None:
+    try:
+        url = HfApi(token=args.hub_token).upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=output_dir,
+            allow_patterns=["README.md", "data/train-*.parquet"],
+            commit_message="Generated images",
+        )
+    except (OSError, httpx.HTTPError) as error:
+        raise OSError(
+            f"the upload to {repo_id} failed: {' '.join(str(error).split())} All is in {output_dir}; the same command "
+            "uploads it."
+        ) from error
+    print(f"pushed to {url}")
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"generate_dim.py: {error}") from error

@@ -1,0 +1,100 @@
+"""
+Trains a teacher on real images and saves it with a pipeline as its `labeler`: for soft labels, and to draw again what
+the teacher takes for another class.
+
+    python training/train_labeler.py                                    # the embedded digits, for out/digits
+    python training/train_labeler.py --pipeline out/fashion --dataset_name zalando-datasets/fashion_mnist
+
+The teacher is a ConvNet-3. With the `--seed` and `--validation_fraction` of the generator's training it sees the same
+part of *train*, and its accuracy is that on the part held out.
+"""
+
+import argparse
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from dim_hf.checkpointing import check_output_dir, lock_output_dir, replace_pipeline
+from dim_hf.data import holdout, load_image_data
+from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.models import DiMLabeler
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.streaming import WholeSetStream
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a teacher on real images and save it with a pipeline.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--pipeline", default="out/digits", help="folder or Hub id of a distilled data set")
+    parser.add_argument("--output_dir", help="where to save the pipeline with its teacher; default: --pipeline itself")
+    parser.add_argument(
+        "--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)"
+    )
+    parser.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
+    parser.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    parser.add_argument("--revision", help="revision of a data set on the Hub")
+    parser.add_argument("--train_split", default="train")
+    parser.add_argument("--image_column", help="found from the features unless given")
+    parser.add_argument("--label_column", help="found from the features unless given")
+    parser.add_argument("--cache_dir", help="where decoded images are kept")
+    parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of the train split held out")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--num_train_epochs", type=int, default=20, help="passes through the real images")
+    parser.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
+    parser.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> float:
+    # 1. Settings and data are checked before anything is made.
+    recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate)
+    device = Accelerator().device
+    pipe = DiMPipeline.from_pretrained(args.pipeline)
+    config = pipe.generator.config
+    output_dir = Path(args.output_dir or args.pipeline)
+    if args.output_dir is None and not output_dir.is_dir():
+        raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is no local folder.")
+    data = load_image_data(
+        args.dataset_name,
+        args.train_split,
+        dataset_config_name=args.dataset_config_name,
+        train_data_dir=args.train_data_dir,
+        image_column=args.image_column,
+        label_column=args.label_column,
+        class_names=tuple(pipe.class_names),
+        resolution=config.sample_size,
+        channels=config.out_channels,
+        cache_dir=args.cache_dir,
+        revision=args.revision,
+    )
+    train, validation = (part.to(device) for part in holdout(data, args.validation_fraction, args.seed))
+    labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
+    check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
+
+    # 2. The teacher is trained, scored once, and saved.
+    with lock_output_dir(output_dir):
+        stream = WholeSetStream(train, -(-len(train) // data.num_classes), args.seed, recipe.batch_size)
+        classifier = train_classifier(
+            stream,
+            "convnet3",
+            recipe,
+            channels=data.channels,
+            size=data.size,
+            seed=args.seed,
+            device=device,
+            progress=True,
+        )
+        accuracy = evaluate_accuracy(classifier, validation)
+        labeler.network.load_state_dict(classifier.state_dict())
+        replace_pipeline(DiMPipeline(pipe.generator, pipe.config.id2label, labeler), output_dir)
+    print(f"teacher in {output_dir}: accuracy {accuracy:.4f} on the {len(validation):,} images held out of train")
+    return accuracy
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"train_labeler.py: {error}") from error
