@@ -7,20 +7,23 @@ Trains classifiers on a distilled data set and scores them on real test images (
 
 Every row is trained by one recipe for the same number of steps: on generated images, on those of the same generator
 before matching, and on real images as controls. The test split is scored once per classifier, after its last epoch.
-The output folder gets metrics.json, report.md and samples.png. With several processes the classifiers are shared out.
+The output folder gets metrics.json, report.md and samples.png, and results.jsonl, a line per classifier: what is there
+is not run again, after an interruption or with another row beside it. With several processes the classifiers are
+shared out.
 """
 
 import argparse
 import io
 import json
 import time
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, gather_object
+from accelerate.utils import InitProcessGroupKwargs
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -148,37 +151,58 @@ def main(args: argparse.Namespace) -> list[Row]:
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
     accelerator.wait_for_everyone()
 
-    # 2. One job per row and seed, shared out over the processes.
+    # 2. One job per row and seed, shared out over the processes. A job that an earlier evaluation has finished in the
+    # same folder is not run again.
     sources = [GENERATED, *(name for name in CONTROLS if name in args.controls)]
     if "before_matching" in sources and "before_matching" not in pipelines:
         sources.remove("before_matching")
     rows = [(source, name, ipc) for ipc in args.ipc for name in args.classifiers for source in sources]
-    jobs = [(row, seed) for seed in args.seeds for row in rows]
-    results = []
-    mine = jobs[accelerator.process_index :: accelerator.num_processes]
-    for (source, name, ipc), seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
+    content = {name: weights_digest(pipelines[name]) if name in pipelines else train.fingerprint for name in sources}
+    jobs = [
+        {
+            # Two generators with the same weights are the same source.
+            "source": GENERATED if source in pipelines else source,
+            "content": content[source],
+            "classifier": name,
+            "ipc": ipc,
+            "seed": seed,
+            "recipe": asdict(recipe),
+            "test": test.fingerprint,
+        }
+        for seed in args.seeds
+        for source, name, ipc in rows
+    ]
+    finished = read_results(output_dir / "results.jsonl")
+    accelerator.wait_for_everyone()
+    missing = [
+        (row, job) for row, job in zip(rows * len(args.seeds), jobs, strict=True) if job_key(job) not in finished
+    ]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for (source, name, ipc), job in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
         start = time.perf_counter()
-        stream = make_stream(source, ipc, seed, recipe, pipelines, train)
         classifier = train_classifier(
-            stream,
+            make_stream(source, ipc, job["seed"], recipe, pipelines, train),
             name,
             recipe,
             channels=test.channels,
             size=test.size,
-            seed=seed,
+            seed=job["seed"],
             device=accelerator.device,
             progress=accelerator.is_main_process,
         )
         accuracy = evaluate_accuracy(classifier, test)
-        results.append(((source, name, ipc), seed, accuracy, time.perf_counter() - start))
-        tqdm.write(f"{SOURCES[source]}, {name}, ipc {ipc}, seed {seed}: {100 * accuracy:.2f} %")
-    results = sorted(gather_object(results), key=lambda result: result[1])
+        result = {"job": job, "accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
+        with (output_dir / "results.jsonl").open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        tqdm.write(f"{SOURCES[source]}, {name}, ipc {ipc}, seed {job['seed']}: {100 * accuracy:.2f} %")
+    accelerator.wait_for_everyone()
+    finished = read_results(output_dir / "results.jsonl")
 
     # 3. The table, the report and the picture.
     table = []
     in_class = torch.bincount(train.labels, minlength=train.num_classes)
-    for source, name, ipc in rows:
-        own = [result for result in results if result[0] == (source, name, ipc)]
+    for i, (source, name, ipc) in enumerate(rows):
+        own = [finished[job_key(job)] for job in jobs[i :: len(rows)]]
         steps = recipe.epochs * make_stream(source, ipc, args.seeds[0], recipe, pipelines, train).steps_per_epoch
         drawn = recipe.epochs * ipc
         distinct = {
@@ -187,8 +211,8 @@ def main(args: argparse.Namespace) -> list[Row]:
             "whole": min(drawn * train.num_classes, len(train)),
         }.get(source, drawn * train.num_classes)
         stored = stored_bytes(source, ipc, args.seeds[0], pipelines, train)
-        seconds = sum(result[3] for result in own) / len(own)
-        accuracies = [result[2] for result in own]
+        seconds = sum(result["seconds"] for result in own) / len(own)
+        accuracies = [result["accuracy"] for result in own]
         table.append(Row(SOURCES[source], name, ipc, steps, distinct, stored, accuracies, round(seconds, 1)))
     if accelerator.is_main_process:
         protocol = (
@@ -217,6 +241,23 @@ def main(args: argparse.Namespace) -> list[Row]:
             )
             print(f"pushed to {args.hub_model_id}: {url}")
     return table
+
+
+def job_key(job: dict[str, Any]) -> str:
+    """One string for all that decides the result of a job."""
+    return json.dumps(job, sort_keys=True)
+
+
+def read_results(path: Path) -> dict[str, dict[str, Any]]:
+    """The results in a folder by their jobs' keys; a line that an interruption cut short is no result."""
+    results = {}
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            result = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        results[job_key(result["job"])] = result
+    return results
 
 
 def load_pipeline(argument: str, path: Path) -> DiMPipeline:

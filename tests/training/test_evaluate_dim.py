@@ -63,7 +63,12 @@ def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
 def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, capsys):
     rows = evaluate("--controls")
     folder = tmp_path / "run" / "evaluation"
-    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "report.md", "samples.png"]
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "metrics.json",
+        "report.md",
+        "results.jsonl",
+        "samples.png",
+    ]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"][0]["accuracies"] == rows[0].accuracies
     assert metrics["options"]["epochs"] == 2 and metrics["environment"]["torch"] == torch.__version__
@@ -74,6 +79,22 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
 def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):
     first = [row.accuracies for row in evaluate()]
     assert [row.accuracies for row in evaluate("--output_dir", str(tmp_path / "again"))] == first
+
+
+def test_what_is_finished_is_not_run_again(evaluate, tmp_path):
+    results = tmp_path / "run" / "evaluation" / "results.jsonl"
+    first = {row.source: row.accuracies for row in evaluate("--controls", "random")}
+    lines = results.read_text().splitlines()
+    assert len(lines) == 4
+    # An interruption has cut the last line short, and a control and a seed are added.
+    results.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20] + "\n")
+    again = {row.source: row.accuracies for row in evaluate("--controls", "random", "whole", "--seeds", "0", "1", "2")}
+    assert all(again[source][:2] == accuracies for source, accuracies in first.items())
+    assert len(results.read_text().splitlines()) == 3 + 1 + 1 + 2 + 3
+    # Another generator and another recipe are other jobs.
+    make_pipeline(tmp_path / "run", seed=5)
+    evaluate("--controls", "random", "--epochs", "3")
+    assert len(results.read_text().splitlines()) == 3 + 1 + 1 + 2 + 3 + 4
 
 
 def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_path):
