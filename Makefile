@@ -1,6 +1,7 @@
 # Needs Python (3.10 or later) and make, and nothing else.
 #
 ## make demo      distil the embedded digits and train classifiers on the result (minutes on two cores)
+## make space     open a page on the digits: generate, train, draw (distils them first if need be)
 ## make test      quality checks and all tests
 ## make style     format the code and fix what can be fixed
 ## make quality   check format, lint and types
@@ -16,7 +17,9 @@ INSTALLED := .venv/installed
 LAUNCH := $(BIN)/accelerate launch --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import os; print(os.cpu_count())")
 
-.PHONY: help demo test style quality clean
+DISTIL_DIGITS := $(LAUNCH) training/train_dim.py --output_dir out/digits --resume_from_checkpoint latest
+
+.PHONY: help demo space test style quality clean chromium
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -28,11 +31,23 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 
 # An interrupted demo goes on where it was.
 demo: $(INSTALLED)
-	$(LAUNCH) training/train_dim.py --output_dir out/digits --resume_from_checkpoint latest
+	$(DISTIL_DIGITS)
 	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 300
 	@echo 'pipeline out/digits, to be loaded with DiMPipeline.from_pretrained("out/digits")'
 
-test: quality
+out/digits/model_index.json: | $(INSTALLED)
+	$(DISTIL_DIGITS)
+
+# DIM_PIPELINE=out/fashion DIM_DATASET=... make space shows another pipeline.
+space: $(INSTALLED) $(if $(DIM_PIPELINE),,out/digits/model_index.json)
+	$(BIN)/python space/app.py
+
+# The page is tested in Debian's chromium. Where this cannot install it, that test is skipped and says so.
+chromium:
+	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
+		apt-get update && apt-get install --yes --no-install-recommends chromium; fi || true
+
+test: quality chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 style: $(INSTALLED)

@@ -27,6 +27,16 @@ setup(
         "tensorboard>=2.18",
     ],
     extras_require={
-        "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6", "ruff>=0.15", "mypy>=1.15", "build>=1.2"],
+        "dev": [
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "hypothesis>=6",
+            "ruff>=0.15",
+            "mypy>=1.15",
+            "build>=1.2",
+            # The page in space/ and its test.
+            "gradio>=6.31",
+            "playwright>=1.60",
+        ],
     },
 )

@@ -70,6 +70,23 @@ def test_batch_norm_networks_are_scored_with_their_own_statistics(digits):
     assert accuracy == evaluate_accuracy(network, digits[1], batch_size=7)
 
 
+def test_scoring_after_each_epoch_leaves_training_as_it_is(digits):
+    curve = []
+
+    def score(epoch, network):
+        assert not network.training
+        curve.append((epoch, evaluate_accuracy(network, digits[1])))
+
+    def train_resnet(**arguments):
+        stream = RealStream(digits[0], 10, 0, 64)
+        recipe = DeploymentRecipe(epochs=4)
+        return train_classifier(stream, "resnet10", recipe, channels=1, size=8, seed=0, device=CPU, **arguments)
+
+    network = train_resnet(on_epoch=score)
+    assert [epoch for epoch, _ in curve] == [0, 1, 2, 3] and curve[-1][1] == evaluate_accuracy(network, digits[1])
+    assert all(map(torch.equal, network.state_dict().values(), train_resnet().state_dict().values()))
+
+
 def test_accuracy_by_hand():
     images = torch.tensor([0, 100, 200, 255], dtype=torch.uint8).reshape(4, 1, 1, 1)
     data = ImageData(images, torch.tensor([0, 0, 1, 0]), ("dark", "bright"), "hand")

@@ -65,7 +65,14 @@ def test_wheel_holds_every_module_and_its_requirements(built):
 def test_sdist_holds_the_scripts_and_the_tests(built):
     with tarfile.open(built["sdist"]) as sdist:
         names = {name.partition("/")[2] for name in sdist.getnames()}
-    for path in ("training/train_dim.py", "tests/test_packaging.py", "constraints.txt", "Makefile", ".ci/run"):
+    for path in (
+        "training/train_dim.py",
+        "space/app.py",
+        "tests/test_packaging.py",
+        "constraints.txt",
+        "Makefile",
+        ".ci/run",
+    ):
         assert path in names
 
 

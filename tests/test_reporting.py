@@ -8,7 +8,7 @@ from PIL import Image
 
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.reporting import Row, environment, results_table, save_sample_grid, write_report
+from dim_hf.reporting import GAP, Row, environment, results_table, save_sample_grid, write_report
 
 
 ROWS = [
@@ -58,8 +58,8 @@ def test_sample_grid_shows_the_pipelines_images(tmp_path):
     expected = pipeline(ipc=4, generator=torch.Generator().manual_seed(0)).images
     for row in range(3):
         for column in range(4):
-            left = grid.width - (4 - column) * cell
-            tile = grid.crop((left, row * cell, left + cell, (row + 1) * cell)).convert("L")
+            left, top = grid.width - (4 - column) * cell, row * cell
+            tile = grid.crop((left, top, left + cell - GAP, top + cell - GAP)).convert("L")
             shown = tile.resize((8, 8), Image.Resampling.NEAREST)
             assert shown.tobytes() == expected[row * 4 + column].tobytes()
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["grid.png"]

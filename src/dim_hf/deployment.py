@@ -4,7 +4,7 @@ Deployment, protocol B: a fresh classifier is trained on a stream and scored onc
 One recipe serves every row of a comparison: generated images, real images streamed at the same rate, fixed subsets.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -67,6 +67,7 @@ def train_classifier(
     seed: int,
     device: torch.device,
     progress: bool = False,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
     """
     Trains a fresh classifier on a stream.
@@ -79,6 +80,8 @@ def train_classifier(
         seed (`int`): Seeds the weights, the crops and any dropout; with the stream it decides the result.
         device (`torch.device`): Where the classifier is trained.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
+        on_epoch (`Callable`, *optional*): Called after each epoch with its number, from 0, and the classifier in
+            `eval()`; what it trains to is the same with and without.
 
     Returns:
         The classifier after the last epoch, in `eval()`.
@@ -108,6 +111,9 @@ def train_classifier(
             loss.backward()
             optimizer.step()
             schedule.step()
+        if on_epoch is not None:
+            on_epoch(epoch, classifier.eval())
+            classifier.train()
     return classifier.eval()
 
 
