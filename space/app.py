@@ -173,6 +173,7 @@ def recognise(classifier: nn.Module | None, digit: torch.Tensor) -> dict[str, fl
 def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
     """The page; `draw` adds the part in which the classifier reads a drawn digit."""
     names = class_names(pipeline)
+    paper = np.full((CANVAS, CANVAS, 4), 255, np.uint8)
 
     def show_grid(labels: list[int], ipc: float | None, seed: float | None) -> Image.Image:
         return generated_grid(pipeline, labels, ipc, seed)
@@ -186,7 +187,8 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
             yield pd.DataFrame(curve, columns=["step", "accuracy"]), text, classifier
 
     def show_reading(drawing: dict, classifier: nn.Module | None) -> tuple[Image.Image, dict[str, float]]:
-        digit = to_digit(drawing["composite"])
+        # A canvas that was just cleared has no content at all.
+        digit = to_digit(paper if drawing["composite"] is None else drawing["composite"])
         seen = Image.fromarray(digit[0, 0].numpy()).resize((160, 160), Image.Resampling.NEAREST)
         return seen, recognise(classifier, digit)
 
@@ -253,7 +255,7 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
             with gr.Row():
                 with gr.Column(scale=2):
                     drawing = gr.Sketchpad(
-                        Image.new("RGB", (CANVAS, CANVAS), "white"),
+                        paper,
                         label="Your digit",
                         elem_id="drawing",
                         height=420,
@@ -270,6 +272,8 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
                         label="What it sees: 8x8", elem_classes="pixels", interactive=False, buttons=[], height=220
                     )
                     answer = gr.Label(label="What it reads", num_top_classes=3)
+            # With paper on it the canvas has its brush in hand.
+            drawing.clear(lambda: paper, None, drawing, show_progress="hidden")
             read.click(show_reading, [drawing, trained], [seen, answer], show_progress="hidden")
     return page
 

@@ -109,14 +109,25 @@ def shown_size(page: Page) -> list[int]:
     return page.locator("#grid img").evaluate("image => [image.naturalWidth, image.naturalHeight]")
 
 
-def draw_zero(page: Page) -> None:
+def clear(page: Page) -> None:
+    """Clears the canvas and waits until it can be drawn on again."""
+    with page.expect_response(lambda response: "/queue/join" in response.url):
+        page.get_by_label("Clear canvas").click()
+    expect(page.get_by_text("select the draw tool to start")).to_be_hidden()
+
+
+ZERO = [(60 * math.cos(math.pi * n / 12), 100 * math.sin(math.pi * n / 12)) for n in range(25)]
+BAR = [(0, 10 * n) for n in range(-10, 11)]
+
+
+def draw(page: Page, stroke: list[tuple[float, float]]) -> None:
+    """Draws one stroke, given by its points from the middle of the canvas."""
     box = page.locator("#drawing canvas").last.bounding_box()
-    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
-    page.mouse.move(x + 60, y)
+    points = [(box["x"] + box["width"] / 2 + x, box["y"] + box["height"] / 2 + y) for x, y in stroke]
+    page.mouse.move(*points[0])
     page.mouse.down()
-    for step in range(1, 25):
-        angle = 2 * math.pi * step / 24
-        page.mouse.move(x + 60 * math.cos(angle), y + 100 * math.sin(angle))
+    for point in points[1:]:
+        page.mouse.move(*point)
     page.mouse.up()
 
 
@@ -138,7 +149,7 @@ def test_generate_train_draw_and_recognise(page):
     button(page, "Recognise").click()
     expect(page.get_by_text("The canvas is empty; draw a digit first.")).to_be_visible()
     button(page, "Recognise").scroll_into_view_if_needed()
-    draw_zero(page)
+    draw(page, ZERO)
     button(page, "Recognise").click()
     expect(page.get_by_text("No classifier has been trained yet; press Train first.")).to_be_visible()
 
@@ -163,9 +174,13 @@ def test_generate_train_draw_and_recognise(page):
     line = page.locator("#curve svg .mark-line path").get_attribute("d")
     assert len(re.findall("[ML]", line)) == 30
 
-    # Recognise what was drawn before.
+    # Recognise what was drawn before, and what is drawn on a cleared canvas.
     button(page, "Recognise").click()
     expect(page.get_by_test_id("label-output-value")).to_have_text("0")
+    clear(page)
+    draw(page, BAR)
+    button(page, "Recognise").click()
+    expect(page.get_by_test_id("label-output-value")).not_to_have_text("0")
 
 
 def test_wrong_input_is_refused_and_what_was_shown_stays(page):
