@@ -45,7 +45,7 @@ space: $(INSTALLED) $(if $(DIM_PIPELINE),,out/digits/model_index.json)
 # The page is tested in Debian's chromium. Where this cannot install it, that test is skipped and says so.
 chromium:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
-		apt-get update && apt-get install --yes --no-install-recommends chromium; fi || true
+		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; fi || true
 
 test: quality chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup

@@ -44,7 +44,11 @@ footer {display: none !important}
 
 
 def main() -> None:
-    pipeline = DiMPipeline.from_pretrained(os.environ.get("DIM_PIPELINE", "out/digits"))
+    source = os.environ.get("DIM_PIPELINE", "out/digits")
+    # A folder that is missing would be looked for on the Hub.
+    if "DIM_PIPELINE" not in os.environ and not os.path.isdir(source):
+        raise SystemExit(f"{source} is missing: `make space` distils it, or name a pipeline in DIM_PIPELINE.")
+    pipeline = DiMPipeline.from_pretrained(source)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
     dataset = os.environ.get("DIM_DATASET", "digits")
@@ -152,7 +156,7 @@ def to_digit(drawing: np.ndarray) -> torch.Tensor:
     box = ink.getbbox()
     if box is None:
         raise refusal("The canvas is empty; draw a digit first.")
-    # Nearly all of the digits are 6 blocks wide, whoever wrote them, and none less than 8 high.
+    # Most of the digits are 6 blocks wide, and all are 8 high.
     width = min(24, max(1, round(32 * (box[2] - box[0]) / (box[3] - box[1]))))
     bitmap = Image.new("L", (32, 32))
     bitmap.paste(ink.crop(box).resize((width, 32), Image.Resampling.BOX), ((32 - width) // 2, 0))
@@ -212,7 +216,14 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
                 seed = gr.Number(0, precision=0, label="Seed")
                 generate = gr.Button("Generate", variant="primary")
             with gr.Column(scale=3):
-                grid = gr.Image(elem_id="grid", show_label=False, elem_classes="pixels", interactive=False, buttons=[])
+                grid = gr.Image(
+                    elem_id="grid",
+                    format="png",
+                    show_label=False,
+                    elem_classes="pixels",
+                    interactive=False,
+                    buttons=[],
+                )
 
         gr.Markdown(
             "## 2. Train\n"
@@ -269,7 +280,12 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
                     read = gr.Button("Recognise", variant="primary")
                 with gr.Column(scale=3), gr.Row():
                     seen = gr.Image(
-                        label="What it sees: 8x8", elem_classes="pixels", interactive=False, buttons=[], height=220
+                        label="What it sees: 8x8",
+                        format="png",
+                        elem_classes="pixels",
+                        interactive=False,
+                        buttons=[],
+                        height=220,
                     )
                     answer = gr.Label(label="What it reads", num_top_classes=3)
             # With paper on it the canvas has its brush in hand.

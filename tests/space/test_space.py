@@ -166,6 +166,13 @@ def test_reading_needs_a_classifier():
 
 
 # The whole.
+def test_without_a_pipeline_it_says_how_to_get_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DIM_PIPELINE", raising=False)
+    with pytest.raises(SystemExit, match="out/digits is missing: `make space` distils it"):
+        app.main()
+
+
 def test_a_pipeline_without_class_names_goes_by_numbers(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("dim_hf.decoding.HF_HOME", tmp_path)
     pipeline = build_pipeline(names=False)
