@@ -103,13 +103,7 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         self.features = nn.Sequential(*layers)
         num_features = channels_in * (1 if pool_features else size**2)
         self.adversarial_head = weight_norm(nn.Linear(num_features, 1))
-        self.label_projection: nn.Module | None = None
-        if projection:
-            embedding = nn.Embedding(num_classes, num_features)
-            if norm != "spectral":
-                # Standard normal entries, torch's default, over thousands of features would drown what is learned.
-                nn.init.zeros_(embedding.weight)
-            self.label_projection = weight_norm(embedding)
+        self.label_projection = weight_norm(nn.Embedding(num_classes, num_features)) if projection else None
         self.class_head = weight_norm(nn.Linear(num_features, num_classes)) if auxiliary else None
 
     def forward(
