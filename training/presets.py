@@ -22,7 +22,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_ema": False,
         "num_match_epochs": 100,
         "match_learning_rate": 5e-6,
-        "match_class_loss_weight": 1.0,
         "match_loss": "pairwise",
         "match_weight": 0.01,
         "match_interval": 1,
@@ -46,8 +45,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "use_ema": True,
         "max_match_steps": 500,
         "match_learning_rate": 2e-4,
-        # The class loss helps early, but it draws images away from where classes overlap.
-        "match_class_loss_weight": 0.0,
         "match_loss": "energy",
         "match_weight": 1.0,
         "match_interval": 4,

@@ -138,7 +138,6 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     matching.add_argument("--num_match_epochs", type=int, help="length of phase 2; 0: a plain conditional GAN")
     matching.add_argument("--max_match_steps", type=int, help="length of phase 2, instead of epochs")
     matching.add_argument("--match_learning_rate", type=float, help="of both networks in phase 2")
-    matching.add_argument("--match_class_loss_weight", type=float, help="auxiliary class loss in phase 2; 0: none")
     matching.add_argument(
         "--match_loss",
         nargs="+",
@@ -193,8 +192,7 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value <= 0:
             raise ValueError(f"`--{name}` is {value}; it must be above 0.")
-    for name in ("num_match_epochs", "max_match_steps", "class_loss_weight", "match_class_loss_weight", "r1_weight",
-                 "match_weight"):  # fmt: skip
+    for name in ("num_match_epochs", "max_match_steps", "class_loss_weight", "r1_weight", "match_weight"):
         value = getattr(args, name)
         if value is not None and value < 0:
             raise ValueError(f"`--{name}` is {value}; it must be 0 or above.")
@@ -281,11 +279,8 @@ def main(args: argparse.Namespace) -> None:
         discriminator_config |= json.loads(Path(args.discriminator_config).read_text())
     generator = DiMGenerator(**generator_config)
     discriminator = DiMDiscriminator(**discriminator_config)
-    if max(args.class_loss_weight, args.match_class_loss_weight) > 0 and discriminator.class_head is None:
-        raise ValueError(
-            "`--class_loss_weight` or `--match_class_loss_weight` is above 0, but the discriminator has no class head "
-            "(`auxiliary`)."
-        )
+    if args.class_loss_weight and discriminator.class_head is None:
+        raise ValueError("`--class_loss_weight` is above 0, but the discriminator has no class head (`auxiliary`).")
     ema_generator = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(),
@@ -385,7 +380,6 @@ def main(args: argparse.Namespace) -> None:
     ):
         step = micro_step // args.gradient_accumulation_steps
         matching = step >= adversarial_steps
-        class_loss_weight = args.match_class_loss_weight if matching else args.class_loss_weight
         rng = random.Random(f"{args.seed}/{micro_step}/{accelerator.process_index}")
         noise.manual_seed(rng.getrandbits(63))
         for optimizer, rate in (
@@ -423,9 +417,9 @@ def main(args: argparse.Namespace) -> None:
                     gradient_penalty(critic, real, fake, mix)
                 )
             discriminator_loss = losses["discriminator"]
-            if class_loss_weight:
+            if args.class_loss_weight:
                 losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
-                discriminator_loss = discriminator_loss + class_loss_weight * losses["class_real"]
+                discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
             if args.r1_weight and step % args.r1_interval == 0:
                 losses["r1"] = r1_penalty(critic, augment(images))
                 discriminator_loss = discriminator_loss + args.r1_weight * args.r1_interval * losses["r1"]
@@ -440,9 +434,9 @@ def main(args: argparse.Namespace) -> None:
             output = plain_discriminator(augment(fake_images), labels)
             losses["generator"] = generator_loss(output.logits.float())
             total_loss = losses["generator"]
-            if class_loss_weight:
+            if args.class_loss_weight:
                 losses["class_fake"] = class_loss(output.class_logits.float(), labels)
-                total_loss = total_loss + class_loss_weight * losses["class_fake"]
+                total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
             if matching and step % args.match_interval == 0:
                 classifier = rng.choice(pool)
                 with accelerator.autocast():
