@@ -320,10 +320,10 @@ def main(args: argparse.Namespace) -> None:
         # Weights, gradients' two moments and the average, for each checkpoint that is kept and the one being written.
         size = sum(p.numel() * p.element_size() for model in (generator, discriminator) for p in model.parameters())
         check_output_dir(output_dir, 4 * size * (args.checkpoints_total_limit + 1), bool(args.resume_from_checkpoint))
-        lock = lock_output_dir(output_dir)
         if args.push_to_hub:
             name = args.hub_model_id or output_dir.resolve().name
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
+        lock = lock_output_dir(output_dir)
     accelerator.wait_for_everyone()
 
     # 4. From here on files are made.
