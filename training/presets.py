@@ -28,7 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool": ["convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
         "pool_steps": 2000,
     },
-    # DCGAN-shaped networks: the most accuracy per unit of compute that was found on a CPU.
+    # DCGAN-shaped networks, small enough for a CPU.
     "base": {
         "adversarial_loss": "hinge",
         "class_loss_weight": 1.0,
