@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from dim_hf.data import ImageData, load_image_data
+from dim_hf.data import ImageData, load_image_data, normalise
 from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, random_crop, train_classifier
 from dim_hf.streaming import RealStream
 
@@ -117,6 +117,17 @@ def test_bf16_trains_much_the_same_float32_network(digits):
     assert abs(evaluate_accuracy(full, digits[1]) - evaluate_accuracy(half, digits[1])) < 0.05
 
 
+def test_smoothed_labels_make_a_classifier_as_certain_as_they_are(digits):
+    images = normalise(digits[0].batch(torch.arange(500))[0])
+    certainty = {}
+    for smoothing in (0.0, 0.5):
+        classifier = train(digits[0], name="resnet10", epochs=40, label_smoothing=smoothing)
+        certainty[smoothing] = classifier(images).softmax(dim=1).amax(dim=1).mean().item()
+    # The largest probability of a label is 1 without, and 0.5 + 0.5 / 10 with smoothing by a half.
+    assert certainty[0.0] > 0.75
+    assert 0.35 < certainty[0.5] < 0.6
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_crops_have_ordinary_strides_so_that_convolutions_take_the_fast_path(channels):
     images = torch.rand(5, channels, 8, 8)
@@ -128,6 +139,12 @@ def test_refusals(arguments):
     (name,) = arguments
     with pytest.raises(ValueError, match=f"`{name}` is 0"):
         DeploymentRecipe(**arguments)
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
+def test_a_label_must_keep_a_share_for_itself(smoothing):
+    with pytest.raises(ValueError, match=f"`label_smoothing` is {smoothing}; it must be from 0 to below 1"):
+        DeploymentRecipe(label_smoothing=smoothing)
 
 
 def test_unknown_precision():

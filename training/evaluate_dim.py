@@ -216,9 +216,10 @@ def main(args: argparse.Namespace) -> list[Row]:
         table.append(Row(SOURCES[source], name, ipc, steps, distinct, stored, accuracies, round(seconds, 1)))
     if accelerator.is_main_process:
         protocol = (
-            f"Protocol B: `ipc` images per class *and epoch*, {recipe.epochs:,} epochs, hard labels, SGD with a "
-            f"one-cycle learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size, "
-            f"mixed precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the "
+            f"Protocol B: `ipc` images per class *and epoch*, {recipe.epochs:,} epochs, hard labels smoothed by "
+            f"{recipe.label_smoothing}, SGD with a one-cycle learning rate up to {recipe.learning_rate}, random "
+            f"shifts of up to an eighth of the size, mixed precision: {recipe.mixed_precision}. All rows of an ipc "
+            f"take the same steps on batches of the "
             f"same size. Accuracy on the {len(test):,} images of "
             f"{'the part of train that training held out' if training else 'split ' + args.test_split}, scored once "
             f"after the last epoch; mean and standard deviation over classifier and noise seeds {args.seeds}. Real "
