@@ -134,5 +134,6 @@ def network_configs(
             "block_out_channels": discriminator_widths,
             "layers_per_block": layers,
             "norm": "none",
+            "batch_std": True,
         },
     )

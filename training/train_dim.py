@@ -406,7 +406,7 @@ def main(args: argparse.Namespace) -> None:
 
             # The discriminator's step.
             critic_images = torch.cat([augment(images), augment(fake_images.detach())])
-            output = discriminator(critic_images, labels.repeat(2))
+            output = discriminator(critic_images, labels.repeat(2), num_batches=2)
             real_logits, fake_logits = output.logits.float().chunk(2)
             if args.adversarial_loss == "hinge":
                 losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)

@@ -5,6 +5,7 @@ import torch
 from presets import PRESETS, network_configs
 
 from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models.discriminator_dim import class_std
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -65,6 +66,28 @@ def test_projection_knows_the_label_and_plain_head_does_not():
     assert DiMDiscriminator(2, 8, 1, (4,), (0,), auxiliary=False)(images, zeros).class_logits is None
 
 
+def test_batch_std_is_that_of_the_class_within_its_own_batch():
+    maps = torch.tensor([0.0, 2.0, 5.0, 1.0, 1.0, 7.0]).reshape(6, 1, 1, 1)
+    labels = torch.tensor([0, 0, 1, 0, 0, 1])
+    expected = (torch.tensor([1.0, 1.0, 0.0]).square() + 1e-4).sqrt()
+    assert torch.allclose(class_std(maps[:3], labels[:3]), expected)
+
+    network = DiMDiscriminator(2, 8, 1, (4, 8), (0, 0), batch_std=True).eval()
+    images, other = torch.randn(6, 1, 8, 8), torch.randn(6, 1, 8, 8)
+    alone = network(images, labels).logits
+    together = network(torch.cat([images, other]), labels.repeat(2), num_batches=2).logits
+    assert torch.allclose(alone, together[:6], atol=1e-6)
+    assert not torch.allclose(alone, network(torch.cat([images, other]), labels.repeat(2)).logits[:6], atol=1e-6)
+
+
+def test_batch_std_sees_a_class_that_is_too_uniform():
+    network = DiMDiscriminator(2, 8, 1, (4, 8), (0, 0), batch_std=True).eval()
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 0, 0, 1])
+    uniform = images.clone()
+    uniform[:3] = images[0]
+    assert not torch.allclose(network(images, labels).logits[0], network(uniform, labels).logits[0], atol=1e-6)
+
+
 def test_spectral_norm_bounds_every_weight():
     network = DiMDiscriminator(4, 16, 1, (8, 16), (0, 1))
     for _ in range(200):
@@ -81,6 +104,7 @@ def test_spectral_norm_bounds_every_weight():
     [
         (DiMGenerator(3, 8, 1, 10, 4, (4,), (1,), residual=True), (torch.ones(2, 10), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4, 8), (0, 1)), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
+        (DiMDiscriminator(3, 8, 1, (4,), (0,), batch_std=True), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4,), (0,), norm="layer"), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
     ],
 )

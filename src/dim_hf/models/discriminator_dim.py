@@ -46,6 +46,10 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
             (what a gradient penalty allows); `"none"`.
         pool_features (`bool`, *optional*, defaults to `False`):
             Whether the heads see the largest activation of each channel instead of every position.
+        batch_std (`bool`, *optional*, defaults to `False`):
+            Whether the heads know how much the images of a class differ within the batch: their standard deviation
+            (arXiv 1710.10196, here within each class) is joined to the last maps as a channel, and one more 3x3
+            convolution reads both. A generator that makes a class too uniform is seen at once.
         projection (`bool`, *optional*, defaults to `True`): Whether the real/fake head knows the label.
         auxiliary (`bool`, *optional*, defaults to `True`): Whether there is a class head.
     """
@@ -62,6 +66,7 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         kernel_size: int = 4,
         norm: str = "spectral",
         pool_features: bool = False,
+        batch_std: bool = False,
         projection: bool = True,
         auxiliary: bool = True,
     ):
@@ -99,26 +104,39 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
                     layers.append(nn.LayerNorm([channels, size, size]))
                 layers.append(nn.LeakyReLU(0.2))
                 channels_in = channels
-        layers += [nn.AdaptiveMaxPool2d(1), nn.Flatten()] if pool_features else [nn.Flatten()]
         self.features = nn.Sequential(*layers)
+        self.batch_layer = None
+        if batch_std:
+            conv = nn.Conv2d(channels_in + 1, channels_in, kernel_size=3, padding=1)
+            self.batch_layer = nn.Sequential(weight_norm(conv), nn.LeakyReLU(0.2))
+        self.pool = nn.Sequential(*([nn.AdaptiveMaxPool2d(1)] if pool_features else []), nn.Flatten())
         num_features = channels_in * (1 if pool_features else size**2)
         self.adversarial_head = weight_norm(nn.Linear(num_features, 1))
         self.label_projection = weight_norm(nn.Embedding(num_classes, num_features)) if projection else None
         self.class_head = weight_norm(nn.Linear(num_features, num_classes)) if auxiliary else None
 
     def forward(
-        self, sample: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
+        self, sample: torch.Tensor, class_labels: torch.Tensor, num_batches: int = 1, return_dict: bool = True
     ) -> DiMDiscriminatorOutput | tuple[torch.Tensor, torch.Tensor | None]:
         """
         Args:
             sample (`torch.Tensor` of shape `(batch_size, in_channels, sample_size, sample_size)`): Images in [-1, 1].
             class_labels (`torch.Tensor` of shape `(batch_size,)`): Integer labels.
+            num_batches (`int`, *optional*, defaults to 1):
+                As how many batches of equal size, one after the other, the images count for `batch_std`: 2 for real
+                images followed by generated ones.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`DiMDiscriminatorOutput`].
 
         Returns:
             [`DiMDiscriminatorOutput`], or the tuple `(logits, class_logits)` when `return_dict` is `False`.
         """
-        features = self.features(sample)
+        maps = self.features(sample)
+        if self.batch_layer is not None:
+            parts = zip(maps.chunk(num_batches), class_labels.chunk(num_batches), strict=True)
+            std = torch.cat([class_std(part, labels) for part, labels in parts])
+            channel = std.to(maps.dtype)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
+            maps = self.batch_layer(torch.cat([maps, channel], dim=1))
+        features = self.pool(maps)
         logits = self.adversarial_head(features).squeeze(1)
         if self.label_projection is not None:
             logits = logits + (self.label_projection(class_labels) * features).sum(dim=1)
@@ -126,3 +144,24 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         if not return_dict:
             return logits, class_logits
         return DiMDiscriminatorOutput(logits=logits, class_logits=class_logits)
+
+
+def class_std(maps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+    """
+    The standard deviation of each activation over the images of a class, averaged over the activations.
+
+    Args:
+        maps (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Activations.
+        class_labels (`torch.Tensor` of shape `(batch_size,)`): The labels of the images.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size,)`, float32: each image gets the value of its class, 0.01 where it is the
+        only one.
+    """
+    same = (class_labels[:, None] == class_labels[None, :]).float()
+    weights = same / same.sum(dim=1, keepdim=True)
+    with torch.autocast(maps.device.type, enabled=False):
+        flat = maps.float().flatten(1)
+        variance = weights @ (flat - weights @ flat).square()
+    # The constant keeps the gradient of the root finite.
+    return (variance + 1e-4).sqrt().mean(dim=1)
