@@ -41,6 +41,7 @@ VARIANTS = {
     # What the adversarial step is made of; as many steps, none with matching.
     "no matching": Variant(),
     "no matching, no class loss": Variant(["--class_loss_weight", "0"]),
+    "no matching, no batch std": Variant(discriminator={"batch_std": False}),
     "no matching, no projection": Variant(discriminator={"projection": False}),
     "no matching, spectral norm for R1": Variant(["--r1_weight", "0"], {"norm": "spectral"}),
     "no matching, no augmentation": Variant(["--augmentation"]),

@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discr_learning_rate": 4e-4,
         "discr_adam_beta1": 0.5,
         "discr_adam_beta2": 0.99,
-        "r1_weight": 0.1,
+        "r1_weight": 0.3,
         "augmentation": ["shift"],
         "use_ema": True,
         "max_match_steps": 500,
