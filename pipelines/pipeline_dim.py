@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -35,6 +35,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Images of `to_dataset`, which are kept as PIL images until all are made.
 _MOST_IN_MEMORY = 1_000_000
 
@@ -166,7 +167,7 @@ class DiMPipeline(DiffusionPipeline):
             if not os.path.isdir(name):
                 raise FileNotFoundError(f"`subfolder` {subfolder!r} is not in {pretrained_model_name_or_path}.")
         if os.path.isdir(name):
-            cls._check_files(Path(name), with_weights="generator" not in kwargs)
+            cls._check_files(Path(name), passed=kwargs)
         return super().from_pretrained(name, **kwargs)
 
     @classmethod
@@ -174,22 +175,32 @@ class DiMPipeline(DiffusionPipeline):
         """As [`DiffusionPipeline.download`], with one clear message where the Hub does not give the repository."""
         with _clear_hub_errors(pretrained_model_name):
             folder = super().download(pretrained_model_name, **kwargs)
-        cls._check_files(Path(folder), with_weights="generator" not in kwargs)
+        cls._check_files(Path(folder), passed=kwargs)
         return folder
 
     @classmethod
-    def _check_files(cls, folder: Path, with_weights: bool) -> None:
+    def _check_files(cls, folder: Path, passed: Container[str]) -> None:
         """Raises an error that names what a saved pipeline lacks, or its weights if they are pickled."""
+        missing = []
+        components = ["generator"]
         if (folder / "model_index.json").is_file():
-            cls._dict_from_json_file(folder / "model_index.json")
-        needed = ["model_index.json", *(["generator/config.json"] if with_weights else [])]
-        missing = [name for name in needed if not (folder / name).is_file()]
-        found = {path.suffix: path for path in (folder / "generator").glob("*")}
-        if with_weights and ".safetensors" not in found:
-            for suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"):
-                if suffix in found:
-                    raise OSError(f"{found[suffix]} is pickled, and reading it can run code; valid are safetensors.")
-            missing.append("generator/diffusion_pytorch_model.safetensors")
+            config = cls._dict_from_json_file(folder / "model_index.json")
+            components += ["labeler"] if (config.get("labeler") or [None])[0] else []
+        else:
+            missing.append("model_index.json")
+        for component in (name for name in components if name not in passed):
+            below = folder / component
+            if not (below / "config.json").is_file():
+                missing.append(f"{component}/config.json")
+            # An index names its shards, and diffusers unpickles those that are no safetensors.
+            indexes = [json.loads(path.read_text()) for path in below.glob("*.safetensors.index*.json")]
+            shards = {below / name for index in indexes for name in index["weight_map"].values()}
+            pickled = {path for path in shards if path.suffix != ".safetensors"}
+            if not list(below.glob("*.safetensors")):
+                missing.append(f"{component}/diffusion_pytorch_model.safetensors")
+                pickled |= {path for path in below.rglob("*") if path.suffix in _PICKLED}
+            if pickled:
+                raise OSError(f"{min(pickled)} is pickled, and reading it can run code; valid are safetensors.")
         if missing:
             raise FileNotFoundError(f"{folder} holds no DiMPipeline: {', '.join(missing)} is missing.")
 

@@ -19,7 +19,8 @@ class HubServer(ThreadingHTTPServer):
     Start it with `with HubServer() as server`.
 
     Attributes:
-        repos: By id: `{"private": bool, "commits": [(sha, {path: bytes})], "refs": {name: sha}}`, oldest commit first.
+        repos: By id, which of a data set starts with `datasets/`:
+            `{"private": bool, "commits": [(sha, {path: bytes})], "refs": {name: sha}}`, oldest commit first.
         licences: The licence on the page of each data set, by its id.
         requests: What was asked for: `"METHOD /path"`, oldest first.
         drop: Patterns of `"METHOD /path"`. The first request that matches one is cut off when half of it was read.
@@ -134,6 +135,8 @@ class Handler(BaseHTTPRequestHandler):
             return
         asked = json.loads(self.body)
         repo_id = f"{asked.get('organization') or user}/{asked['name']}"
+        if asked.get("type") == "dataset":
+            repo_id = f"datasets/{repo_id}"
         url = f"{self.server.endpoint}/{repo_id}"
         if repo_id in self.server.repos:
             return self.answer(409, {"error": "You already created this model repo", "url": url})
@@ -197,7 +200,8 @@ class Handler(BaseHTTPRequestHandler):
             sha, files = found
             siblings = [{"rfilename": path} for path in files]
             private = self.server.repos[repo_id]["private"]
-            self.answer(200, {"id": repo_id, "sha": sha, "private": private, "siblings": siblings, "tags": []})
+            name = repo_id.removeprefix("datasets/")
+            self.answer(200, {"id": name, "sha": sha, "private": private, "siblings": siblings, "tags": []})
 
     def tree(self, repo_id, revision):
         if found := self.revision(repo_id, revision):
@@ -215,14 +219,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, files[path], ETag=f'"{etag}"', X_Repo_Commit=sha)
 
     def dataset(self, repo_id):
-        if repo_id not in self.server.licences:
-            return self.answer(401, {}, X_Error_Code="RepoNotFound")
-        card = {"license": self.server.licences[repo_id]}
-        self.answer(200, {"id": repo_id, "sha": "0" * 40, "cardData": card, "tags": [], "siblings": []})
+        if (name := repo_id.removeprefix("datasets/")) not in self.server.licences:
+            return self.info(repo_id)
+        card = {"license": self.server.licences[name]}
+        self.answer(200, {"id": name, "sha": "0" * 40, "cardData": card, "tags": [], "siblings": []})
 
 
 def is_large(path):
-    return path.endswith((".safetensors", ".png"))
+    return path.endswith((".safetensors", ".png", ".parquet"))
 
 
 def sha256(data):
@@ -233,17 +237,18 @@ def git_hash(data):
     return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
 
 
-REPO = r"(?P<repo_id>[^/]+/[^/]+)"
+REPO = r"(?P<repo_id>(?:datasets/)?[^/]+/[^/]+)"
+API = rf"/api/(?:models/|(?=datasets/)){REPO}"
 ROUTES = {
     "POST /api/repos/create": Handler.create,
     "POST /api/validate-yaml": Handler.validate_yaml,
-    f"POST /api/models/{REPO}/preupload/(?P<revision>.+)": Handler.preupload,
+    f"POST {API}/preupload/(?P<revision>.+)": Handler.preupload,
     rf"POST /{REPO}\.git/info/lfs/objects/batch": Handler.lfs_batch,
     "PUT /objects/(?P<oid>.+)": Handler.put_object,
-    f"POST /api/models/{REPO}/commit/(?P<revision>.+)": Handler.commit,
-    f"GET /api/models/{REPO}": Handler.info,
-    f"GET /api/models/{REPO}/revision/(?P<revision>.+)": Handler.info,
-    f"GET /api/models/{REPO}/tree/(?P<revision>[^/]+)": Handler.tree,
+    f"POST {API}/commit/(?P<revision>.+)": Handler.commit,
+    rf"GET /api/(?=datasets/){REPO}": Handler.dataset,
+    f"GET {API}": Handler.info,
+    f"GET {API}/revision/(?P<revision>.+)": Handler.info,
+    f"GET {API}/tree/(?P<revision>[^/]+)": Handler.tree,
     f"(GET|HEAD) /{REPO}/resolve/(?P<revision>[^/]+)/(?P<path>.+)": Handler.resolve,
-    f"GET /api/datasets/{REPO}": Handler.dataset,
 }

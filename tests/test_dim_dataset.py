@@ -1,6 +1,9 @@
 """DiMDataset: pure images, workers, samplers, Accelerate, Trainer; blocks, teachers, real data beside it."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import datasets
 import numpy as np
@@ -146,6 +149,49 @@ def test_distributed_sampler_shares_an_epoch_out(pipe):
     torch.testing.assert_close(
         torch.cdist(found, whole.flatten(1)).min(dim=0).values, torch.zeros(12), atol=1e-3, rtol=0
     )
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_epoch_out(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    script = tmp_path / "loop.py"
+    script.write_text(f"""
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, DistributedSampler
+from dim_hf import DiMDataset, DiMPipeline
+accelerator = Accelerator()
+dataset = DiMDataset(DiMPipeline.from_pretrained({str(tmp_path / "pipeline")!r}), 4)
+prepared = accelerator.prepare(DataLoader(dataset, 3, shuffle=True, num_workers=1, persistent_workers=True))
+sampler = DistributedSampler(dataset)
+sampled = DataLoader(dataset, 3, sampler=sampler)
+found = {{"accelerate": [], "sampler": []}}
+for epoch in range(2):
+    found["accelerate"].append(torch.cat([batch["pixel_values"] for batch in prepared]))
+for epoch in range(2):
+    sampler.set_epoch(epoch)
+    dataset.set_epoch(epoch)
+    found["sampler"].append(torch.cat([batch["pixel_values"] for batch in sampled]))
+torch.save(found, {str(tmp_path)!r} + f"/{{accelerator.process_index}}-of-{{accelerator.num_processes}}.pt")
+accelerator.end_training()
+""")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
+        "localhost", str(script),
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    parts = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
+    dataset = DiMDataset(pipe, 4)
+    for way in ("accelerate", "sampler"):
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            wanted = torch.stack([item["pixel_values"] for item in dataset]).flatten(1)
+            own = [part[way][epoch].flatten(1) for part in parts]
+            assert [len(part) for part in own] == [6, 6]
+            nearest = torch.cdist(torch.cat(own), wanted).min(dim=1)
+            assert nearest.values.max() < 1e-3 and sorted(nearest.indices.tolist()) == list(range(12))
 
 
 def test_accelerate_sets_the_epoch(pipe):

@@ -7,6 +7,7 @@ import sys
 import sysconfig
 from pathlib import Path
 
+import generate_dim
 import pytest
 import torch
 import train_dim
@@ -376,3 +377,59 @@ def test_training_and_evaluation_push(hub, tmp_path):
         assert TOKEN not in output.stdout + output.stderr
     for path, content in after.items():
         assert str(tmp_path).encode() not in content, path
+
+
+def test_generated_images_are_pushed_as_a_data_set(hub, tmp_path):
+    hub.drop = ["POST /api/datasets/me/animals/commit"]
+    code = f"""
+sys.path.insert(0, {str(Path(generate_dim.__file__).parent)!r})
+import datasets, generate_dim, huggingface_hub
+def push(folder, *more):
+    arguments = ["--pipeline", "run", "--output_dir", folder, "--ipc", "4", "--shard_size", "5", "--push_to_hub"]
+    return message(generate_dim.main, generate_dim.parse_args([*arguments, "--hub_dataset_id", "animals", *more]))
+make(0).save_pretrained("run")
+seen = {{"wrong token": push("refused", "--hub_token", "hf_wrong")}}
+seen["no right"] = push("refused", "--hub_token", "hf_readonlytoken")
+token = os.environ.pop("HF_TOKEN")
+seen["no token"] = push("refused")
+seen["made"] = os.path.exists("refused")
+seen["cut off"] = push("out", "--hub_private_repo", "--hub_token", token)
+os.environ["HF_TOKEN"] = token
+written = {{name: os.stat(f"out/data/{{name}}").st_mtime_ns for name in os.listdir("out/data")}}
+seen["again"], seen["unchanged"] = push("out"), push("out")
+seen["kept"] = written == {{name: os.stat(f"out/data/{{name}}").st_mtime_ns for name in os.listdir("out/data")}}
+folder = huggingface_hub.snapshot_download("me/animals", repo_type="dataset")
+pulled = datasets.load_dataset(folder, split="train")
+seen["rows"] = [pulled.features["label"].int2str(label) for label in pulled["label"]]
+local = datasets.load_dataset("parquet", data_files="out/data/*.parquet", split="train")
+seen["equal"] = [image.tobytes() for image in pulled["image"]] == [image.tobytes() for image in local["image"]]
+seen["other"] = push("other", "--shard_size", "12")
+json.dump(seen, open("seen.json", "w"))
+"""
+    output = python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
+    found = seen(tmp_path)
+    assert found.pop("wrong token").startswith(
+        "OSError: `--push_to_hub` cannot push to 'animals': the token is not valid;"
+    )
+    assert "cannot push to 'animals': the token does not give the right to do this;" in found.pop("no right")
+    assert found.pop("no token").startswith(
+        "ValueError: `--push_to_hub` needs a token, and there is none: log in with"
+    )
+    failed = found.pop("cut off")
+    assert failed.startswith(f"OSError: The push to 'me/animals' failed: the connection to {hub.endpoint} failed (")
+    assert failed.endswith(" out is complete all the same; the same command pushes it.")
+    assert found == {
+        "made": False, "again": None, "unchanged": None, "kept": True, "rows": ["cat", "dog", "mouse"] * 4,
+        "equal": True, "other": None,
+    }  # fmt: skip
+    repository = hub.repos["datasets/me/animals"]
+    (empty, first, second) = (files for _, files in repository["commits"])
+    assert repository["private"] and set(empty) == {".gitattributes"}
+    shards = {f"data/train-{shard:05d}-of-00003.parquet" for shard in range(3)}
+    assert set(first) == {".gitattributes", "README.md"} | shards
+    for path in {"README.md"} | shards:
+        assert first[path] == (tmp_path / "out" / path).read_bytes(), path
+    assert set(second) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
+    assert TOKEN not in output.stdout + output.stderr
+    for path in tmp_path.rglob("*"):
+        assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path

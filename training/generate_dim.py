@@ -20,12 +20,12 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from huggingface_hub import HfApi, get_token
-from huggingface_hub.utils import httpx
+from huggingface_hub import HfApi
 from tqdm.auto import tqdm
 
 from dim_hf.checkpointing import check_output_dir, lock_output_dir
-from dim_hf.pipelines.pipeline_dim import DiMPipeline, labelled_features
+from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
+from dim_hf.publishing import HUB_ERRORS, prepare_repository
 from dim_hf.streaming import DiMDataset, to_pil
 
 
@@ -55,11 +55,6 @@ def main(args: argparse.Namespace) -> None:
     for name in ("shard_size", "batch_size"):
         if getattr(args, name) < 1:
             raise ValueError(f"`--{name}` is {getattr(args, name)}; it must be at least 1.")
-    if args.push_to_hub and not (args.hub_token or get_token()):
-        raise ValueError(
-            "`--push_to_hub` needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or give "
-            "--hub_token."
-        )
     accelerator = Accelerator()
     pipe = DiMPipeline.from_pretrained(args.pipeline).to(accelerator.device)
     label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
@@ -81,11 +76,13 @@ def main(args: argparse.Namespace) -> None:
     config = pipe.generator.config
     if accelerator.is_main_process:
         check_options(output_dir, options)
+        if args.push_to_hub:
+            name = args.hub_dataset_id or output_dir.resolve().name
+            private = args.hub_private_repo or None
+            args.hub_dataset_id = prepare_repository(name, args.hub_token, private, repo_type="dataset")
         left = len(dataset) - args.shard_size * len(list(output_dir.glob("data/*.parquet")))
         check_output_dir(output_dir, max(0, left) * config.out_channels * config.sample_size**2, resuming=True)
     with lock_output_dir(output_dir) if accelerator.is_main_process else contextlib.nullcontext():
-        repo_id = create_repository(args) if args.push_to_hub and accelerator.is_main_process else None
-
         # 2. Each process writes its shards.
         if accelerator.is_main_process:
             (output_dir / "data").mkdir(exist_ok=True)
@@ -105,8 +102,8 @@ def main(args: argparse.Namespace) -> None:
             class_names = [pipe.class_names[label] for label in options["labels"]]
             (output_dir / "README.md").write_text(dataset_card(args, len(dataset), class_names))
             print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")
-            if repo_id:
-                upload(output_dir, repo_id, args)
+            if args.push_to_hub:
+                print(f"Pushed to {args.hub_dataset_id}: {upload(output_dir, args.hub_dataset_id, args.hub_token)}")
 
 
 def named_classes(class_labels: list[str] | None, class_names: list[str]) -> list[int | str] | None:
@@ -176,33 +173,23 @@ distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, 
 """
 
 
-def create_repository(args: argparse.Namespace) -> str:
-    repo_id = args.hub_dataset_id or Path(args.output_dir).resolve().name
+def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
+    """Makes the data set of a repository that of a folder, in one commit, and returns its URL."""
     try:
-        return (
-            HfApi(token=args.hub_token)
-            .create_repo(repo_id, repo_type="dataset", private=args.hub_private_repo or None, exist_ok=True)
-            .repo_id
-        )
-    except (OSError, httpx.HTTPError) as error:
-        raise OSError(f"`--push_to_hub` cannot push to {repo_id!r}: {' '.join(str(error).split())}") from error
-
-
-def upload(output_dir: Path, repo_id: str, args: argparse.Namespace) -> None:
-    try:
-        url = HfApi(token=args.hub_token).upload_folder(
+        return HfApi(token=token).upload_folder(
             repo_id=repo_id,
             repo_type="dataset",
             folder_path=output_dir,
             allow_patterns=["README.md", "data/train-*.parquet"],
+            # Shards of an earlier push would be read beside these.
+            delete_patterns="data/train-*.parquet",
             commit_message="Generated images",
         )
-    except (OSError, httpx.HTTPError) as error:
+    except HUB_ERRORS as error:
         raise OSError(
-            f"the upload to {repo_id} failed: {' '.join(str(error).split())} All is in {output_dir}; the same command "
-            "uploads it."
+            f"The push to {repo_id!r} failed: {hub_reason(error)} {output_dir} is complete all the same; the same "
+            "command pushes it."
         ) from error
-    print(f"pushed to {url}")
 
 
 if __name__ == "__main__":

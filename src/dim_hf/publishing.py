@@ -46,9 +46,12 @@ PART = re.compile(r"<!-- (results|training) of weights (\w+) -->\n.*?<!-- end of
 HUB_ERRORS = (OSError, RuntimeError, httpx.HTTPError)
 
 
-def prepare_repository(repo_id: str, token: str | None, private: bool | None) -> str:
+def prepare_repository(repo_id: str, token: str | None, private: bool | None, repo_type: str = "model") -> str:
     """
     Makes sure, before any work, that a run can be pushed at its end: creates the repository unless it exists.
+
+    Args:
+        repo_type (`str`, *optional*, defaults to `"model"`): Or `"dataset"`.
 
     Returns:
         `str`: Its full id, with the namespace of the token's owner where `repo_id` has none.
@@ -63,9 +66,9 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None) ->
             "--hub_token."
         )
     try:
-        return create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+        return create_repo(repo_id, private=private, token=token, repo_type=repo_type, exist_ok=True).repo_id
     except HFValidationError as error:
-        raise ValueError(f"`--hub_model_id` is not valid: {error}") from error
+        raise ValueError(f"`--hub_{repo_type}_id` is not valid: {error}") from error
     except HUB_ERRORS as error:
         raise OSError(f"`--push_to_hub` cannot push to {repo_id!r}: {hub_reason(error)}") from error
 

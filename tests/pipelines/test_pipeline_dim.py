@@ -380,9 +380,35 @@ def test_pickled_weights_are_neither_written_nor_read(pipe, folder, tmp_path):
     assert not (tmp_path / "pickled").exists()
     with pytest.raises(ValueError, match="`use_safetensors` is False"):
         DiMPipeline.from_pretrained(folder, use_safetensors=False)
-    (folder / "generator" / "diffusion_pytorch_model.safetensors").unlink()
-    (folder / "generator" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(OSError, match=r"diffusion_pytorch_model.bin is pickled, .*; valid are safetensors"):
+
+
+@pytest.mark.parametrize("component", ["generator", "labeler"])
+@pytest.mark.parametrize("name", ["diffusion_pytorch_model.bin", "below/weights.pt"])
+def test_pickled_weights_of_any_component_are_refused(tmp_path, component, name):
+    with_labeler().save_pretrained(tmp_path)
+    (tmp_path / component / "diffusion_pytorch_model.safetensors").unlink()
+    (tmp_path / component / name).parent.mkdir(exist_ok=True)
+    (tmp_path / component / name).write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(OSError, match=rf"{tmp_path / component / name} is pickled, .*; valid are safetensors"):
+        DiMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("component", ["generator", "labeler"])
+def test_an_index_of_shards_that_names_a_pickled_one_is_refused(tmp_path, component):
+    with_labeler().save_pretrained(tmp_path, max_shard_size="1KB")
+    path = tmp_path / component / "diffusion_pytorch_model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["weight_map"] |= {max(index["weight_map"]): "below/last.bin"}
+    path.write_text(json.dumps(index))
+    (tmp_path / component / "below").mkdir()
+    (tmp_path / component / "below" / "last.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(OSError, match=r"below/last.bin is pickled, .*; valid are safetensors"):
+        DiMPipeline.from_pretrained(tmp_path)
+
+
+def test_a_pickle_under_the_name_of_safetensors_is_not_read(folder):
+    (folder / "generator" / "diffusion_pytorch_model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(OSError, match="diffusion_pytorch_model.safetensors"):
         DiMPipeline.from_pretrained(folder)
 
 
@@ -393,6 +419,17 @@ def test_missing_file_is_named(folder, name):
     (folder / name).unlink()
     with pytest.raises(FileNotFoundError, match=f"{folder} holds no DiMPipeline: {name} is missing"):
         DiMPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("name", ["labeler/config.json", "labeler/diffusion_pytorch_model.safetensors"])
+def test_missing_file_of_a_labeler_is_named_unless_one_is_passed(tmp_path, name):
+    pipe = with_labeler()
+    pipe.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    with pytest.raises(FileNotFoundError, match=f"{tmp_path} holds no DiMPipeline: {name} is missing"):
+        DiMPipeline.from_pretrained(tmp_path)
+    assert DiMPipeline.from_pretrained(tmp_path, labeler=pipe.labeler).labeler is pipe.labeler
+    assert DiMPipeline.from_pretrained(tmp_path, labeler=None).labeler is None
 
 
 @pytest.mark.parametrize(

@@ -201,12 +201,12 @@ def test_settings_run_and_change_the_result(tiny, tmp_path, more):
 @pytest.mark.slow
 def test_two_processes_train_one_model(tiny, tmp_path):
     command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29611",
-        str(SCRIPT), *tiny("run"),
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
+        "localhost", str(SCRIPT), *tiny("run"),
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr[:3000] + result.stderr[-1500:]
+    assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "options.json").read_text())["num_processes"] == 2
     assert DiMPipeline.from_pretrained(tmp_path / "run")(ipc=1, output_type="np").images.shape == (10, 8, 8, 1)
 
@@ -215,7 +215,7 @@ def test_two_processes_train_one_model(tiny, tmp_path):
 def test_accelerate_launch(tiny, tmp_path):
     command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", str(SCRIPT), *tiny("run")]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr[:3000] + result.stderr[-1500:]
+    assert result.returncode == 0, result.stderr
     assert "validation accuracy" in result.stdout
 
 
