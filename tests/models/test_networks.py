@@ -1,10 +1,12 @@
 """Generator and discriminator: shapes for every size, the paper's parameter count, conditioning, save and load."""
 
+import json
+
 import pytest
 import torch
 from presets import PRESETS, network_configs
 
-from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.models.discriminator_dim import class_std
 
 
@@ -114,6 +116,15 @@ def test_save_and_load(network, inputs, tmp_path):
     loaded = type(network).from_pretrained(tmp_path)
     assert torch.allclose(network(*inputs)[0], loaded(*inputs)[0], atol=1e-6)
     assert dict(loaded.config)["num_classes"] == 3
+
+
+@pytest.mark.parametrize("network", [DiMGenerator(3, 8, 1, 10, 4, (4,), (1,)), DiMLabeler(3, 8, 1, width=4)])
+def test_unknown_config_entries_are_named(network, tmp_path):
+    network.save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"guidance": 1, "depth": 2}))
+    with pytest.raises(ValueError, match="has the unknown entries depth, guidance; valid are .*num_classes"):
+        type(network).from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize(

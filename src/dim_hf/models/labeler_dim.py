@@ -4,6 +4,7 @@ This file is also what a distilled repository on the Hub holds, so it needs torc
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -57,6 +58,17 @@ class DiMLabeler(ModelMixin, ConfigMixin):
             layers.append(nn.AdaptiveAvgPool2d(4))
             size = 4
         self.network = nn.Sequential(*layers, nn.Flatten(), nn.Linear(width * size**2, num_classes))
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # An entry that is left out would be another network than the one that was saved.
+        valid = cls._get_init_keys(cls) - {"self"}
+        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
+            raise ValueError(
+                f"the labeler's {cls.config_name} has the unknown entries {', '.join(unknown)}; valid are "
+                f"{', '.join(sorted(valid))}."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
 
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DiMLabelerOutput | tuple[torch.Tensor]:
         """
