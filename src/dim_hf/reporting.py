@@ -28,12 +28,16 @@ class Row:
     Args:
         source (`str`): What they were trained on.
         classifier (`str`): Their architecture.
-        ipc (`int`): Images per class and epoch.
+        ipc (`int`): Images per class and epoch; of a fixed set, images per class.
         steps (`int`): Optimiser steps of each.
         distinct_images (`int`): Different images that each one saw.
         bytes (`int`): What has to be stored for the source: weights as saved, or images as PNG.
         accuracies (`list[float]`): In [0, 1], one per seed.
         seconds (`float`): Mean time to train and score one.
+        protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
+        labels (`str`): `"hard"`, or `"soft"` for those of a teacher.
+        augment (`bool`): Whether they were trained with augmentation.
+        control (`bool`): Whether the row is no result of the distilled data set.
     """
 
     source: str
@@ -44,6 +48,16 @@ class Row:
     bytes: int
     accuracies: list[float]
     seconds: float
+    protocol: str
+    labels: str
+    augment: bool
+    control: bool
+
+    @property
+    def title(self) -> str:
+        """What the classifiers were trained on, and how, where it is not as usual."""
+        soft = ", soft labels" if self.labels == "soft" else ""
+        return self.source + soft + ("" if self.augment else ", no augmentation")
 
     @property
     def mean(self) -> float:
@@ -59,8 +73,9 @@ def results_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table that also reads well as plain text; accuracies in percent."""
     header = [
         "trained on",
+        "protocol",
         "classifier",
-        "ipc per epoch",
+        "ipc",
         "steps",
         "distinct images",
         "size",
@@ -70,7 +85,8 @@ def results_table(rows: Sequence[Row]) -> str:
     ]
     cells = [
         [
-            row.source,
+            row.title,
+            row.protocol,
             row.classifier,
             str(row.ipc),
             f"{row.steps:,}",
@@ -82,6 +98,24 @@ def results_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
+    return _markdown_table(header, cells)
+
+
+def scores_table(scores: Sequence[dict[str, Any]]) -> str:
+    """The scores of DD-Ranking, as `comparison.scores` gives them, as a Markdown table; empty without any."""
+    cells = [
+        [
+            score["source"] + (", soft labels" if score["labels"] == "soft" else ""),
+            score["classifier"],
+            str(score["ipc"]),
+            *("" if score[name] is None else f"{score[name]:.4f}" for name in ("lrs", "ars")),
+        ]
+        for score in scores
+    ]
+    return _markdown_table(["trained on", "classifier", "ipc", "LRS", "ARS"], cells) if cells else ""
+
+
+def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
@@ -90,23 +124,32 @@ def results_table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def write_report(folder: str | os.PathLike, rows: Sequence[Row], protocol: str, details: dict[str, Any]) -> None:
+def write_report(
+    folder: str | os.PathLike,
+    rows: Sequence[Row],
+    protocol: str,
+    details: dict[str, Any],
+    scores: Sequence[dict[str, Any]] = (),
+) -> None:
     """
     Writes `metrics.json` and `report.md`; the report shows `samples.png`, which lies beside it.
 
     Args:
         protocol (`str`): How the figures were made, in words.
         details: JSON values that go into `metrics.json` as they are: options, environment and the like.
+        scores: Those of `comparison.scores`.
     """
     folder = Path(folder)
     metrics = details | {
         "protocol": protocol,
         "rows": [asdict(row) | {"mean": row.mean, "std": row.std} for row in rows],
+        "scores": list(scores),
     }
     replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     machine = "\n".join(f"- {name}: {value}" for name, value in environment().items())
+    ranking = f"## Scores of DD-Ranking\n\n{scores_table(scores)}\n\n" if scores else ""
     text = (
-        f"# Evaluation\n\n{results_table(rows)}\n\n{protocol}\n\n"
+        f"# Evaluation\n\n{results_table(rows)}\n\n{protocol}\n\n{ranking}"
         f"![Generated images, one row per class](samples.png)\n\n## Machine\n\n{machine}\n"
     )
     replace_text(folder / "report.md", text)
