@@ -36,11 +36,21 @@ from dim_hf.comparison import REAL, Source, list_sources, module_bytes, png_byte
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.decoding import default_cache_dir
 from dim_hf.deployment import DeploymentRecipe, predict, train_classifier
+from dim_hf.html_report import write_html_report
 from dim_hf.legacy import LegacyStream, legacy_accuracy
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.publishing import local_or_hub, prepare_repository, weights_digest
-from dim_hf.reporting import Row, environment, results_table, save_sample_grid, scores_table, write_report
+from dim_hf.reporting import (
+    Row,
+    describe_protocol,
+    environment,
+    read_json_lines,
+    results_table,
+    save_sample_grid,
+    scores_table,
+    write_report,
+)
 from dim_hf.selection import SELECTIONS, choose_latents, load_latents, optimise_latents, save_latents
 
 
@@ -280,10 +290,30 @@ def main(args: argparse.Namespace) -> list[Row]:
         options = {name: value for name, value in vars(args).items() if name != "hub_token"}
         options["dataset_name"] = local_or_hub(args.dataset_name)
         details = {"options": options, "environment": environment(), "weights": weights_digest(pipeline)}
-        protocol = describe_protocol(args, recipe, pipeline, train, test)
+        stored = module_bytes(pipeline.generator)
+        protocol = describe_protocol(
+            args.protocols,
+            recipe,
+            args.seeds,
+            test,
+            "the part of train that training held out" if args.validation else f"split {args.test_split}",
+            stored,
+            stored * len(train) / png_bytes(train),
+        )
         write_report(output_dir, table, protocol, details, ranking)
+        matrices = [finished[job_key(job(*rows[0], seed))].get("confusion") for seed in args.seeds]
+        write_html_report(
+            output_dir,
+            table,
+            protocol,
+            pipeline=pipeline,
+            train=train,
+            scores=ranking,
+            confusion=torch.tensor(matrices).sum(dim=0) if all(matrices) else None,
+            training=read_json_lines(folder / "metrics.jsonl"),
+        )
         print("\n" + "\n\n".join(text for text in (results_table(table), scores_table(ranking)) if text))
-        print(f"\nreport {output_dir / 'report.md'}\nsamples {output_dir / 'samples.png'}")
+        print(f"\nreport {output_dir / 'report.md'} and {output_dir / 'report.html'}")
         if args.push_to_hub:
             url = pipeline.push_to_hub(
                 args.hub_model_id,
@@ -301,15 +331,8 @@ def job_key(job: dict[str, Any]) -> str:
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """The results in a folder by their jobs' keys; a line that an interruption cut short is no result."""
-    results = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        results[job_key(result["job"])] = result
-    return results
+    """The results in a folder by their jobs' keys."""
+    return {job_key(result["job"]): result for result in read_json_lines(path)}
 
 
 def load_pipeline(argument: str, path: Path) -> DiMPipeline:
@@ -409,34 +432,6 @@ def make_fixed_sets(
         save_latents(path, latents, labels, settings)
     accelerator.wait_for_everyone()
     return paths
-
-
-def describe_protocol(
-    args: argparse.Namespace, recipe: DeploymentRecipe, pipeline: DiMPipeline, train: ImageData, test: ImageData
-) -> str:
-    """How the figures were made, in words."""
-    stored = module_bytes(pipeline.generator)
-    of_protocol = {
-        "A": "Protocol A: a fixed set of `ipc` images per class, made once, the same in every epoch.",
-        "B": "Protocol B: `ipc` fresh images per class *and epoch*.",
-        "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on these test "
-        "images and batch norm in training mode; for comparison with its own figures only.",
-    }
-    where = "the part of train that training held out" if args.validation else f"split {args.test_split}"
-    parts = [
-        *(of_protocol[name] for name in sorted(args.protocols)),
-        f"Classifiers of A, B and the controls: {recipe.epochs:,} epochs, SGD with a one-cycle learning rate up to "
-        f"{recipe.learning_rate}, random shifts of up to an eighth of the size, mixed precision: "
-        f"{recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the same size. Labels are "
-        f"hard where a row does not say otherwise. Accuracy on the {len(test):,} images of {where}, scored once after "
-        f"the last epoch; mean and standard deviation over seeds {args.seeds}, each of a classifier, its noise and "
-        f"its sets of images. Real images are at the generator's {test.size} x {test.size} pixels and "
-        f"{test.channels} channels.",
-        f"Size: weights at the precision they are loaded in, with the latents of a fixed set and what soft labels "
-        f"take; or images as PNG. The generator takes {stored:,} bytes, as many as "
-        f"{stored * len(train) / png_bytes(train):,.0f} real images do as PNG.",
-    ]
-    return " ".join(parts)
 
 
 if __name__ == "__main__":

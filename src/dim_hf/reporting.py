@@ -15,6 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from .data import ImageData
+from .deployment import DeploymentRecipe
+
 
 # Pixels between the images of a grid: without them strokes on black run into each other.
 GAP = 4
@@ -71,6 +74,11 @@ class Row:
 
 def results_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table that also reads well as plain text; accuracies in percent."""
+    return _markdown_table(*results_cells(rows))
+
+
+def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of results."""
     header = [
         "trained on",
         "protocol",
@@ -98,11 +106,16 @@ def results_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return _markdown_table(header, cells)
+    return header, cells
 
 
 def scores_table(scores: Sequence[dict[str, Any]]) -> str:
     """The scores of DD-Ranking, as `comparison.scores` gives them, as a Markdown table; empty without any."""
+    return _markdown_table(*scores_cells(scores)) if scores else ""
+
+
+def scores_cells(scores: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of scores."""
     cells = [
         [
             score["source"] + (", soft labels" if score["labels"] == "soft" else ""),
@@ -112,7 +125,7 @@ def scores_table(scores: Sequence[dict[str, Any]]) -> str:
         ]
         for score in scores
     ]
-    return _markdown_table(["trained on", "classifier", "ipc", "LRS", "ARS"], cells) if cells else ""
+    return ["trained on", "classifier", "ipc", "LRS", "ARS"], cells
 
 
 def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
@@ -122,6 +135,51 @@ def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
     ]
     lines.insert(1, " | ".join("-" * width for width in widths))
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def describe_protocol(
+    protocols: Sequence[str],
+    recipe: DeploymentRecipe,
+    seeds: Sequence[int],
+    test: ImageData,
+    scored_on: str,
+    stored: int,
+    as_many_images: float,
+) -> str:
+    """
+    How the figures of an evaluation were made, in words.
+
+    Args:
+        protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
+        recipe ([`DeploymentRecipe`]): Of A, B and the controls.
+        seeds (`Sequence[int]`): Of each row.
+        test ([`ImageData`]): What classifiers were scored on.
+        scored_on (`str`): What that is called.
+        stored (`int`): Bytes of the generator.
+        as_many_images (`float`): Real images that take as many bytes.
+    """
+    of_protocol = {
+        "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
+        "B": "Protocol B: ipc fresh images per class and epoch.",
+        "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test "
+        "images and batch norm in training mode; for comparison with its own figures only.",
+    }
+    parts = [of_protocol[name] for name in sorted(protocols)]
+    if set(protocols) != {"C"}:
+        parts.append(
+            f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: {recipe.epochs:,} epochs, "
+            f"SGD with a one-cycle learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of "
+            f"the size, mixed precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches "
+            f"of the same size. Labels are hard where a row does not say otherwise. Scored once, after the last epoch."
+        )
+    parts.append(
+        f"Accuracy on the {len(test):,} images of {scored_on}; mean and standard deviation over the seeds "
+        f"{', '.join(map(str, seeds))}, each of a classifier, its noise and its sets of images. Real images are at "
+        f"the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: weights at the "
+        f"precision they are loaded in, with the latents of a fixed set and what soft labels take, or images as PNG. "
+        f"The generator takes {stored:,} bytes, as many as {as_many_images:,.0f} real images do as PNG."
+    )
+    return " ".join(parts)
 
 
 def write_report(
@@ -153,6 +211,17 @@ def write_report(
         f"![Generated images, one row per class](samples.png)\n\n## Machine\n\n{machine}\n"
     )
     replace_text(folder / "report.md", text)
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a file, if there is one; a line that an interruption cut short is none."""
+    records = []
+    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
 def replace_text(path: Path, text: str) -> None:

@@ -72,9 +72,11 @@ def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
 
 def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, capsys):
     rows = evaluate("--controls")
+    capsys_out = capsys.readouterr().out
     folder = tmp_path / "run" / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == [
         "metrics.json",
+        "report.html",
         "report.md",
         "results.jsonl",
         "samples.png",
@@ -82,8 +84,15 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"][0]["accuracies"] == rows[0].accuracies
     assert metrics["options"]["epochs"] == 2 and metrics["environment"]["torch"] == torch.__version__
-    assert f"{100 * rows[0].mean:.2f}" in (folder / "report.md").read_text()
-    assert "report.md" in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        assert f"{100 * rows[0].mean:.2f}" in (folder / name).read_text()
+        assert name in capsys_out
+    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for result in results:
+        confusion = torch.tensor(result["confusion"])
+        assert confusion.sum() == 360 and confusion.trace().item() / 360 == result["accuracy"]
+        assert torch.equal(confusion.sum(dim=1), load_image_data("digits", "test").labels.bincount())
+    assert "Confusion" in (folder / "report.html").read_text()
 
 
 def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):
