@@ -137,7 +137,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     least |= {"latent_steps": ([args.latent_steps], 0), "pool_steps": ([args.pool_steps], 1)}
     for name, (numbers, smallest) in least.items():
         if min(numbers) < smallest:
-            raise ValueError(f"`--{name}` has {min(numbers)}; it must be at least {smallest}.")
+            raise ValueError(f"`--{name}` is {min(numbers)}; it must be at least {smallest}.")
     for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "controls"):
         values = getattr(args, name)
         if len(set(values)) != len(values):

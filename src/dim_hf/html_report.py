@@ -15,6 +15,7 @@ from diffusers import DiffusionPipeline
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from PIL import Image
 
 from .data import ImageData
@@ -97,15 +98,15 @@ def accuracy_by_ipc(rows: Sequence[Row]) -> Picture:
         for name, colour, line in _lines(rows, of_classifier):
             line = sorted(line, key=lambda row: row.ipc)
             means, spreads = [100 * row.mean for row in line], [100 * row.std for row in line]
-            axes.errorbar(
-                [row.ipc for row in line], means, spreads, label=name, color=colour, marker="o", capsize=3, ms=4
-            )
+            style = {"color": colour, "marker": "o", "ms": 4, "capsize": 3, "ls": ":" if line[0].control else "-"}
+            axes.errorbar([row.ipc for row in line], means, spreads, label=name, **style)
         every_ipc = sorted({row.ipc for row in rows})
         axes.set_xscale("log")
         axes.set_xticks(every_ipc, [str(ipc) for ipc in every_ipc])
         axes.minorticks_off()
         axes.set_xlabel("images per class (and epoch, where they are streamed)")
-    return _finish(figure, panels, "Accuracy by images per class", "Mean and standard deviation over the seeds.")
+    caption = "Mean and standard deviation over the seeds; controls are dotted."
+    return _finish(figure, panels, "Accuracy by images per class", caption)
 
 
 def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
@@ -119,6 +120,9 @@ def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
             for row, size, mean in zip(line, sizes, means, strict=True):
                 axes.annotate(f" {row.ipc}", (size, mean), fontsize=7, color=colour)
         axes.set_xscale("log")
+        # The usual labels are formulas.
+        axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("stored, MiB")
     caption = (
         "Weights, with the latents and labels that belong to them, or real images as PNG. The number beside a point "
@@ -229,7 +233,7 @@ def _panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
     """A figure with a panel for each classifier, two in a line, and the rows that belong there."""
     classifiers = list(dict.fromkeys(row.classifier for row in rows))
     columns, lines = min(2, len(classifiers)), -(-len(classifiers) // 2)
-    figure = Figure(figsize=(5 * columns + 3, 3.6 * lines), layout="constrained")
+    figure = Figure(figsize=(max(7, 5 * columns), 3.6 * lines + 1), layout="constrained")
     all_axes = figure.subplots(lines, columns, squeeze=False, sharey=True).flatten()
     for axes in all_axes[len(classifiers) :]:
         axes.set_axis_off()
@@ -260,7 +264,7 @@ def _finish(figure: Figure, panels: list[tuple[Axes, list[Row]]], title: str, ca
         axes.set_ylabel("test accuracy, %")
         found, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
-    figure.legend(handles.values(), list(handles), loc="outside right upper", fontsize=7)
+    figure.legend(handles.values(), list(handles), loc="outside lower center", ncols=2, fontsize=8)
     return _svg(figure, title, caption)
 
 

@@ -119,7 +119,8 @@ def choose_latents(
                 raise ValueError(f"`selection` is {selection!r}, which takes a `teacher`.")
             features = []
             for part, part_labels in zip(latents.split(512), of_class.split(512), strict=True):
-                layers = logits_and_features(teacher, generator(part, part_labels).sample)[1]
+                images = generator(part.to(generator.dtype), part_labels).sample.float()
+                layers = logits_and_features(teacher, images)[1]
                 features.append(list(layers.values())[-1].flatten(1).cpu())
             chosen = (
                 kmeans_medoids(torch.cat(features), ipc, seed)
@@ -180,7 +181,7 @@ def optimise_latents(
             ]
         )
         augment = draw_augmentation(("shift",), data.size, rng)
-        fake_images = generator(latents[of_set], labels[of_set]).sample
+        fake_images = generator(latents[of_set].to(generator.dtype), labels[of_set]).sample.float()
         real_images = normalise(data.batch(real)[0])
         loss = matching_loss(weights, rng.choice(pool), augment(real_images), augment(fake_images), labels[of_set])
         # The generator's weights get no gradient.
