@@ -180,8 +180,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     train, test = load_splits(args, pipeline, accelerator, training)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
-    chosen = "A" in args.protocols and args.selection != ["random"]
-    if chosen or ("A" in args.protocols and args.latent_steps):
+    if "A" in args.protocols and (args.latent_steps or args.selection != ["random"]):
         for name in args.pool:
             try:
                 check_classifier(split_entry(name)[0], test.channels, test.size, features=True)
@@ -229,7 +228,12 @@ def main(args: argparse.Namespace) -> list[Row]:
         run = {"classifier": name, "ipc": ipc, "seed": seed, "recipe": asdict(recipe), "test": test.fingerprint}
         return source.identity(seed) | run
 
-    finished = read_results(output_dir / "results.jsonl")
+    results = output_dir / "results.jsonl"
+    if accelerator.is_main_process and results.exists() and not results.read_bytes().endswith(b"\n"):
+        # An interruption has cut the last line short; the next one must not go on with it.
+        with results.open("a") as file:
+            file.write("\n")
+    finished = read_results(results)
     accelerator.wait_for_everyone()
     missing = [(*row, seed) for seed in args.seeds for row in rows if job_key(job(*row, seed)) not in finished]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
@@ -257,33 +261,17 @@ def main(args: argparse.Namespace) -> list[Row]:
                 cells = torch.bincount(test.labels * test.num_classes + predictions, minlength=test.num_classes**2)
                 result["confusion"] = cells.view(test.num_classes, -1).tolist()
         result |= {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
-        with (output_dir / "results.jsonl").open("a") as file:
+        with results.open("a") as file:
             file.write(json.dumps(result) + "\n")
-        tqdm.write(f"{source.description}, {name}, ipc {ipc}, seed {seed}: {100 * accuracy:.2f} %")
+        tqdm.write(f"{source.title}, {name}, ipc {ipc}, seed {seed}: {100 * accuracy:.2f} %")
     accelerator.wait_for_everyone()
-    finished = read_results(output_dir / "results.jsonl")
+    finished = read_results(results)
 
     # 3. The tables, the reports and the picture.
     table = []
     for source, name, ipc in rows:
         own = [finished[job_key(job(source, name, ipc, seed))] for seed in args.seeds]
-        first = args.seeds[0]
-        table.append(
-            Row(
-                source.description,
-                name,
-                ipc,
-                recipe.epochs * source.stream(first).steps_per_epoch,
-                source.seen(first),
-                source.stored(first),
-                [result["accuracy"] for result in own],
-                round(sum(result["seconds"] for result in own) / len(own), 1),
-                source.protocol,
-                source.labels,
-                source.augment,
-                source.control,
-            )
-        )
+        table.append(source.row(name, ipc, recipe, args.seeds[0], own))
     if accelerator.is_main_process:
         ranking = scores(table)
         save_sample_grid(pipeline, output_dir / "samples.png")

@@ -17,7 +17,7 @@ from .legacy import LegacyStream
 from .metrics import augmentation_robust_score, label_robust_score
 from .models import DiMLabeler
 from .publishing import module_digest
-from .reporting import Row
+from .reporting import Row, row_title
 from .selection import fixed_set
 from .streaming import GeneratedStream, RealStream, WholeSetStream
 
@@ -60,6 +60,11 @@ class Source:
     augment: bool = True
     control: bool = False
 
+    @property
+    def title(self) -> str:
+        """The description, with what is not as usual."""
+        return row_title(self.description, self.labels, self.augment)
+
     def identity(self, seed: int) -> dict[str, Any]:
         """JSON values that decide the images and labels of a seed, and how a classifier is trained on them."""
         identity: dict[str, Any] = {"source": self.kind, "content": self.content(seed)}
@@ -68,6 +73,25 @@ class Source:
         if not self.augment:
             identity["augment"] = False
         return identity
+
+    def row(
+        self, classifier: str, ipc: int, recipe: DeploymentRecipe, seed: int, results: Sequence[dict[str, Any]]
+    ) -> Row:
+        """The row of results with `accuracy` and `seconds`, one per seed; `seed` is that of its counts and bytes."""
+        return Row(
+            self.description,
+            classifier,
+            ipc,
+            recipe.epochs * self.stream(seed).steps_per_epoch,
+            self.seen(seed),
+            self.stored(seed),
+            [result["accuracy"] for result in results],
+            round(sum(result["seconds"] for result in results) / len(results), 1),
+            self.protocol,
+            self.labels,
+            self.augment,
+            self.control,
+        )
 
 
 def list_sources(

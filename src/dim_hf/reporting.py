@@ -59,8 +59,7 @@ class Row:
     @property
     def title(self) -> str:
         """What the classifiers were trained on, and how, where it is not as usual."""
-        soft = ", soft labels" if self.labels == "soft" else ""
-        return self.source + soft + ("" if self.augment else ", no augmentation")
+        return row_title(self.source, self.labels, self.augment)
 
     @property
     def mean(self) -> float:
@@ -70,6 +69,11 @@ class Row:
     def std(self) -> float:
         """Standard deviation over the seeds of the sample; 0 where there is one seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+
+
+def row_title(source: str, labels: str, augment: bool) -> str:
+    """The name of a source with what is not as usual: soft labels, or training without augmentation."""
+    return source + (", soft labels" if labels == "soft" else "") + ("" if augment else ", no augmentation")
 
 
 def results_table(rows: Sequence[Row]) -> str:
@@ -118,7 +122,7 @@ def scores_cells(scores: Sequence[dict[str, Any]]) -> tuple[list[str], list[list
     """Header and cells of the table of scores."""
     cells = [
         [
-            score["source"] + (", soft labels" if score["labels"] == "soft" else ""),
+            row_title(score["source"], score["labels"], augment=True),
             score["classifier"],
             str(score["ipc"]),
             *("" if score[name] is None else f"{score[name]:.4f}" for name in ("lrs", "ars")),

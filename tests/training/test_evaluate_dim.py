@@ -106,7 +106,7 @@ def test_what_is_finished_is_not_run_again(evaluate, tmp_path):
     lines = results.read_text().splitlines()
     assert len(lines) == 4
     # An interruption has cut the last line short, and a control and a seed are added.
-    results.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20] + "\n")
+    results.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
     again = {row.source: row.accuracies for row in evaluate("--controls", "random", "whole", "--seeds", "0", "1", "2")}
     assert all(again[source][:2] == accuracies for source, accuracies in first.items())
     assert len(results.read_text().splitlines()) == 3 + 1 + 1 + 2 + 3
@@ -297,12 +297,12 @@ def test_every_kind_of_row_and_its_scores(evaluate, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(evaluate, tmp_path):
-    expected = [row.accuracies for row in evaluate("--controls", "random")]
+    expected = [row.accuracies for row in evaluate("--controls", "random", "--protocols", "A", "B")]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613",
         str(Path(evaluate_dim.__file__)), "--pipeline", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"),
         "--classifiers", "convnet3", "--seeds", "0", "1", "--ipc", "2", "--epochs", "2", "--controls", "random",
-        "--output_dir", str(tmp_path / "two"),
+        "--protocols", "A", "B", "--output_dir", str(tmp_path / "two"),
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
