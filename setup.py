@@ -7,7 +7,7 @@ setup(
     # `pipelines/` at the top of the repository is the package `dim_hf.pipelines`.
     packages=["dim_hf", "dim_hf.models", "dim_hf.classifiers", "dim_hf.pipelines"],
     package_dir={"dim_hf": "src/dim_hf", "dim_hf.pipelines": "pipelines"},
-    package_data={"dim_hf": ["py.typed", "templates/*.md"]},
+    package_data={"dim_hf": ["py.typed", "templates/*"]},
     # Lower bounds; constraints.txt pins the releases that were tested.
     install_requires=[
         "torch>=2.6",

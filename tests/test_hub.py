@@ -370,7 +370,9 @@ def test_training_and_evaluation_push(hub, tmp_path):
     assert "| `max_train_steps` | `2` |" in card.text
     (result,) = card.data.eval_results
     assert result.metric_value == round(rows[0]["mean"], 4) and result.dataset_split == "test"
-    assert result.metric_args == {"classifier": "convnet3", "ipc": 1, "seeds": 2, "std": round(rows[0]["std"], 4)}
+    std = round(rows[0]["std"], 4)
+    about = {"protocol": "B", "labels": "hard", "classifier": "convnet3", "ipc": 1, "seeds": 2, "std": std}
+    assert result.metric_args == about
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path
     for output in (failed, again, evaluated):

@@ -12,8 +12,8 @@ from dim_hf.reporting import GAP, Row, environment, results_table, save_sample_g
 
 
 ROWS = [
-    Row("generated images", "convnet3", 10, 2000, 100000, 2**20, [0.85, 0.86, 0.87], 61.4),
-    Row("real subset", "resnet18", 1, 2000, 10, 2**19, [0.5], 60.0),
+    Row("generated images", "convnet3", 10, 2000, 100000, 2**20, [0.85, 0.86, 0.87], 61.4, "B", "hard", True, False),
+    Row("real subset", "resnet18", 1, 2000, 10, 2**19, [0.5], 60.0, "A, B", "soft", False, True),
 ]
 
 
@@ -26,8 +26,20 @@ def test_table():
     lines = results_table(ROWS).splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines}) == 1
     cells = [cell.strip() for cell in lines[2].strip("|").split("|")]
-    assert cells == ["generated images", "convnet3", "10", "2,000", "100,000", "1.00 MiB", "86.00 ± 1.00", "3", "61"]
+    assert cells == [
+        "generated images",
+        "B",
+        "convnet3",
+        "10",
+        "2,000",
+        "100,000",
+        "1.00 MiB",
+        "86.00 ± 1.00",
+        "3",
+        "61",
+    ]
     assert "50.00 " in lines[3] and "±" not in lines[3]
+    assert lines[3].startswith("| real subset, soft labels, no augmentation | A, B ")
 
 
 def test_report_files(tmp_path):

@@ -1,51 +1,62 @@
 """
-Trains classifiers on a distilled data set and scores them on real test images (deployment, protocol B).
+Trains classifiers on a distilled data set and scores them on real test images (deployment).
 
     accelerate launch training/evaluate_dim.py                                   # what train_dim.py made of the digits
     accelerate launch training/evaluate_dim.py --pipeline out/fashion --dataset_name zalando-datasets/fashion_mnist \
-        --ipc 1 10 --classifiers convnet3 resnet18 --seeds 0 1 2
+        --protocols A B --selection random kmeans --ipc 1 10 --classifiers convnet3 resnet18 --seeds 0 1 2
 
-Every row is trained by one recipe for the same number of steps: on generated images, on those of the same generator
+Protocol A is a fixed set of generated images, B a stream of fresh ones, C the deployment of the released code. But for
+C, every row is trained by one recipe for the same number of steps: on generated images, on those of the same generator
 before matching, and on real images as controls. The test split is scored once per classifier, after its last epoch.
-The output folder gets metrics.json, report.md and samples.png, and results.jsonl, a line per classifier: what is there
-is not run again, after an interruption or with another row beside it. With several processes the classifiers are
-shared out.
+
+The output folder gets metrics.json, report.md, report.html and samples.png; fixed/, the latents of fixed sets; and
+results.jsonl, a line per classifier: what is there is not run again, after an interruption or with another row beside
+it. With several processes the classifiers are shared out.
 """
 
 import argparse
-import io
+import hashlib
+import itertools
 import json
 import time
 from dataclasses import asdict
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from PIL import Image
 from tqdm.auto import tqdm
 
 from dim_hf.checkpointing import check_output_dir
 from dim_hf.classifiers import check_classifier
+from dim_hf.comparison import REAL, Source, list_sources, module_bytes, png_bytes, scores
 from dim_hf.data import ImageData, holdout, load_image_data
-from dim_hf.deployment import DeploymentRecipe, Stream, evaluate_accuracy, train_classifier
+from dim_hf.decoding import default_cache_dir
+from dim_hf.deployment import DeploymentRecipe, predict, train_classifier
+from dim_hf.html_report import write_html_report
+from dim_hf.legacy import LegacyStream, legacy_accuracy
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.publishing import local_or_hub, prepare_repository, weights_digest
-from dim_hf.reporting import Row, environment, results_table, save_sample_grid, write_report
-from dim_hf.streaming import GeneratedStream, RealStream, WholeSetStream
+from dim_hf.reporting import (
+    Row,
+    describe_protocol,
+    environment,
+    read_json_lines,
+    results_table,
+    save_sample_grid,
+    scores_table,
+    write_report,
+)
+from dim_hf.selection import SELECTIONS, choose_latents, load_latents, optimise_latents, save_latents
 
 
-GENERATED = "generated"
-CONTROLS = ("before_matching", "streamed", "random", "whole")
-SOURCES = {
-    GENERATED: "generated images",
-    "before_matching": "generated, before matching",
-    "streamed": "real images, streamed",
-    "random": "real subset of ipc per class",
-    "whole": "real images, the whole set",
-}
+CONTROLS = ("before_matching", *REAL)
+# Up to so many classes, a result has its confusion matrix.
+MOST_IN_CONFUSION = 100
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -76,14 +87,32 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
 
     protocol = parser.add_argument_group("protocol")
-    protocol.add_argument("--ipc", type=int, nargs="+", default=[10], help="images per class and epoch")
+    protocol.add_argument("--protocols", nargs="+", choices=["A", "B", "C"], default=["B"])
+    protocol.add_argument(
+        "--ipc", type=int, nargs="+", default=[10], help="images per class: and epoch (B, C), once (A)"
+    )
     protocol.add_argument("--classifiers", nargs="+", default=["convnet3", "resnet18"], metavar="CLASSIFIER")
     protocol.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of classifiers and of noise")
     protocol.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
+    protocol.add_argument("--soft_labels", action="store_true", help="more rows, with the labels of its `labeler`")
+    protocol.add_argument("--without_augmentation", action="store_true", help="more rows, which ARS compares")
     protocol.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
     protocol.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
     protocol.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
     protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
+
+    fixed = parser.add_argument_group("fixed sets (protocol A)")
+    fixed.add_argument("--selection", nargs="+", choices=SELECTIONS, default=["random"], help="each is a row")
+    fixed.add_argument("--candidates", type=int, default=100, help="samples per image that k-means or herding keeps")
+    fixed.add_argument("--latent_steps", type=int, default=0, help="then optimise the latents for so many steps")
+    fixed.add_argument(
+        "--pool",
+        nargs="+",
+        default=["convnet3"],
+        metavar="CLASSIFIER",
+        help="networks that latents are optimised for; the last one chooses, as the teacher",
+    )
+    fixed.add_argument("--pool_steps", type=int, default=PoolRecipe.steps, help="training steps of each")
 
     hub = parser.add_argument_group("Hugging Face Hub")
     hub.add_argument("--push_to_hub", action="store_true", help="push the pipeline, with the results on its card")
@@ -104,13 +133,15 @@ def main(args: argparse.Namespace) -> list[Row]:
     )
     for name in args.classifiers:
         check_classifier(name)
-    if wrong := [ipc for ipc in args.ipc if ipc < 1]:
-        raise ValueError(f"`--ipc` is {wrong[0]}; it must be at least 1.")
-    for name, values in {"ipc": args.ipc, "seeds": args.seeds, "classifiers": args.classifiers}.items():
+    least = {"ipc": (args.ipc, 1), "seeds": (args.seeds, 0), "candidates": ([args.candidates], 1)}
+    least |= {"latent_steps": ([args.latent_steps], 0), "pool_steps": ([args.pool_steps], 1)}
+    for name, (numbers, smallest) in least.items():
+        if min(numbers) < smallest:
+            raise ValueError(f"`--{name}` is {min(numbers)}; it must be at least {smallest}.")
+    for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "controls"):
+        values = getattr(args, name)
         if len(set(values)) != len(values):
             raise ValueError(f"`--{name}` names {values}; each must be given once.")
-    if min(args.seeds) < 0:
-        raise ValueError(f"`--seeds` has {min(args.seeds)}; it must be 0 or above.")
     folder = Path(args.pipeline)
     if not folder.exists() and not args.output_dir:
         raise FileNotFoundError(
@@ -124,25 +155,37 @@ def main(args: argparse.Namespace) -> list[Row]:
             )
         training = json.loads((folder / "options.json").read_text())
     output_dir = Path(args.output_dir or folder / "evaluation")
-    pipelines = {GENERATED: load_pipeline("pipeline", folder)}
+    pipeline, pipeline_before = load_pipeline("pipeline", folder), None
     before = Path(args.before_matching) if args.before_matching else folder / "before_matching"
     if "before_matching" in args.controls and (args.before_matching or before.exists()):
-        pipelines["before_matching"] = load_pipeline("before_matching", before)
+        pipeline_before = load_pipeline("before_matching", before)
+    loaded = [pipeline, *([pipeline_before] if pipeline_before else [])]
     shapes = {
         (p.generator.config.sample_size, p.generator.config.out_channels, p.generator.config.num_classes)
-        for p in pipelines.values()
+        for p in loaded
     }
     if len(shapes) > 1:
         raise ValueError(
             f"`--before_matching` {before} makes other images than `--pipeline` {folder}: (size, channels, classes) "
             f"are {' and '.join(map(str, sorted(shapes)))}."
         )
-    for pipeline in pipelines.values():
-        pipeline.to(accelerator.device)
-        pipeline.set_progress_bar_config(disable=True)
-    train, test = load_splits(args, pipelines[GENERATED], accelerator, training)
+    if args.soft_labels and pipeline.labeler is None:
+        raise ValueError(
+            f"`--soft_labels` takes a teacher, but `--pipeline` {folder} has no `labeler`; training/train_labeler.py "
+            "adds one."
+        )
+    for each in loaded:
+        each.to(accelerator.device)
+        each.set_progress_bar_config(disable=True)
+    train, test = load_splits(args, pipeline, accelerator, training)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
+    if "A" in args.protocols and (args.latent_steps or args.selection != ["random"]):
+        for name in args.pool:
+            try:
+                check_classifier(split_entry(name)[0], test.channels, test.size, features=True)
+            except ValueError as error:
+                raise ValueError(f"`--pool`: {error}") from error
     if accelerator.is_main_process:
         # A new evaluation takes the place of an older one.
         check_output_dir(output_dir, 2**20, resuming=True)
@@ -153,88 +196,116 @@ def main(args: argparse.Namespace) -> list[Row]:
 
     # 2. One job per row and seed, shared out over the processes. A job that an earlier evaluation has finished in the
     # same folder is not run again.
-    sources = [GENERATED, *(name for name in CONTROLS if name in args.controls)]
-    if "before_matching" in sources and "before_matching" not in pipelines:
-        sources.remove("before_matching")
-    rows = [(source, name, ipc) for ipc in args.ipc for name in args.classifiers for source in sources]
-    content = {name: weights_digest(pipelines[name]) if name in pipelines else train.fingerprint for name in sources}
-    jobs = [
-        {
-            # Two generators with the same weights are the same source.
-            "source": GENERATED if source in pipelines else source,
-            "content": content[source],
-            "classifier": name,
-            "ipc": ipc,
-            "seed": seed,
-            "recipe": asdict(recipe),
-            "test": test.fingerprint,
-        }
-        for seed in args.seeds
-        for source, name, ipc in rows
-    ]
-    finished = read_results(output_dir / "results.jsonl")
-    accelerator.wait_for_everyone()
-    missing = [
-        (row, job) for row, job in zip(rows * len(args.seeds), jobs, strict=True) if job_key(job) not in finished
-    ]
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    for (source, name, ipc), job in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
-        start = time.perf_counter()
-        classifier = train_classifier(
-            make_stream(source, ipc, job["seed"], recipe, pipelines, train),
-            name,
-            recipe,
-            channels=test.channels,
-            size=test.size,
-            seed=job["seed"],
-            device=accelerator.device,
-            progress=accelerator.is_main_process,
-        )
-        accuracy = evaluate_accuracy(classifier, test)
-        result = {"job": job, "accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
-        with (output_dir / "results.jsonl").open("a") as file:
-            file.write(json.dumps(result) + "\n")
-        tqdm.write(f"{SOURCES[source]}, {name}, ipc {ipc}, seed {job['seed']}: {100 * accuracy:.2f} %")
-    accelerator.wait_for_everyone()
-    finished = read_results(output_dir / "results.jsonl")
+    fixed_sets = {}
+    if "A" in args.protocols:
+        fixed_sets = make_fixed_sets(args, pipeline, train, accelerator, output_dir / "fixed")
 
-    # 3. The table, the report and the picture.
-    table = []
-    in_class = torch.bincount(train.labels, minlength=train.num_classes)
-    for i, (source, name, ipc) in enumerate(rows):
-        own = [finished[job_key(job)] for job in jobs[i :: len(rows)]]
-        steps = recipe.epochs * make_stream(source, ipc, args.seeds[0], recipe, pipelines, train).steps_per_epoch
-        drawn = recipe.epochs * ipc
-        distinct = {
-            "streamed": int(in_class.clamp(max=drawn).sum()),
-            "random": int(in_class.clamp(max=ipc).sum()),
-            "whole": min(drawn * train.num_classes, len(train)),
-        }.get(source, drawn * train.num_classes)
-        stored = stored_bytes(source, ipc, args.seeds[0], pipelines, train)
-        seconds = sum(result["seconds"] for result in own) / len(own)
-        accuracies = [result["accuracy"] for result in own]
-        table.append(Row(SOURCES[source], name, ipc, steps, distinct, stored, accuracies, round(seconds, 1)))
-    if accelerator.is_main_process:
-        protocol = (
-            f"Protocol B: `ipc` images per class *and epoch*, {recipe.epochs:,} epochs, hard labels smoothed by "
-            f"{recipe.label_smoothing}, SGD with a one-cycle learning rate up to {recipe.learning_rate}, random "
-            f"shifts of up to an eighth of the size, mixed precision: {recipe.mixed_precision}. All rows of an ipc "
-            f"take the same steps on batches of the "
-            f"same size. Accuracy on the {len(test):,} images of "
-            f"{'the part of train that training held out' if training else 'split ' + args.test_split}, scored once "
-            f"after the last epoch; mean and standard deviation over classifier and noise seeds {args.seeds}. Real "
-            f"images are at the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: "
-            f"weights at the precision they are loaded in, or images as PNG. The generator takes {table[0].bytes:,} "
-            f"bytes, as many as {table[0].bytes * len(train) / png_bytes(train):,.0f} real images do as PNG."
+    def read_set(selection: str, ipc: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return load_latents(fixed_sets[selection, ipc, seed])
+
+    sources = {
+        ipc: list_sources(
+            pipeline,
+            ipc,
+            recipe,
+            train,
+            protocols=args.protocols,
+            controls=args.controls,
+            before_matching=pipeline_before,
+            selections={
+                f"fixed set, {name}{', latents optimised' if args.latent_steps else ''}": partial(read_set, name, ipc)
+                for name in args.selection
+            },
+            soft_labels=args.soft_labels,
+            without_augmentation=args.without_augmentation,
         )
-        save_sample_grid(pipelines[GENERATED], output_dir / "samples.png")
+        for ipc in args.ipc
+    }
+    rows = [(source, name, ipc) for ipc in args.ipc for name in args.classifiers for source in sources[ipc]]
+
+    def job(source: Source, name: str, ipc: int, seed: int) -> dict[str, Any]:
+        """All that decides a result, as JSON values."""
+        run = {"classifier": name, "ipc": ipc, "seed": seed, "recipe": asdict(recipe), "test": test.fingerprint}
+        return source.identity(seed) | run
+
+    results = output_dir / "results.jsonl"
+    if accelerator.is_main_process and results.exists() and not results.read_bytes().endswith(b"\n"):
+        # An interruption has cut the last line short; the next one must not go on with it.
+        with results.open("a") as file:
+            file.write("\n")
+    finished = read_results(results)
+    accelerator.wait_for_everyone()
+    # Two rows of the same weights, as before and after matching where matching did not help, are one job.
+    wanted = {job_key(job(*row, seed)): (*row, seed) for seed in args.seeds for row in rows}
+    missing = [each for key, each in wanted.items() if key not in finished]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for source, name, ipc, seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
+        start = time.perf_counter()
+        result: dict[str, Any] = {"job": job(source, name, ipc, seed)}
+        stream, progress = source.stream(seed), accelerator.is_main_process
+        if isinstance(stream, LegacyStream):
+            accuracy = legacy_accuracy(stream, name, test, epochs=recipe.epochs, seed=seed, progress=progress)
+        else:
+            classifier = train_classifier(
+                stream,
+                name,
+                recipe,
+                channels=test.channels,
+                size=test.size,
+                seed=seed,
+                device=accelerator.device,
+                augment=source.augment,
+                progress=progress,
+            )
+            predictions = predict(classifier, test)
+            accuracy = (predictions == test.labels).sum().item() / len(test)
+            if not source.control and test.num_classes <= MOST_IN_CONFUSION:
+                cells = torch.bincount(test.labels * test.num_classes + predictions, minlength=test.num_classes**2)
+                result["confusion"] = cells.view(test.num_classes, -1).tolist()
+        result |= {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
+        with results.open("a") as file:
+            file.write(json.dumps(result) + "\n")
+        tqdm.write(f"{source.title}, {name}, ipc {ipc}, seed {seed}: {100 * accuracy:.2f} %")
+    accelerator.wait_for_everyone()
+    finished = read_results(results)
+
+    # 3. The tables, the reports and the picture.
+    table = []
+    for source, name, ipc in rows:
+        own = [finished[job_key(job(source, name, ipc, seed))] for seed in args.seeds]
+        table.append(source.row(name, ipc, recipe, args.seeds[0], own))
+    if accelerator.is_main_process:
+        ranking = scores(table)
+        save_sample_grid(pipeline, output_dir / "samples.png")
         options = {name: value for name, value in vars(args).items() if name != "hub_token"}
         options["dataset_name"] = local_or_hub(args.dataset_name)
-        details = {"options": options, "environment": environment(), "weights": weights_digest(pipelines[GENERATED])}
-        write_report(output_dir, table, protocol, details)
-        print(f"\n{results_table(table)}\n\nreport {output_dir / 'report.md'}\nsamples {output_dir / 'samples.png'}")
+        details = {"options": options, "environment": environment(), "weights": weights_digest(pipeline)}
+        stored = module_bytes(pipeline.generator)
+        protocol = describe_protocol(
+            args.protocols,
+            recipe,
+            args.seeds,
+            test,
+            "the part of train that training held out" if args.validation else f"split {args.test_split}",
+            stored,
+            stored * len(train) / png_bytes(train),
+        )
+        write_report(output_dir, table, protocol, details, ranking)
+        matrices = [finished[job_key(job(*rows[0], seed))].get("confusion") for seed in args.seeds]
+        write_html_report(
+            output_dir,
+            table,
+            protocol,
+            pipeline=pipeline,
+            train=train,
+            scores=ranking,
+            confusion=torch.tensor(matrices).sum(dim=0) if all(matrices) else None,
+            training=read_json_lines(folder / "metrics.jsonl"),
+        )
+        print("\n" + "\n\n".join(text for text in (results_table(table), scores_table(ranking)) if text))
+        print(f"\nreport {output_dir / 'report.md'} and {output_dir / 'report.html'}")
         if args.push_to_hub:
-            url = pipelines[GENERATED].push_to_hub(
+            url = pipeline.push_to_hub(
                 args.hub_model_id,
                 token=args.hub_token,
                 private=args.hub_private_repo or None,
@@ -250,15 +321,8 @@ def job_key(job: dict[str, Any]) -> str:
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """The results in a folder by their jobs' keys; a line that an interruption cut short is no result."""
-    results = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            result = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        results[job_key(result["job"])] = result
-    return results
+    """The results in a folder by their jobs' keys."""
+    return {job_key(result["job"]): result for result in read_json_lines(path)}
 
 
 def load_pipeline(argument: str, path: Path) -> DiMPipeline:
@@ -317,53 +381,47 @@ def load_splits(
     return train.to(accelerator.device), test.to(accelerator.device)
 
 
-def make_stream(
-    source: str,
-    ipc: int,
-    seed: int,
-    recipe: DeploymentRecipe,
-    pipelines: dict[str, DiMPipeline],
-    train: ImageData,
-) -> Stream:
-    """What a row is trained on."""
-    if source in pipelines:
-        return GeneratedStream(pipelines[source].generator, ipc, seed, recipe.batch_size)
-    if source == "random":
-        return RealStream(random_subset(train, ipc, seed), ipc, seed, recipe.batch_size)
-    if source == "streamed":
-        return RealStream(train, ipc, seed, recipe.batch_size)
-    return WholeSetStream(train, ipc, seed, recipe.batch_size)
-
-
-def random_subset(train: ImageData, ipc: int, seed: int) -> ImageData:
-    """`ipc` images of every class, or all of a class that has fewer."""
-    rng = torch.Generator().manual_seed(seed)
-    labels = train.labels.cpu()
-    chosen = []
-    for label in range(train.num_classes):
-        members = torch.nonzero(labels == label).squeeze(1)
-        chosen.append(members[torch.randperm(len(members), generator=rng)[:ipc]])
-    return train.select(torch.cat(chosen))
-
-
-def stored_bytes(source: str, ipc: int, seed: int, pipelines: dict[str, DiMPipeline], train: ImageData) -> int:
-    """What has to be kept to train on a source: the generator's weights, or real images as PNG."""
-    if source in pipelines:
-        generator = pipelines[source].generator
-        return sum(p.numel() * p.element_size() for p in [*generator.parameters(), *generator.buffers()])
-    return png_bytes(random_subset(train, ipc, seed) if source == "random" else train)
-
-
-def png_bytes(data: ImageData, at_most: int = 1000) -> int:
-    """Bytes of the images as PNG files, from at most so many of them, evenly spread."""
-    count = min(len(data), at_most)
-    total = 0
-    for index in torch.linspace(0, len(data) - 1, count).long().to(data.labels.device):
-        pixels = data.batch(index[None])[0][0].permute(1, 2, 0).squeeze(2).cpu().numpy()
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-        total += buffer.tell()
-    return round(total * len(data) / count)
+def make_fixed_sets(
+    args: argparse.Namespace, pipeline: DiMPipeline, train: ImageData, accelerator: Accelerator, folder: Path
+) -> dict[tuple[str, int, int], Path]:
+    """The files of the latents of each selection, ipc and seed; what the same settings made before stays."""
+    paths, missing = {}, []
+    for selection, ipc, seed in itertools.product(args.selection, args.ipc, args.seeds):
+        settings = {"weights": weights_digest(pipeline), "selection": selection, "ipc": ipc, "seed": seed}
+        if selection != "random":
+            settings["candidates"] = args.candidates
+        if selection != "random" or args.latent_steps:
+            settings |= {"pool": args.pool, "pool_steps": args.pool_steps, "data": train.fingerprint}
+            settings["latent_steps"] = args.latent_steps
+        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
+        paths[selection, ipc, seed] = folder / f"{selection}-ipc{ipc}-seed{seed}-{digest}.safetensors"
+        if not paths[selection, ipc, seed].exists():
+            missing.append((paths[selection, ipc, seed], settings))
+    accelerator.wait_for_everyone()
+    pool = []
+    if any("pool" in settings for _, settings in missing):
+        with accelerator.main_process_first():
+            pool = build_pool(
+                args.pool,
+                train,
+                PoolRecipe(steps=args.pool_steps),
+                seed=0,
+                cache_dir=args.cache_dir or default_cache_dir(),
+                device=accelerator.device,
+                show_progress=accelerator.is_main_process,
+            )
+    teacher = pool[-1] if pool else None
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    for path, settings in tqdm(mine, unit="set", disable=not accelerator.is_main_process):
+        generator, seed = pipeline.generator, settings["seed"]
+        latents, labels = choose_latents(
+            generator, settings["ipc"], settings["selection"], seed=seed, candidates=args.candidates, teacher=teacher
+        )
+        if args.latent_steps:
+            latents = optimise_latents(generator, latents, labels, train, pool, args.latent_steps, seed=seed)
+        save_latents(path, latents, labels, settings)
+    accelerator.wait_for_everyone()
+    return paths
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ class DeploymentRecipe:
         batch_size (`int`): An epoch is split evenly into batches of at most so many images.
         learning_rate (`float`): The largest of the one-cycle schedule.
         momentum (`float`), weight_decay (`float`): Of SGD.
-        label_smoothing (`float`): Share of a label that is spread evenly over all classes (arXiv 1512.00567). The
+        label_smoothing (`float`): Share of a hard label that is spread evenly over all classes (arXiv 1512.00567). The
             labels of generated images are less certain than those of real ones.
         mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scored in float32 in any case.
     """
@@ -71,6 +71,7 @@ def train_classifier(
     size: int,
     seed: int,
     device: torch.device,
+    augment: bool = True,
     progress: bool = False,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
 ) -> nn.Module:
@@ -78,12 +79,13 @@ def train_classifier(
     Trains a fresh classifier on a stream.
 
     Args:
-        stream: Gives `batches(epoch)` of images in [-1, 1] and labels.
+        stream: Gives `batches(epoch)` of images in [-1, 1] and labels, hard ones or probabilities.
         name (`str`): A classifier that [`build_classifier`] knows.
         recipe ([`DeploymentRecipe`]): How.
         channels (`int`), size (`int`): Of the images.
         seed (`int`): Seeds the weights, the crops and any dropout; with the stream it decides the result.
         device (`torch.device`): Where the classifier is trained.
+        augment (`bool`, *optional*, defaults to `True`): Whether images are moved by [`random_crop`].
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
         on_epoch (`Callable`, *optional*): Called after each epoch with its number, from 0, and the classifier in
             `eval()`; what it trains to is the same with and without.
@@ -112,8 +114,10 @@ def train_classifier(
         for images, labels in stream.batches(epoch):
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
-                logits = classifier(random_crop(images, rng))
-                loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing)
+                logits = classifier(random_crop(images, rng) if augment else images)
+                # A teacher's probabilities are uncertain where it is.
+                smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
+                loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
             loss.backward()
             optimizer.step()
             schedule.step()
@@ -142,20 +146,29 @@ def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
     return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
 
 
-@torch.no_grad()
 def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> float:
     """
     The share of images, in [0, 1], that a classifier in `eval()` names right.
 
     Args:
+        classifier, data, batch_size: Those of [`predict`].
+    """
+    return (predict(classifier, data, batch_size) == data.labels).sum().item() / len(data)
+
+
+@torch.no_grad()
+def predict(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> torch.Tensor:
+    """
+    The classes that a classifier in `eval()` gives to images.
+
+    Args:
         classifier: Maps images in [-1, 1] to logits.
-        data ([`ImageData`]): Real images and their labels.
+        data ([`ImageData`]): Real images.
         batch_size (`int`, *optional*, defaults to 512): Images per forward pass.
+
+    Returns:
+        `torch.Tensor` of shape `(len(data),)`: int64, on the device of the data's labels.
     """
     classifier.eval()
-    device = data.labels.device
-    right = torch.zeros((), dtype=torch.int64, device=device)
-    for indices in torch.arange(len(data), device=device).split(batch_size):
-        images, labels = data.batch(indices)
-        right += (classifier(normalise(images)).argmax(dim=1) == labels).sum()
-    return right.item() / len(data)
+    batches = torch.arange(len(data), device=data.labels.device).split(batch_size)
+    return torch.cat([classifier(normalise(data.batch(indices)[0])).argmax(dim=1) for indices in batches])

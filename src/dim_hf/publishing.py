@@ -23,6 +23,7 @@ from huggingface_hub import (
 )
 from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
 from huggingface_hub.utils import httpx
+from torch import nn
 
 from .pipelines.pipeline_dim import hub_reason
 from .reporting import Row, results_table, save_sample_grid
@@ -140,8 +141,13 @@ def push_to_hub(
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
     """A short name of the generator's weights, by which an evaluation is known to be theirs."""
+    return module_digest(pipeline.generator)
+
+
+def module_digest(module: nn.Module) -> str:
+    """A short name of a network's weights."""
     digest = hashlib.sha256()
-    for _, value in sorted(pipeline.generator.state_dict().items()):
+    for _, value in sorted(module.state_dict().items()):
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
@@ -186,6 +192,7 @@ def model_card(
     parameters = pipeline.generator.num_parameters()
     stored = sum(value.numel() * value.element_size() for value in pipeline.generator.state_dict().values())
     model_name = repo_id.rpartition("/")[2]
+    results = eval_results(metrics, hub_id, data_name) if metrics else []
     card = ModelCard.from_template(
         ModelCardData(
             library_name="diffusers",
@@ -194,8 +201,8 @@ def model_card(
             datasets=[hub_id] if hub_id else None,
             metrics=["accuracy"],
             tags=TAGS,
-            model_name=model_name if metrics else None,
-            eval_results=eval_results(metrics, hub_id, data_name) if metrics else None,
+            model_name=model_name if results else None,
+            eval_results=results or None,
         ),
         template_path=str(TEMPLATE),
         title=model_name,
@@ -251,12 +258,17 @@ def read_json(path: Path) -> Any:
 
 
 def read_metrics(folder: Path, digest: str, asked_for: bool) -> dict[str, Any] | None:
-    """The evaluation in a folder, unless it is one of other weights, which is an error where it was asked for."""
+    """
+    The evaluation in a folder, unless it is one of other weights or of a release with other tables, which is an error
+    where it was asked for.
+    """
     metrics = read_json(folder / "metrics.json")
-    if metrics and metrics.get("weights") == digest:
+    of_other_weights = bool(metrics) and metrics.get("weights") != digest
+    if metrics and not of_other_weights and all(field.name in row for row in metrics["rows"] for field in fields(Row)):
         return metrics
     if asked_for:
-        what = "is an evaluation of other weights" if metrics else "holds no metrics.json"
+        other = "of other weights" if of_other_weights else "by another release of dim_hf"
+        what = f"is an evaluation {other}" if metrics else "holds no metrics.json"
         raise ValueError(f"`evaluation_dir` {folder} {what}; valid is an output folder of evaluate_dim.py.")
     return None
 
@@ -299,7 +311,10 @@ def describe_results(metrics: dict[str, Any] | None) -> str:
 
 
 def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) -> list[EvalResult]:
-    """The rows of generated images, which are the first source of the table; controls are no results of the model."""
+    """
+    What the model achieves in protocols A and B. Controls are no results of the model, and neither are rows without
+    augmentation, which others are compared with, or legacy ones, which are chosen on the test split.
+    """
     options = metrics["options"]
     return [
         EvalResult(
@@ -310,8 +325,10 @@ def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) ->
             dataset_split="held out of train" if options.get("validation") else options["test_split"],
             metric_type="accuracy",
             metric_value=round(row["mean"], 4),
-            metric_name=f"accuracy of {row['classifier']} trained on {row['ipc']} images per class and epoch",
+            metric_name=metric_name(row),
             metric_args={
+                "protocol": row["protocol"],
+                "labels": row["labels"],
                 "classifier": row["classifier"],
                 "ipc": row["ipc"],
                 "seeds": len(row["accuracies"]),
@@ -319,8 +336,17 @@ def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) ->
             },
         )
         for row in metrics["rows"]
-        if row["source"] == metrics["rows"][0]["source"]
+        if row["protocol"] in ("A", "B") and row["augment"] and not row["control"]
     ]
+
+
+def metric_name(row: dict[str, Any]) -> str:
+    """What the accuracy of a row is one of: a reader sees no table beside it."""
+    images = f"{row['ipc']} images per class and epoch"
+    if row["protocol"] == "A":
+        images = f"a {row['source']}, of {row['ipc']} images per class"
+    labels = " with a teacher's soft labels" if row["labels"] == "soft" else ""
+    return f"accuracy of {row['classifier']} trained on {images}{labels}"
 
 
 def describe_training(options: dict[str, Any] | None, environment: dict[str, Any] | None) -> str:

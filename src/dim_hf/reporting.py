@@ -15,6 +15,9 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
 
+from .data import ImageData
+from .deployment import DeploymentRecipe
+
 
 # Pixels between the images of a grid: without them strokes on black run into each other.
 GAP = 4
@@ -28,12 +31,16 @@ class Row:
     Args:
         source (`str`): What they were trained on.
         classifier (`str`): Their architecture.
-        ipc (`int`): Images per class and epoch.
+        ipc (`int`): Images per class and epoch; of a fixed set, images per class.
         steps (`int`): Optimiser steps of each.
         distinct_images (`int`): Different images that each one saw.
         bytes (`int`): What has to be stored for the source: weights as saved, or images as PNG.
         accuracies (`list[float]`): In [0, 1], one per seed.
         seconds (`float`): Mean time to train and score one.
+        protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
+        labels (`str`): `"hard"`, or `"soft"` for those of a teacher.
+        augment (`bool`): Whether they were trained with augmentation.
+        control (`bool`): Whether the row is no result of the distilled data set.
     """
 
     source: str
@@ -44,6 +51,15 @@ class Row:
     bytes: int
     accuracies: list[float]
     seconds: float
+    protocol: str
+    labels: str
+    augment: bool
+    control: bool
+
+    @property
+    def title(self) -> str:
+        """What the classifiers were trained on, and how, where it is not as usual."""
+        return row_title(self.source, self.labels, self.augment)
 
     @property
     def mean(self) -> float:
@@ -55,12 +71,23 @@ class Row:
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
 
 
+def row_title(source: str, labels: str, augment: bool) -> str:
+    """The name of a source with what is not as usual: soft labels, or training without augmentation."""
+    return source + (", soft labels" if labels == "soft" else "") + ("" if augment else ", no augmentation")
+
+
 def results_table(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table that also reads well as plain text; accuracies in percent."""
+    return _markdown_table(*results_cells(rows))
+
+
+def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of results."""
     header = [
         "trained on",
+        "protocol",
         "classifier",
-        "ipc per epoch",
+        "ipc",
         "steps",
         "distinct images",
         "size",
@@ -70,7 +97,8 @@ def results_table(rows: Sequence[Row]) -> str:
     ]
     cells = [
         [
-            row.source,
+            row.title,
+            row.protocol,
             row.classifier,
             str(row.ipc),
             f"{row.steps:,}",
@@ -82,6 +110,29 @@ def results_table(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
+    return header, cells
+
+
+def scores_table(scores: Sequence[dict[str, Any]]) -> str:
+    """The scores of DD-Ranking, as `comparison.scores` gives them, as a Markdown table; empty without any."""
+    return _markdown_table(*scores_cells(scores)) if scores else ""
+
+
+def scores_cells(scores: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of scores."""
+    cells = [
+        [
+            row_title(score["source"], score["labels"], augment=True),
+            score["classifier"],
+            str(score["ipc"]),
+            *("" if score[name] is None else f"{score[name]:.4f}" for name in ("lrs", "ars")),
+        ]
+        for score in scores
+    ]
+    return ["trained on", "classifier", "ipc", "LRS", "ARS"], cells
+
+
+def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
     widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
     lines = [
         " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
@@ -90,26 +141,92 @@ def results_table(rows: Sequence[Row]) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def write_report(folder: str | os.PathLike, rows: Sequence[Row], protocol: str, details: dict[str, Any]) -> None:
+def describe_protocol(
+    protocols: Sequence[str],
+    recipe: DeploymentRecipe,
+    seeds: Sequence[int],
+    test: ImageData,
+    scored_on: str,
+    stored: int,
+    as_many_images: float,
+) -> str:
+    """
+    How the figures of an evaluation were made, in words.
+
+    Args:
+        protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
+        recipe ([`DeploymentRecipe`]): Of A, B and the controls.
+        seeds (`Sequence[int]`): Of each row.
+        test ([`ImageData`]): What classifiers were scored on.
+        scored_on (`str`): What that is called.
+        stored (`int`): Bytes of the generator.
+        as_many_images (`float`): Real images that take as many bytes.
+    """
+    of_protocol = {
+        "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
+        "B": "Protocol B: ipc fresh images per class and epoch.",
+        "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test "
+        "images and batch norm in training mode; for comparison with its own figures only.",
+    }
+    parts = [of_protocol[name] for name in sorted(protocols)]
+    if set(protocols) != {"C"}:
+        parts.append(
+            f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: {recipe.epochs:,} epochs, "
+            f"SGD with a one-cycle learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of "
+            f"the size, mixed precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches "
+            f"of the same size. Labels are hard where a row does not say otherwise, and smoothed by "
+            f"{recipe.label_smoothing}. Scored once, after the last epoch."
+        )
+    parts.append(
+        f"Accuracy on the {len(test):,} images of {scored_on}; mean and standard deviation over the seeds "
+        f"{', '.join(map(str, seeds))}, each of a classifier, its noise and its sets of images. Real images are at "
+        f"the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: weights at the "
+        f"precision they are loaded in, with the latents of a fixed set and what soft labels take, or images as PNG. "
+        f"The generator takes {stored:,} bytes, as many as {as_many_images:,.0f} real images do as PNG."
+    )
+    return " ".join(parts)
+
+
+def write_report(
+    folder: str | os.PathLike,
+    rows: Sequence[Row],
+    protocol: str,
+    details: dict[str, Any],
+    scores: Sequence[dict[str, Any]] = (),
+) -> None:
     """
     Writes `metrics.json` and `report.md`; the report shows `samples.png`, which lies beside it.
 
     Args:
         protocol (`str`): How the figures were made, in words.
         details: JSON values that go into `metrics.json` as they are: options, environment and the like.
+        scores: Those of `comparison.scores`.
     """
     folder = Path(folder)
     metrics = details | {
         "protocol": protocol,
         "rows": [asdict(row) | {"mean": row.mean, "std": row.std} for row in rows],
+        "scores": list(scores),
     }
     replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     machine = "\n".join(f"- {name}: {value}" for name, value in environment().items())
+    ranking = f"## Scores of DD-Ranking\n\n{scores_table(scores)}\n\n" if scores else ""
     text = (
-        f"# Evaluation\n\n{results_table(rows)}\n\n{protocol}\n\n"
+        f"# Evaluation\n\n{results_table(rows)}\n\n{protocol}\n\n{ranking}"
         f"![Generated images, one row per class](samples.png)\n\n## Machine\n\n{machine}\n"
     )
     replace_text(folder / "report.md", text)
+
+
+def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
+    """The records of a file, if there is one; a line that an interruption cut short is none."""
+    records = []
+    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
 
 
 def replace_text(path: Path, text: str) -> None:

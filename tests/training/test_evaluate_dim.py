@@ -12,9 +12,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
+from dim_hf.comparison import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.data import holdout, load_image_data
-from dim_hf.models import DiMGenerator
+from dim_hf.metrics import label_robust_score
+from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.publishing import model_card
+from dim_hf.selection import load_latents
 
 
 DIGITS = {label: str(label) for label in range(10)}
@@ -46,25 +50,33 @@ def evaluate(tmp_path):
 
 def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
     rows = {row.source: row for row in evaluate("--train_batch_size", "8")}
-    assert list(rows) == list(evaluate_dim.SOURCES.values())
+    assert list(rows) == [GENERATED, BEFORE_MATCHING, *REAL.values()]
     # 20 images per epoch in batches of at most 8: 3 steps in each of 2 epochs.
     assert {row.steps for row in rows.values()} == {6}
-    assert [row.distinct_images for row in rows.values()] == [40, 40, 40, 20, 40]
+    seen = {source: row.distinct_images for source, row in rows.items()}
+    # Of a larger subset, four images per class are drawn.
+    assert 20 < seen.pop(REAL["equal_bytes"]) <= 40
+    assert list(seen.values()) == [40, 40, 40, 20, 40]
     assert all(len(row.accuracies) == 2 for row in rows.values())
-    generated, subset, whole = (
-        rows[evaluate_dim.SOURCES[name]].bytes for name in (evaluate_dim.GENERATED, "random", "whole")
+    assert [source for source, row in rows.items() if not row.control] == [GENERATED]
+    generated, subset, equal, whole = (
+        rows[source].bytes for source in (GENERATED, REAL["random"], REAL["equal_bytes"], REAL["whole"])
     )
     weights = (tmp_path / "run" / "generator" / "diffusion_pytorch_model.safetensors").stat().st_size
     # The file has a header on top of the numbers.
     assert 0 < weights - generated < 4096
     assert 0 < subset < whole / 50
+    # One image more would be more than the weights.
+    assert generated - 200 < equal <= generated
 
 
 def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, capsys):
     rows = evaluate("--controls")
+    capsys_out = capsys.readouterr().out
     folder = tmp_path / "run" / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == [
         "metrics.json",
+        "report.html",
         "report.md",
         "results.jsonl",
         "samples.png",
@@ -72,8 +84,15 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"][0]["accuracies"] == rows[0].accuracies
     assert metrics["options"]["epochs"] == 2 and metrics["environment"]["torch"] == torch.__version__
-    assert f"{100 * rows[0].mean:.2f}" in (folder / "report.md").read_text()
-    assert "report.md" in capsys.readouterr().out
+    for name in ("report.md", "report.html"):
+        assert f"{100 * rows[0].mean:.2f}" in (folder / name).read_text()
+        assert name in capsys_out
+    results = [json.loads(line) for line in (folder / "results.jsonl").read_text().splitlines()]
+    for result in results:
+        confusion = torch.tensor(result["confusion"])
+        assert confusion.sum() == 360 and confusion.trace().item() / 360 == result["accuracy"]
+        assert torch.equal(confusion.sum(dim=1), load_image_data("digits", "test").labels.bincount())
+    assert "Confusion" in (folder / "report.html").read_text()
 
 
 def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):
@@ -87,7 +106,7 @@ def test_what_is_finished_is_not_run_again(evaluate, tmp_path):
     lines = results.read_text().splitlines()
     assert len(lines) == 4
     # An interruption has cut the last line short, and a control and a seed are added.
-    results.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20] + "\n")
+    results.write_text("\n".join(lines[:3]) + "\n" + lines[3][:20])
     again = {row.source: row.accuracies for row in evaluate("--controls", "random", "whole", "--seeds", "0", "1", "2")}
     assert all(again[source][:2] == accuracies for source, accuracies in first.items())
     assert len(results.read_text().splitlines()) == 3 + 1 + 1 + 2 + 3
@@ -113,10 +132,10 @@ def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_
 
 def test_controls_from_part_of_train(evaluate):
     rows = {row.source: row for row in evaluate("--max_train_samples", "30", "--ipc", "4")}
-    assert rows[evaluate_dim.SOURCES["streamed"]].distinct_images == 30
-    assert rows[evaluate_dim.SOURCES["whole"]].distinct_images == 30
+    assert rows[REAL["streamed"]].distinct_images == 30
+    assert rows[REAL["whole"]].distinct_images == 30
     # About three images of a class, of which the set can hold no more.
-    assert rows[evaluate_dim.SOURCES["random"]].distinct_images <= 30
+    assert rows[REAL["random"]].distinct_images <= 30
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
@@ -127,14 +146,14 @@ def test_the_recipe_takes_the_precision_and_the_report_names_it(evaluate, tmp_pa
 
 def test_the_report_weighs_the_generator_in_real_images(evaluate, tmp_path):
     rows = {row.source: row for row in evaluate("--ipc", "3")}
-    generated, whole = (rows[evaluate_dim.SOURCES[name]].bytes for name in (evaluate_dim.GENERATED, "whole"))
+    generated, whole = rows[GENERATED].bytes, rows[REAL["whole"]].bytes
     report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
     assert f"takes {generated:,} bytes, as many as {generated / (whole / 1437):,.0f} real images" in report
 
 
 def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, tmp_path):
     (tmp_path / "run" / "before_matching").rename(tmp_path / "elsewhere")
-    assert len(evaluate()) == 4
+    assert len(evaluate()) == 5
     sources = [row.source for row in evaluate("--before_matching", str(tmp_path / "elsewhere"))]
     assert "generated, before matching" in sources
 
@@ -146,12 +165,21 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         (["--ipc", "0"], "`--ipc` is 0; it must be at least 1"),
         (["--ipc", "1", "1"], r"`--ipc` names \[1, 1\]; each must be given once"),
         (["--seeds", "0", "0"], r"`--seeds` names \[0, 0\]"),
-        (["--seeds", "-1"], "`--seeds` has -1"),
+        (["--seeds", "-1"], "`--seeds` is -1; it must be at least 0"),
         (["--epochs", "0"], "`epochs` is 0"),
         (["--pipeline", "/"], "`--pipeline` / holds no pipeline"),
         (["--pipeline", "out/nowhere"], "`--pipeline` out/nowhere is no local folder"),
         (["--before_matching", "/"], "`--before_matching` / holds no pipeline"),
         (["--before_matching", "/nowhere"], "`--before_matching` /nowhere cannot be loaded"),
+        (["--candidates", "0"], "`--candidates` is 0; it must be at least 1"),
+        (["--latent_steps", "-1"], "`--latent_steps` is -1; it must be at least 0"),
+        (["--protocols", "A", "A"], r"`--protocols` names \['A', 'A'\]"),
+        (["--selection", "random", "random"], r"`--selection` names"),
+        (["--protocols", "A", "--selection", "kmeans", "--pool", "convnet4"], "`--pool`: .*'convnet4' is unknown"),
+        (
+            ["--soft_labels"],
+            "`--soft_labels` takes a teacher, .* has no `labeler`; training/train_labeler.py adds one",
+        ),
         (["--validation"], "`--validation` needs options.json"),
         (["--max_train_samples", "5"], "`max_samples` is 5; there are 10 classes"),
         (["--test_split", "testing"], "no split 'testing'; valid are train, test"),
@@ -189,14 +217,92 @@ def test_real_images_come_at_the_size_and_channels_of_the_pipeline(evaluate, tmp
     assert len(evaluate("--pipeline", str(tmp_path / "large"), "--controls", "random")) == 2
 
 
+def test_fixed_sets_are_rows_of_their_own_and_their_latents_are_kept(evaluate, tmp_path):
+    more = ["--protocols", "A", "--selection", "random", "herding", "--candidates", "3", "--pool_steps", "2"]
+    rows = evaluate(*more, "--latent_steps", "2", "--controls", "random")
+    assert [(row.source, row.protocol) for row in rows] == [
+        ("fixed set, random, latents optimised", "A"),
+        ("fixed set, herding, latents optimised", "A"),
+        (REAL["random"], "A"),
+    ]
+    assert {(row.steps, row.distinct_images) for row in rows} == {(2, 20)}
+    folder = tmp_path / "run" / "evaluation"
+    files = sorted((folder / "fixed").iterdir())
+    assert [path.name.rpartition("-")[0] for path in files] == [
+        f"{selection}-ipc2-seed{seed}" for selection in ("herding", "random") for seed in (0, 1)
+    ]
+    latents, labels = load_latents(files[0])
+    assert latents.shape == (20, 4) and labels.tolist() == [label for label in range(10) for _ in range(2)]
+    assert (
+        DiMPipeline.from_pretrained(tmp_path / "run")(class_labels=labels, latents=latents).labels == labels.tolist()
+    )
+    # What is there is not made again, and other settings leave it alone.
+    before = {path: path.stat().st_mtime_ns for path in files}
+    lines = (folder / "results.jsonl").read_text()
+    assert evaluate(*more, "--latent_steps", "2", "--controls", "random") == rows
+    assert (folder / "results.jsonl").read_text() == lines
+    evaluate(*more, "--latent_steps", "0", "--controls")
+    assert all(path.stat().st_mtime_ns == time for path, time in before.items())
+    assert len(list((folder / "fixed").iterdir())) == 8
+
+
+def test_every_kind_of_row_and_its_scores(evaluate, tmp_path):
+    pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
+    torch.manual_seed(0)
+    DiMPipeline(pipeline.generator, DIGITS, DiMLabeler(10, 8, 1, width=4)).save_pretrained(tmp_path / "run")
+    rows = evaluate(
+        "--protocols", "A", "B", "C", "--soft_labels", "--without_augmentation", "--controls", "random", "whole",
+        "--seeds", "0",
+    )  # fmt: skip
+    found = [(row.title, row.protocol) for row in rows]
+    assert found == [
+        (GENERATED, "B"),
+        ("fixed set, random", "A"),
+        (REAL["random"], "A, B"),
+        (REAL["whole"], "A, B"),
+        (f"{GENERATED}, soft labels", "B"),
+        ("fixed set, random, soft labels", "A"),
+        (f"{REAL['random']}, soft labels", "A, B"),
+        (f"{GENERATED}, no augmentation", "B"),
+        ("fixed set, random, no augmentation", "A"),
+        (f"{REAL['random']}, no augmentation", "A, B"),
+        (GENERATED, "C"),
+    ]
+    assert {row.steps for row in rows} == {2}
+    folder = tmp_path / "run" / "evaluation"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [(score["source"], score["labels"]) for score in metrics["scores"]] == [
+        (GENERATED, "hard"), ("fixed set, random", "hard"), (GENERATED, "soft"), ("fixed set, random", "soft"),
+    ]  # fmt: skip
+    means = {row.title: row.mean for row in rows if row.protocol != "C"}
+    assert metrics["scores"][2]["lrs"] == label_robust_score(
+        real=means[REAL["whole"]],
+        hard=means[GENERATED],
+        own=means[f"{GENERATED}, soft labels"],
+        random=means[f"{REAL['random']}, soft labels"],
+    )
+    report = (folder / "report.md").read_text()
+    assert f"{metrics['scores'][0]['lrs']:.4f} | {metrics['scores'][0]['ars']:.4f} |" in report
+    assert all(f"Protocol {name}" in report for name in "ABC")
+    # A figure that was chosen on the test split is no result of the model.
+    card = DiMPipeline.from_pretrained(tmp_path / "run")
+    names = [result.metric_name for result in model_card(card, "me/digits").data.eval_results]
+    assert names == [
+        "accuracy of convnet3 trained on 2 images per class and epoch",
+        "accuracy of convnet3 trained on a fixed set, random, of 2 images per class",
+        "accuracy of convnet3 trained on 2 images per class and epoch with a teacher's soft labels",
+        "accuracy of convnet3 trained on a fixed set, random, of 2 images per class with a teacher's soft labels",
+    ]
+
+
 @pytest.mark.slow
 def test_two_processes_share_the_work(evaluate, tmp_path):
-    expected = [row.accuracies for row in evaluate("--controls", "random")]
+    expected = [row.accuracies for row in evaluate("--controls", "random", "--protocols", "A", "B")]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
         "localhost", str(Path(evaluate_dim.__file__)), "--pipeline", str(tmp_path / "run"), "--cache_dir",
         str(tmp_path / "cache"), "--classifiers", "convnet3", "--seeds", "0", "1", "--ipc", "2", "--epochs", "2",
-        "--controls", "random", "--output_dir", str(tmp_path / "two"),
+        "--controls", "random", "--protocols", "A", "B", "--output_dir", str(tmp_path / "two"),
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
