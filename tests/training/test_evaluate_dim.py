@@ -100,6 +100,13 @@ def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):
     assert [row.accuracies for row in evaluate("--output_dir", str(tmp_path / "again"))] == first
 
 
+def test_a_generator_that_matching_did_not_change_is_trained_on_once(evaluate, tmp_path):
+    rows = evaluate("--controls", "before_matching", "--before_matching", str(tmp_path / "run"))
+    assert [row.source for row in rows] == [GENERATED, BEFORE_MATCHING]
+    assert rows[0].accuracies == rows[1].accuracies
+    assert len((tmp_path / "run" / "evaluation" / "results.jsonl").read_text().splitlines()) == 2
+
+
 def test_what_is_finished_is_not_run_again(evaluate, tmp_path):
     results = tmp_path / "run" / "evaluation" / "results.jsonl"
     first = {row.source: row.accuracies for row in evaluate("--controls", "random")}
