@@ -1,12 +1,18 @@
 """
-What each part of the base preset adds: the preset, and the preset with one thing changed, at equal steps.
+What each part of the base preset adds, and whether matching does: one thing changed at a time, over several seeds.
 
     python benchmarks/ablation.py --json ablation.json                                     # the embedded digits
-    python benchmarks/ablation.py --dataset_name zalando-datasets/fashion_mnist --max_train_steps 8000 --seeds 0 1 2
+    python benchmarks/ablation.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/ablation-fashion \
+        --max_train_steps 8000 --max_match_steps 2000 --seeds 0 1 2 --rows "no matching" "no matching, as long" energy
+
+Rows about matching branch off one adversarial run per seed, so that they differ in what came after it alone. Two rows
+without matching stand beside them: as many more steps, and as many more as take the time of the first row that
+matches. Rows about the adversarial step are whole runs of as many steps without matching.
 
 Every accuracy is a validation accuracy of `training/train_dim.py`: of a classifier trained on images of the last
 generator and scored on a part held out of *train*. The test split is not read. The times of a step are those of each
-phase without validation, medians over the seeds.
+phase without validation, medians over the seeds. The runs are kept in the output folder; the same command goes on
+after an interruption and repeats nothing that is finished.
 """
 
 import argparse
@@ -14,8 +20,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,86 +29,163 @@ from dim_hf.reporting import environment
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
 RELEASED_POOL = Path(__file__).with_name("released_pool.py")
 
-
-@dataclass(frozen=True)
-class Variant:
-    """What differs from the base preset."""
-
-    flags: list[str] = field(default_factory=list)
-    discriminator: dict[str, Any] = field(default_factory=dict)
-    matching: bool = False
-    script: Path = TRAIN_SCRIPT
-
-
-VARIANTS = {
-    "base": Variant(matching=True),
-    # What the adversarial step is made of; as many steps, none with matching.
-    "no matching": Variant(),
-    "no matching, no class loss": Variant(["--class_loss_weight", "0"]),
-    "no matching, no batch std": Variant(discriminator={"batch_std": False}),
-    "no matching, no projection": Variant(discriminator={"projection": False}),
-    "no matching, spectral norm for R1": Variant(["--r1_weight", "0"], {"norm": "spectral"}),
-    "no matching, no augmentation": Variant(["--augmentation"]),
-    "no matching, no EMA": Variant(["--no-use_ema"]),
-    # How matching is done.
-    "matching in every step": Variant(["--match_interval", "1"], matching=True),
-    "matching in every step, released pool": Variant(["--match_interval", "1"], matching=True, script=RELEASED_POOL),
-    "pairwise matching": Variant(["--match_loss", "pairwise"], matching=True),
+NO_MATCHING, AS_LONG = "no matching", "no matching, as long"
+# How matching is done: the flags that differ from the preset's.
+MATCHING = {
+    # The second phase without its loss: what its learning rate does.
+    "learning rate of matching alone": ["--match_interval", "1000000"],
+    "energy": [],
+    "energy of features": ["--match_loss", "energy_features"],
+    "energy of logits and features": ["--match_loss", "energy", "energy_features"],
+    "means of features": ["--match_loss", "features"],
+    "standardised": ["--match_loss", "standardised"],
+    "pairwise": ["--match_loss", "pairwise"],
+    "pairwise, weight 0.01 (paper)": ["--match_loss", "pairwise", "--match_weight", "0.01"],
+    "energy in every step": ["--match_interval", "1"],
+    "energy in every step, released pool": ["--match_interval", "1"],
+    "energy, pool of five": ["--pool", "convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
 }
+# What the adversarial step is made of: flags, and entries of the discriminator's config.
+ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
+    "no class loss": (["--class_loss_weight", "0"], {}),
+    "no batch std": ([], {"batch_std": False}),
+    "no projection": ([], {"projection": False}),
+    "spectral norm for R1": (["--r1_weight", "0"], {"norm": "spectral"}),
+    "no augmentation": (["--augmentation"], {}),
+    "no EMA": (["--no-use_ema"], {}),
+}
+ROWS = (NO_MATCHING, *MATCHING, AS_LONG, *ADVERSARIAL)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Validation accuracy of the base preset with one thing changed.")
+    parser = argparse.ArgumentParser(
+        description="Validation accuracy of the base preset with one thing changed.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("--dataset_name", default="digits")
     parser.add_argument("--cache_dir")
-    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS), metavar="NAME")
+    parser.add_argument("--output_dir", default="out/ablation")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--max_train_steps", type=int, default=1500, help="of phase 1")
-    parser.add_argument("--max_match_steps", type=int, default=500, help="of phase 2, where there is one")
+    parser.add_argument("--max_match_steps", type=int, default=500, help="of phase 2, or as many without matching")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--validation_fraction", type=float, default=0.3)
     parser.add_argument("--validation_classifier", default="resnet10")
     parser.add_argument("--validation_epochs", type=int, default=300)
     parser.add_argument("--json", help="where to write the figures")
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    if AS_LONG in args.rows and not set(MATCHING) & set(args.rows):
+        parser.error(f"--rows has {AS_LONG!r}, which takes the time of the first row that matches; name one too")
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
     results = []
-    print("| variant | validation accuracy % | ms per step, phase 1 | phase 2 |\n|---|---|---|---|", flush=True)
-    for name in args.variants:
-        runs = [train(args, VARIANTS[name], seed) for seed in args.seeds]
-        accuracies = [run[-1]["validation/accuracy"] for run in runs]
-        mean, std = statistics.mean(accuracies), statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-        times = [statistics.median(milliseconds(run, matching) for run in runs) for matching in (False, True)]
-        cells = ["" if time != time else f"{time:.1f}" for time in times]
-        print(f"| {name} | {100 * mean:.1f} ± {100 * std:.1f} | {cells[0]} | {cells[1]} |", flush=True)
-        results.append({"variant": name, "accuracies": accuracies, "mean": mean, "std": std, "ms_per_step": times})
+    runs: dict[str, list[list[dict[str, Any]]]] = {}
+    print("| row | validation accuracy % | steps | ms per step | with matching |\n|---|---|---|---|---|", flush=True)
+    # The row that takes another's time comes after it.
+    for name in sorted(args.rows, key=ROWS.index):
+        if name == AS_LONG:
+            matched = next(own for row, own in runs.items() if row in MATCHING)
+            runs[name] = [
+                continued(args, seed, args.max_train_steps + steps_for_the_time_of(log, args, seed))
+                for seed, log in zip(args.seeds, matched, strict=True)
+            ]
+        else:
+            runs[name] = [train(args, name, seed) for seed in args.seeds]
+        results.append(summary(name, runs[name]))
+        print(format_row(results[-1]), flush=True)
     if args.json:
         report = {"options": vars(args), "environment": environment(), "results": results}
         Path(args.json).write_text(json.dumps(report, indent=2))
 
 
-def train(args: argparse.Namespace, variant: Variant, seed: int) -> list[dict[str, Any]]:
-    """Trains one variant and returns the lines of its log."""
-    steps, match_steps = args.max_train_steps, args.max_match_steps
-    if not variant.matching:
-        steps, match_steps = steps + match_steps, 0
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "discriminator.json").write_text(json.dumps(variant.discriminator))
-        command = [
-            sys.executable, str(variant.script), "--dataset_name", args.dataset_name, "--output_dir", f"{folder}/run",
-            "--seed", str(seed), "--max_train_steps", str(steps), "--max_match_steps", str(match_steps),
-            "--discriminator_config", f"{folder}/discriminator.json", "--mixed_precision", args.mixed_precision,
-            "--validation_fraction", str(args.validation_fraction), "--validation_classifier",
-            args.validation_classifier, "--validation_epochs", str(args.validation_epochs), "--validation_steps",
-            "1000000", "--checkpointing_steps", "1000000", "--report_to", "none",
-            *(["--cache_dir", args.cache_dir] if args.cache_dir else []), *variant.flags,
-        ]  # fmt: skip
-        process = subprocess.run(command, capture_output=True, text=True)
-        if process.returncode:
-            raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
-        return [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
+def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]]:
+    """Trains one row with one seed and returns the lines of its log."""
+    if name == NO_MATCHING:
+        return continued(args, seed, args.max_train_steps + args.max_match_steps)
+    if name in ADVERSARIAL:
+        flags, discriminator = ADVERSARIAL[name]
+        config = Path(args.output_dir) / f"{name}.json".replace(" ", "-")
+        config.parent.mkdir(parents=True, exist_ok=True)
+        config.write_text(json.dumps(discriminator))
+        steps = args.max_train_steps + args.max_match_steps
+        return run(args, name, seed, steps, 0, ["--discriminator_config", str(config), *flags])
+    trunk(args, seed)
+    script = RELEASED_POOL if "released pool" in name else TRAIN_SCRIPT
+    return run(
+        args, name, seed, args.max_train_steps, args.max_match_steps, MATCHING[name], branch=True, script=script
+    )
+
+
+def continued(args: argparse.Namespace, seed: int, steps: int) -> list[dict[str, Any]]:
+    """The adversarial run that the rows about matching branch off, until a later step."""
+    trunk(args, seed)
+    return run(args, f"adversarial {steps}", seed, steps, 0, [], branch=True)
+
+
+def trunk(args: argparse.Namespace, seed: int) -> None:
+    run(args, "trunk", seed, args.max_train_steps, 0, [])
+
+
+def run(
+    args: argparse.Namespace,
+    name: str,
+    seed: int,
+    train_steps: int,
+    match_steps: int,
+    flags: list[str],
+    branch: bool = False,
+    script: Path = TRAIN_SCRIPT,
+) -> list[dict[str, Any]]:
+    """One run of the training script, from the end of the trunk where it is a branch; the lines of its log."""
+    root = Path(args.output_dir)
+    folder = root / f"{name}, seed {seed}".replace(" ", "-").replace(",", "")
+    checkpoint = "latest"
+    if branch and not list(folder.glob("checkpoint-*")):
+        checkpoint = str(root / f"trunk-seed-{seed}" / f"checkpoint-{args.max_train_steps}")
+    command = [
+        sys.executable, str(script), "--dataset_name", args.dataset_name, "--output_dir", str(folder),
+        "--seed", str(seed), "--max_train_steps", str(train_steps), "--max_match_steps", str(match_steps),
+        "--mixed_precision", args.mixed_precision, "--validation_fraction", str(args.validation_fraction),
+        "--validation_classifier", args.validation_classifier, "--validation_epochs", str(args.validation_epochs),
+        "--validation_steps", "1000000", "--checkpointing_steps", "1000000", "--report_to", "none",
+        "--resume_from_checkpoint", checkpoint, *(["--cache_dir", args.cache_dir] if args.cache_dir else []), *flags,
+    ]  # fmt: skip
+    process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def steps_for_the_time_of(log: list[dict[str, Any]], args: argparse.Namespace, seed: int) -> int:
+    """So many steps without matching take as long as the second phase of a run of that seed."""
+    trunk_log = Path(args.output_dir) / f"trunk-seed-{seed}" / "metrics.jsonl"
+    adversarial = [json.loads(line) for line in trunk_log.read_text().splitlines()]
+    ratio = milliseconds(log, matching=True) / milliseconds(adversarial, matching=False)
+    return round(ratio * args.max_match_steps)
+
+
+def summary(name: str, runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
+    accuracies = [log[-1]["validation/accuracy"] for log in runs]
+    times = [statistics.median(milliseconds(log, matching) for log in runs) for matching in (False, True)]
+    return {
+        "row": name,
+        "accuracies": accuracies,
+        "mean": statistics.mean(accuracies),
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "steps": [log[-1]["step"] for log in runs],
+        "ms_per_step": times,
+    }
+
+
+def format_row(result: dict[str, Any]) -> str:
+    cells = ["" if time != time else f"{time:.1f}" for time in result["ms_per_step"]]
+    return (
+        f"| {result['row']} | {100 * result['mean']:.1f} ± {100 * result['std']:.1f} | "
+        f"{statistics.mean(result['steps']):,.0f} | {cells[0]} | {cells[1]} |"
+    )
 
 
 def milliseconds(log: list[dict[str, Any]], matching: bool) -> float:
@@ -112,7 +193,7 @@ def milliseconds(log: list[dict[str, Any]], matching: bool) -> float:
     stretches = [
         (after["step"] - before["step"], after["seconds"] - before["seconds"])
         for before, after in zip(log, log[1:], strict=False)
-        if after["matching"] == matching and "validation/accuracy" not in after
+        if after["matching"] == before["matching"] == matching and "validation/accuracy" not in after
     ]
     return 1000 * sum(s for _, s in stretches) / sum(n for n, _ in stretches) if stretches else float("nan")
 

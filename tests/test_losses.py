@@ -107,6 +107,22 @@ def test_energy_is_its_definition(seed, size, classes):
     assert energy_matching_loss(real, fake, labels).item() == pytest.approx(expected, rel=1e-4, abs=1e-4)
 
 
+def test_energy_takes_maps_of_features_and_is_not_computed_in_half_precision():
+    rng = torch.Generator().manual_seed(0)
+    labels = torch.arange(2).repeat(16)
+    # Far from zero beside their spread, as features are: the products have few bits to spare.
+    real, fake = (20 + torch.randn(32, 4, 3, 3, generator=rng) for _ in range(2))
+    expected = energy_by_loops(real.flatten(1), fake.flatten(1), labels)
+
+    class Maps(torch.nn.Sequential):
+        feature_layers = ("0",)
+
+    classifier = Maps(torch.nn.Identity(), torch.nn.Flatten())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = matching_loss({"energy_features": 1.0}, classifier, real, fake, labels)
+    assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
 def test_energy_prefers_the_right_distribution_and_pairwise_a_collapsed_one():
     rng = torch.Generator().manual_seed(0)
     labels = torch.arange(4).repeat(256)

@@ -66,11 +66,16 @@ from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
 from dim_hf.streaming import GeneratedStream, ShuffledOrder
 
 
-# Settings that may differ between a run and its continuation, because they do not change its result.
+# Settings that may differ between a run and its continuation, because they do not change its result. The number of
+# adversarial steps is compared in place of what it was computed from.
 FREE_ON_RESUME = {
     "output_dir", "logging_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
     "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
-    "hub_model_id", "hub_private_repo",
+    "hub_model_id", "hub_private_repo", "num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps",
+}  # fmt: skip
+# These too, until phase 2 begins.
+MATCHING_SETTINGS = {
+    "match_learning_rate", "match_loss", "match_weight", "match_interval", "pool", "pool_steps", "pool_snapshots",
 }  # fmt: skip
 
 
@@ -311,11 +316,15 @@ def main(args: argparse.Namespace) -> None:
         "generator_config": generator_config,
         "discriminator_config": discriminator_config,
         "num_processes": accelerator.num_processes,
+        "adversarial_steps": adversarial_steps,
     }
     deciding_options = {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding_options}
     if checkpoint:
-        progress = read_progress(checkpoint, deciding_options)
+        progress = read_progress(checkpoint, deciding_options, may_still_change)
+        if checkpoint.parent.resolve() != output_dir.resolve():
+            # The best pipeline so far lies in the other run's folder.
+            progress["best"] = {"accuracy": -1.0}
     if accelerator.is_main_process:
         # Weights, gradients' two moments and the average, for each checkpoint that is kept and the one being written.
         size = sum(p.numel() * p.element_size() for model in (generator, discriminator) for p in model.parameters())
@@ -563,6 +572,15 @@ def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
     placeholder = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
     scheduler = get_scheduler(name, placeholder, num_warmup_steps=warmup_steps, num_training_steps=steps)
     return scheduler.lr_lambdas[0]
+
+
+def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    """The settings that have decided nothing yet when a checkpoint is taken after `step` steps."""
+    if step > min(then.get("adversarial_steps", 0), now["adversarial_steps"]):
+        return set()
+    # Any other schedule of the learning rate depends on the length of phase 1 from its first step on.
+    constant = now["lr_scheduler"].startswith("constant")
+    return MATCHING_SETTINGS | ({"adversarial_steps"} if constant else set())
 
 
 class RunningMeans:

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,12 +41,21 @@ def find_checkpoint(output_dir: str | os.PathLike, name: str) -> Path | None:
     )
 
 
-def read_progress(checkpoint: Path, options: dict[str, Any]) -> dict[str, Any]:
+def read_progress(
+    checkpoint: Path,
+    options: dict[str, Any],
+    may_differ: Callable[[int, dict[str, Any], dict[str, Any]], Collection[str]] = lambda step, then, now: (),
+) -> dict[str, Any]:
     """
     What a checkpoint says of the run it was taken from.
 
     Args:
         options: The settings of the present run that decide its result; they must be those of the checkpoint.
+        may_differ: From the checkpoint's step, its settings and `options` to the names of those that have not decided
+            anything by then.
+
+    Returns:
+        What was given to [`save_checkpoint`], with `options` as they are now.
 
     Raises:
         ValueError: If a setting differs, naming each with both values.
@@ -53,11 +63,12 @@ def read_progress(checkpoint: Path, options: dict[str, Any]) -> dict[str, Any]:
     progress = json.loads((checkpoint / "progress.json").read_text())
     now = json.loads(json.dumps(options))
     then = progress["options"]
-    changed = [name for name in {*now, *then} if now.get(name) != then.get(name)]
+    compared = {*now, *then}.difference(may_differ(progress["step"], then, now))
+    changed = [name for name in compared if now.get(name) != then.get(name)]
     if changed:
         listed = "; ".join(f"`{name}` was {then.get(name)!r} and is now {now.get(name)!r}" for name in sorted(changed))
         raise ValueError(f"{checkpoint} is a checkpoint of another configuration: {listed}.")
-    return progress
+    return progress | {"options": now}
 
 
 def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming: bool) -> None:

@@ -68,31 +68,38 @@ def pairwise_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor,
     return F.mse_loss(fake_logits.log_softmax(dim=1), real_logits.log_softmax(dim=1))
 
 
-def energy_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def energy_matching_loss(real: torch.Tensor, fake: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Energy distance between the real and the generated logits of each class (Szekely and Rizzo, 2013):
+    Energy distance between the real and the generated logits, or features, of each class (Szekely and Rizzo, 2013):
     `2 E|r - f| - E|r - r'| - E|f - f'|` over the pairs that share a label, divided by `E|r - r'|` so that networks
-    of any scale weigh alike. Its expectation is least, and zero, when the two distributions are equal within each
+    and layers of any scale weigh alike. Its expectation is least, and zero, when the two distributions are equal within each
     class: unlike pairs matched one to one, it rewards diversity.
 
     A label that occurs once in the batch adds to the first term alone, which would favour collapse, so such images
     take no part.
+
+    Args:
+        real, fake (`torch.Tensor` of shape `(batch_size, ...)`): Logits, or the outputs of one layer.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
     """
+    real, fake = real.flatten(1), fake.flatten(1)
     same = labels[:, None] == labels[None, :]
     others = same & ~torch.eye(len(labels), dtype=torch.bool, device=labels.device)
     partners = others.sum(dim=1)
     # Each image weighs the same, whatever the number of its class in the batch.
     within = others / partners.clamp(min=1)[:, None]
     across = same * (partners > 0)[:, None] / (partners + 1)[:, None]
-    real_real = (within * _distances(real_logits, real_logits)).sum()
-    fake_fake = (within * _distances(fake_logits, fake_logits)).sum()
-    real_fake = (across * _distances(real_logits, fake_logits)).sum()
+    real_real = (within * _distances(real, real)).sum()
+    fake_fake = (within * _distances(fake, fake)).sum()
+    real_fake = (across * _distances(real, fake)).sum()
     return (2 * real_fake - real_real - fake_fake) / real_real.detach().clamp(min=1e-6)
 
 
 def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    # The constant keeps the gradient finite where two rows are equal, as on the diagonal.
-    return ((first[:, None, :] - second[None, :, :]).square().sum(dim=2) + 1e-8).sqrt()
+    # By products, not differences: those of features would take batch_size^2 times their memory. The constant keeps
+    # the gradient finite where two rows are equal, as on the diagonal.
+    squares = first.square().sum(dim=1)[:, None] + second.square().sum(dim=1)[None, :] - 2 * first @ second.T
+    return (squares.clamp(min=0) + 1e-8).sqrt()
 
 
 def standardised_matching_loss(
@@ -163,6 +170,7 @@ LOGIT_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
 }
 FEATURE_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
     "features": class_mean_matching_loss,
+    "energy_features": energy_matching_loss,
     "sample_features": sample_matching_loss,
 }
 MATCHING_LOSSES = (*LOGIT_LOSSES, *FEATURE_LOSSES)
@@ -180,7 +188,7 @@ def matching_loss(
 
     Args:
         weights (`dict[str, float]`): Factors of `"pairwise"` (the paper's), `"energy"` and `"standardised"`, which
-            compare logits, and of `"features"` and `"sample_features"`, which compare what the classifier's
+            compare logits, and of `"features"`, `"energy_features"` and `"sample_features"`, which compare what the classifier's
             `feature_layers` give.
         classifier: Maps images in [-1, 1] to logits of shape `(batch_size, num_classes)`; its weights get no gradient.
         real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
@@ -192,14 +200,16 @@ def matching_loss(
         real_logits, real_features = forward(classifier, real_images)
     fake_logits, fake_features = forward(classifier, fake_images)
     total = torch.zeros((), device=labels.device)
-    for name, weight in weights.items():
-        if name in LOGIT_LOSSES:
-            loss = LOGIT_LOSSES[name](real_logits.float(), fake_logits.float(), labels)
-        else:
-            layers = [
-                FEATURE_LOSSES[name](real_features[layer].float(), fake_features[layer].float(), labels)
-                for layer in fake_features
-            ]
-            loss = torch.stack(layers).mean()
-        total = total + weight * loss
+    # Distances are small differences of large products, which bfloat16 would drown.
+    with torch.autocast(labels.device.type, enabled=False):
+        for name, weight in weights.items():
+            if name in LOGIT_LOSSES:
+                loss = LOGIT_LOSSES[name](real_logits.float(), fake_logits.float(), labels)
+            else:
+                layers = [
+                    FEATURE_LOSSES[name](real_features[layer].float(), fake_features[layer].float(), labels)
+                    for layer in fake_features
+                ]
+                loss = torch.stack(layers).mean()
+            total = total + weight * loss
     return total

@@ -118,6 +118,33 @@ def test_resume_is_exact_in_both_phases(tiny, tmp_path, step):
     assert logged(interrupted)[1][-1] == logged(straight)[1][-1]
 
 
+def test_a_run_branches_off_another_before_matching(tiny, tmp_path):
+    steps = ["--checkpointing_steps", "4", "--checkpoints_total_limit", "20"]
+    other = ["--match_loss", "pairwise", "--match_interval", "2", "--match_weight", "0.5"]
+    longer = ["--max_train_steps", "7", "--max_match_steps", "3"]
+    trunk = tmp_path / "trunk"
+    run(tiny("trunk", *steps))
+    for name, more in (("other", other), ("longer", longer)):
+        run(tiny(f"straight-{name}", *steps, *more))
+        run(tiny(f"branch-{name}", *steps, *more, "--resume_from_checkpoint", str(trunk / "checkpoint-4")))
+        assert_equal_weights(final_weights(tmp_path / f"straight-{name}"), final_weights(tmp_path / f"branch-{name}"))
+        assert (tmp_path / f"branch-{name}" / "model_index.json").exists()
+        # The branch goes on by its own settings.
+        run(tiny(f"branch-{name}", *steps, *more, "--resume_from_checkpoint", "latest"))
+    with pytest.raises(ValueError, match="`match_interval` was 1 and is now 2.*`match_loss` was 'energy'"):
+        run(tiny("late", *steps, *other, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
+    with pytest.raises(ValueError, match="`adversarial_steps` was 6 and is now 7"):
+        run(tiny("late", *steps, *longer, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
+
+
+def test_a_schedule_that_depends_on_the_length_keeps_it(tiny, tmp_path):
+    steps = ["--checkpointing_steps", "4", "--checkpoints_total_limit", "20", "--lr_scheduler", "cosine"]
+    run(tiny("trunk", *steps))
+    checkpoint = str(tmp_path / "trunk" / "checkpoint-4")
+    with pytest.raises(ValueError, match="`adversarial_steps` was 6 and is now 7"):
+        run(tiny("branch", *steps, "--max_train_steps", "7", "--resume_from_checkpoint", checkpoint))
+
+
 def test_resume_is_exact_with_the_paper_preset_and_accumulation(cache_dir, tmp_path):
     config = tmp_path / "config.json"
     config.write_text('{"block_out_channels": [8, 8], "layers_per_block": [1, 1]}')
