@@ -66,12 +66,13 @@ from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
 from dim_hf.streaming import GeneratedStream, ShuffledOrder
 
 
-# Settings that may differ between a run and its continuation, because they do not change its result. The number of
-# adversarial steps is compared in place of what it was computed from.
+# Settings that may differ between a run and its continuation, because they do not change what is trained. The number
+# of adversarial steps is compared in place of what it was computed from.
 FREE_ON_RESUME = {
     "output_dir", "logging_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
     "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
     "hub_model_id", "hub_private_repo", "num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps",
+    "logging_steps", "validation_steps",
 }  # fmt: skip
 # These too, until phase 2 begins.
 MATCHING_SETTINGS = {

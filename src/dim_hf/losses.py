@@ -70,10 +70,10 @@ def pairwise_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor,
 
 def energy_matching_loss(real: torch.Tensor, fake: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
-    Energy distance between the real and the generated logits, or features, of each class (Szekely and Rizzo, 2013):
+    Energy distance between the real and the generated logits or features of each class (Szekely and Rizzo, 2013):
     `2 E|r - f| - E|r - r'| - E|f - f'|` over the pairs that share a label, divided by `E|r - r'|` so that networks
-    and layers of any scale weigh alike. Its expectation is least, and zero, when the two distributions are equal within each
-    class: unlike pairs matched one to one, it rewards diversity.
+    and layers of any scale weigh alike. Its expectation is least, and zero, when the two distributions are equal
+    within each class: unlike pairs matched one to one, it rewards diversity.
 
     A label that occurs once in the batch adds to the first term alone, which would favour collapse, so such images
     take no part.
@@ -188,8 +188,8 @@ def matching_loss(
 
     Args:
         weights (`dict[str, float]`): Factors of `"pairwise"` (the paper's), `"energy"` and `"standardised"`, which
-            compare logits, and of `"features"`, `"energy_features"` and `"sample_features"`, which compare what the classifier's
-            `feature_layers` give.
+            compare logits, and of `"features"`, `"energy_features"` and `"sample_features"`, which compare what the
+            classifier's `feature_layers` give.
         classifier: Maps images in [-1, 1] to logits of shape `(batch_size, num_classes)`; its weights get no gradient.
         real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
             In [-1, 1], both under one shared augmentation.
