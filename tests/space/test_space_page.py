@@ -4,6 +4,7 @@ import math
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ PATIENCE = 240_000
 
 pytestmark = [
     pytest.mark.slow,
+    # One worker, one pipeline, one server.
+    pytest.mark.xdist_group("space_page"),
     pytest.mark.skipif(
         CHROMIUM is None, reason="no chromium: `make test` installs Debian's where it runs as root beside apt-get"
     ),
@@ -50,8 +53,13 @@ def pipeline(tmp_path_factory):
 @pytest.fixture(scope="module")
 def address(pipeline):
     """Where `space/app.py` answers."""
+    with socket.socket() as probe:
+        # Gradio looks for a free port itself, but two pages that start at once find the same one.
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
     settings = {"DIM_PIPELINE": str(pipeline), "HF_HOME": str(pipeline.parent), "HF_HUB_OFFLINE": "1"}
-    unset = ("GRADIO_SERVER_NAME", "GRADIO_SERVER_PORT", "DIM_DATASET")
+    settings["GRADIO_SERVER_PORT"] = port
+    unset = ("GRADIO_SERVER_NAME", "DIM_DATASET")
     environment = {name: value for name, value in os.environ.items() if name not in unset} | settings
     server = subprocess.Popen(
         [sys.executable, "-u", ROOT / "space" / "app.py"],

@@ -1,0 +1,53 @@
+"""The ablation, run as a user runs it, on the embedded digits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablation.py"
+
+
+def ablation(folder, *more):
+    arguments = [
+        "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--max_train_steps", "110",
+        "--max_match_steps", "110", "--seeds", "3", "--validation_epochs", "1", "--validation_classifier", "convnet3",
+        "--json", str(folder / "out.json"), *more,
+    ]  # fmt: skip
+    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=400)
+
+
+def log(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
+    rows = ["--rows", "no matching, as long", "energy", "no matching"]
+    result = ablation(tmp_path, *rows)
+    assert result.returncode == 0, result.stderr[-2000:]
+    report = json.loads((tmp_path / "out.json").read_text())
+    plain, energy, as_long = report["results"]
+    assert [row["row"] for row in report["results"]] == ["no matching", "energy", "no matching, as long"]
+    assert plain["steps"] == energy["steps"] == [220]
+    # A step with matching costs more, so that time is worth more steps without.
+    assert as_long["steps"][0] > 110
+    assert energy["ms_per_step"][1] > 0 and plain["ms_per_step"][0] > 0
+    branch = log(tmp_path / "energy-seed-3")
+    assert branch[0]["step"] == 150 and all(line["matching"] for line in branch)
+    assert branch[-1]["validation/accuracy"] == energy["mean"] == energy["accuracies"][0]
+
+    again = ablation(tmp_path, *rows)
+    assert again.stdout == result.stdout
+    assert log(tmp_path / "energy-seed-3") == branch
+
+
+def test_a_wrong_row_is_named_before_any_run(tmp_path):
+    unknown = ablation(tmp_path, "--rows", "matching")
+    assert unknown.returncode == 2 and "invalid choice: 'matching'" in unknown.stderr
+    alone = ablation(tmp_path, "--rows", "no matching, as long")
+    assert alone.returncode == 2 and "takes the time of the first row that matches" in alone.stderr
+    assert list(tmp_path.iterdir()) == []
