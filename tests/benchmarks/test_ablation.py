@@ -40,8 +40,8 @@ def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
     assert branch[0]["step"] == 150 and all(line["matching"] for line in branch)
     assert branch[-1]["validation/accuracy"] == energy["mean"] == energy["accuracies"][0]
 
-    again = ablation(tmp_path, *rows)
-    assert again.stdout == result.stdout
+    again = ablation(tmp_path, "--rows", "energy")
+    assert again.stdout.splitlines()[-1] in result.stdout.splitlines()
     assert log(tmp_path / "energy-seed-3") == branch
 
 
