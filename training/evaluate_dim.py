@@ -6,8 +6,9 @@ Trains classifiers on a distilled data set and scores them on real test images (
         --protocols A B --selection random kmeans --ipc 1 10 --classifiers convnet3 resnet18 --seeds 0 1 2
 
 Protocol A is a fixed set of generated images, B a stream of fresh ones, C the deployment of the released code. But for
-C, every row is trained by one recipe for the same number of steps: on generated images, on those of the same generator
-before matching, and on real images as controls. The test split is scored once per classifier, after its last epoch.
+C, all rows of an ipc are trained by one recipe for the same number of steps: on generated images, on those of the same
+generator before matching, and on real images as controls. The test split is scored once per classifier, after its last
+epoch.
 
 The output folder gets metrics.json, report.md, report.html and samples.png; fixed/, the latents of fixed sets; and
 results.jsonl, a line per classifier: what is there is not run again, after an interruption or with another row beside
@@ -96,7 +97,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     protocol.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
     protocol.add_argument("--soft_labels", action="store_true", help="more rows, with the labels of its `labeler`")
     protocol.add_argument("--without_augmentation", action="store_true", help="more rows, which ARS compares")
-    protocol.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
+    protocol.add_argument(
+        "--epochs", type=int, nargs="+", default=[DeploymentRecipe.epochs], help="one for all, or one for each ipc"
+    )
     protocol.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
     protocol.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
     protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
@@ -128,9 +131,6 @@ def main(args: argparse.Namespace) -> list[Row]:
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
     )
-    recipe = DeploymentRecipe(
-        args.epochs, args.train_batch_size, args.learning_rate, mixed_precision=accelerator.mixed_precision
-    )
     for name in args.classifiers:
         check_classifier(name)
     least = {"ipc": (args.ipc, 1), "seeds": (args.seeds, 0), "candidates": ([args.candidates], 1)}
@@ -142,6 +142,17 @@ def main(args: argparse.Namespace) -> list[Row]:
         values = getattr(args, name)
         if len(set(values)) != len(values):
             raise ValueError(f"`--{name}` names {values}; each must be given once.")
+    if len(args.epochs) not in (1, len(args.ipc)):
+        raise ValueError(
+            f"`--epochs` has {len(args.epochs)} numbers, {args.epochs}, and `--ipc` {len(args.ipc)}, {args.ipc}; "
+            "valid is one number for all, or one for each ipc in the same order."
+        )
+    recipes = {
+        ipc: DeploymentRecipe(
+            epochs, args.train_batch_size, args.learning_rate, mixed_precision=accelerator.mixed_precision
+        )
+        for ipc, epochs in zip(args.ipc, args.epochs * (len(args.ipc) // len(args.epochs)), strict=True)
+    }
     folder = Path(args.pipeline)
     if not folder.exists() and not args.output_dir:
         raise FileNotFoundError(
@@ -207,7 +218,7 @@ def main(args: argparse.Namespace) -> list[Row]:
         ipc: list_sources(
             pipeline,
             ipc,
-            recipe,
+            recipes[ipc],
             train,
             protocols=args.protocols,
             controls=args.controls,
@@ -225,7 +236,7 @@ def main(args: argparse.Namespace) -> list[Row]:
 
     def job(source: Source, name: str, ipc: int, seed: int) -> dict[str, Any]:
         """All that decides a result, as JSON values."""
-        run = {"classifier": name, "ipc": ipc, "seed": seed, "recipe": asdict(recipe), "test": test.fingerprint}
+        run = {"classifier": name, "ipc": ipc, "seed": seed, "recipe": asdict(recipes[ipc]), "test": test.fingerprint}
         return source.identity(seed) | run
 
     results = output_dir / "results.jsonl"
@@ -244,12 +255,12 @@ def main(args: argparse.Namespace) -> list[Row]:
         result: dict[str, Any] = {"job": job(source, name, ipc, seed)}
         stream, progress = source.stream(seed), accelerator.is_main_process
         if isinstance(stream, LegacyStream):
-            accuracy = legacy_accuracy(stream, name, test, epochs=recipe.epochs, seed=seed, progress=progress)
+            accuracy = legacy_accuracy(stream, name, test, epochs=recipes[ipc].epochs, seed=seed, progress=progress)
         else:
             classifier = train_classifier(
                 stream,
                 name,
-                recipe,
+                recipes[ipc],
                 channels=test.channels,
                 size=test.size,
                 seed=seed,
@@ -273,7 +284,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     table = []
     for source, name, ipc in rows:
         own = [finished[job_key(job(source, name, ipc, seed))] for seed in args.seeds]
-        table.append(source.row(name, ipc, recipe, args.seeds[0], own))
+        table.append(source.row(name, ipc, recipes[ipc], args.seeds[0], own))
     if accelerator.is_main_process:
         ranking = scores(table)
         save_sample_grid(pipeline, output_dir / "samples.png")
@@ -283,7 +294,7 @@ def main(args: argparse.Namespace) -> list[Row]:
         stored = module_bytes(pipeline.generator)
         protocol = describe_protocol(
             args.protocols,
-            recipe,
+            recipes,
             args.seeds,
             test,
             "the part of train that training held out" if args.validation else f"split {args.test_split}",

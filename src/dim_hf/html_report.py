@@ -105,7 +105,7 @@ def accuracy_by_ipc(rows: Sequence[Row]) -> Picture:
         axes.set_xticks(every_ipc, [str(ipc) for ipc in every_ipc])
         axes.minorticks_off()
         axes.set_xlabel("images per class (and epoch, where they are streamed)")
-    caption = "Mean and standard deviation over the seeds; controls are dotted."
+    caption = "Mean and standard deviation over the seeds; controls are dotted. The table has the steps of each ipc."
     return _finish(figure, panels, "Accuracy by images per class", caption)
 
 

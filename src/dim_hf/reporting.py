@@ -5,7 +5,7 @@ import os
 import platform
 import resource
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -143,7 +143,7 @@ def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
 
 def describe_protocol(
     protocols: Sequence[str],
-    recipe: DeploymentRecipe,
+    recipes: Mapping[int, DeploymentRecipe],
     seeds: Sequence[int],
     test: ImageData,
     scored_on: str,
@@ -155,7 +155,8 @@ def describe_protocol(
 
     Args:
         protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
-        recipe ([`DeploymentRecipe`]): Of A, B and the controls.
+        recipes (`Mapping[int, DeploymentRecipe]`):
+            Of A, B and the controls, by ipc. They differ in their epochs alone.
         seeds (`Sequence[int]`): Of each row.
         test ([`ImageData`]): What classifiers were scored on.
         scored_on (`str`): What that is called.
@@ -169,13 +170,18 @@ def describe_protocol(
         "images and batch norm in training mode; for comparison with its own figures only.",
     }
     parts = [of_protocol[name] for name in sorted(protocols)]
+    recipe = next(iter(recipes.values()))
+    lengths = [f"{each.epochs:,} at ipc {ipc}" for ipc, each in sorted(recipes.items())]
+    if len({each.epochs for each in recipes.values()}) == 1:
+        lengths = [f"{recipe.epochs:,}"]
+    parts.append(f"Epochs of training: {', '.join(lengths)}.")
     if set(protocols) != {"C"}:
         parts.append(
-            f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: {recipe.epochs:,} epochs, "
-            f"SGD with a one-cycle learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of "
-            f"the size, mixed precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches "
-            f"of the same size. Labels are hard where a row does not say otherwise, and smoothed by "
-            f"{recipe.label_smoothing}. Scored once, after the last epoch."
+            f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: SGD with a one-cycle "
+            f"learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size, mixed "
+            f"precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the same "
+            f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise. "
+            "Scored once, after the last epoch."
         )
     parts.append(
         f"Accuracy on the {len(test):,} images of {scored_on}; mean and standard deviation over the seeds "

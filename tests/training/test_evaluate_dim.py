@@ -83,7 +83,7 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
     ]
     metrics = json.loads((folder / "metrics.json").read_text())
     assert metrics["rows"][0]["accuracies"] == rows[0].accuracies
-    assert metrics["options"]["epochs"] == 2 and metrics["environment"]["torch"] == torch.__version__
+    assert metrics["options"]["epochs"] == [2] and metrics["environment"]["torch"] == torch.__version__
     for name in ("report.md", "report.html"):
         assert f"{100 * rows[0].mean:.2f}" in (folder / name).read_text()
         assert name in capsys_out
@@ -121,6 +121,22 @@ def test_what_is_finished_is_not_run_again(evaluate, tmp_path):
     make_pipeline(tmp_path / "run", seed=5)
     evaluate("--controls", "random", "--epochs", "3")
     assert len(results.read_text().splitlines()) == 3 + 1 + 1 + 2 + 3 + 4
+
+
+def test_each_ipc_has_its_epochs(evaluate, tmp_path):
+    more = ["--protocols", "B", "C", "--controls", "streamed", "--seeds", "0", "--train_batch_size", "10"]
+    rows = evaluate(*more, "--ipc", "3", "1", "--epochs", "1", "4")
+    # 30 and 10 images per epoch: 3 batches of B for one epoch and 1 for each of four; C has one batch either way.
+    assert [(row.ipc, row.protocol, row.steps, row.distinct_images) for row in rows] == [
+        *((3, "B", 3, 30), (3, "B", 3, 30), (3, "C", 1, 30)),
+        *((1, "B", 4, 40), (1, "B", 4, 40), (1, "C", 4, 40)),
+    ]
+    folder = tmp_path / "run" / "evaluation"
+    assert "Epochs of training: 4 at ipc 1, 1 at ipc 3." in (folder / "report.md").read_text()
+    # The same jobs whatever the order: one epoch for all leaves those of ipc 3 as they are.
+    evaluate(*more, "--ipc", "1", "3", "--epochs", "1")
+    assert len((folder / "results.jsonl").read_text().splitlines()) == len(rows) + 3
+    assert "Epochs of training: 1." in (folder / "report.md").read_text()
 
 
 def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_path):
@@ -174,6 +190,11 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         (["--seeds", "0", "0"], r"`--seeds` names \[0, 0\]"),
         (["--seeds", "-1"], "`--seeds` is -1; it must be at least 0"),
         (["--epochs", "0"], "`epochs` is 0"),
+        (["--ipc", "1", "2", "--epochs", "3", "0"], "`epochs` is 0"),
+        (
+            ["--ipc", "1", "2", "3", "--epochs", "3", "2"],
+            r"`--epochs` has 2 numbers, \[3, 2\], and `--ipc` 3, \[1, 2, 3\]; valid is one number for all, or one for",
+        ),
         (["--pipeline", "/"], "`--pipeline` / holds no pipeline"),
         (["--pipeline", "out/nowhere"], "`--pipeline` out/nowhere is no local folder"),
         (["--before_matching", "/"], "`--before_matching` / holds no pipeline"),
