@@ -35,8 +35,8 @@ MATCHING = {
     # The second phase without its loss: what its learning rate does.
     "learning rate of matching alone": ["--match_interval", "1000000"],
     "energy": [],
-    "energy of features": ["--match_loss", "energy_features"],
-    "energy of logits and features": ["--match_loss", "energy", "energy_features"],
+    "energy, weight 10": ["--match_weight", "10"],
+    "energy of features, weight 30": ["--match_loss", "energy_features", "--match_weight", "30"],
     "means of features": ["--match_loss", "features"],
     "standardised": ["--match_loss", "standardised"],
     "pairwise": ["--match_loss", "pairwise"],
