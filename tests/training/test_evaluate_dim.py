@@ -177,8 +177,14 @@ def test_the_report_weighs_the_generator_in_real_images(evaluate, tmp_path):
 def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, tmp_path):
     (tmp_path / "run" / "before_matching").rename(tmp_path / "elsewhere")
     assert len(evaluate()) == 5
-    sources = [row.source for row in evaluate("--before_matching", str(tmp_path / "elsewhere"))]
-    assert "generated, before matching" in sources
+    report = tmp_path / "run" / "evaluation" / "report.md"
+    assert "There is no control from before matching" in report.read_text()
+    rows = evaluate("--before_matching", str(tmp_path / "elsewhere"), "--protocols", "A", "B", "--controls",
+                    "before_matching")  # fmt: skip
+    assert [row.source for row in rows] == [
+        GENERATED, "fixed set, random", BEFORE_MATCHING, "fixed set, random, before matching",
+    ]  # fmt: skip
+    assert "There is no control from before matching" not in report.read_text()
 
 
 @pytest.mark.parametrize(
@@ -210,6 +216,9 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         ),
         (["--validation"], "`--validation` needs options.json"),
         (["--max_train_samples", "5"], "`max_samples` is 5; there are 10 classes"),
+        (["--test_split", "train"], "`--test_split` is 'train', the split of the real controls"),
+        (["--selection", "kmeans"], "make the fixed sets of protocol A; `--protocols` names B"),
+        (["--latent_steps", "5"], "make the fixed sets of protocol A; `--protocols` names B"),
         (["--test_split", "testing"], "no split 'testing'; valid are train, test"),
     ],
 )
@@ -223,6 +232,21 @@ def test_a_control_of_another_shape_is_refused(evaluate, tmp_path):
     make_pipeline(tmp_path / "colour", out_channels=3)
     with pytest.raises(ValueError, match=r"`--before_matching` .*: .* are \(8, 1, 10\) and \(8, 3, 10\)"):
         evaluate("--before_matching", str(tmp_path / "colour"))
+
+
+def test_a_control_of_other_classes_is_refused(evaluate, tmp_path):
+    make_pipeline(tmp_path / "letters", id2label={label: "abcdefghij"[label] for label in range(10)})
+    with pytest.raises(ValueError, match=r"`--before_matching` .* generates a, b, .*; `--pipeline` .* generates 0, 1"):
+        evaluate("--before_matching", str(tmp_path / "letters"))
+
+
+def test_results_of_something_else_are_refused(evaluate, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "results.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(ValueError, match=r"`--output_dir` holds .*results.jsonl, .* has the line \{\"loss\": 1\}"):
+        evaluate("--output_dir", str(folder))
+    assert [path.name for path in folder.iterdir()] == ["results.jsonl"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_before_any_training(evaluate, tmp_path, capsys):
