@@ -138,6 +138,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     for name, (numbers, smallest) in least.items():
         if min(numbers) < smallest:
             raise ValueError(f"`--{name}` is {min(numbers)}; it must be at least {smallest}.")
+    if max(args.seeds) >= 2**32:
+        raise ValueError(f"`--seeds` names {max(args.seeds)}; it must be below 2**32.")
     for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "controls"):
         values = getattr(args, name)
         if len(set(values)) != len(values):

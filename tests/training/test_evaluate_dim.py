@@ -137,6 +137,8 @@ def test_each_ipc_has_its_epochs(evaluate, tmp_path):
     evaluate(*more, "--ipc", "1", "3", "--epochs", "1")
     assert len((folder / "results.jsonl").read_text().splitlines()) == len(rows) + 3
     assert "Epochs of training: 1." in (folder / "report.md").read_text()
+    # The matrix is that of the most images.
+    assert "Generated images, convnet3, ipc 3: percent" in (folder / "report.html").read_text()
 
 
 def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_path):
@@ -195,6 +197,7 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         (["--ipc", "1", "1"], r"`--ipc` names \[1, 1\]; each must be given once"),
         (["--seeds", "0", "0"], r"`--seeds` names \[0, 0\]"),
         (["--seeds", "-1"], "`--seeds` is -1; it must be at least 0"),
+        (["--seeds", "0", "4294967296"], r"`--seeds` names 4294967296; it must be below 2\*\*32"),
         (["--epochs", "0"], "`epochs` is 0"),
         (["--ipc", "1", "2", "--epochs", "3", "0"], "`epochs` is 0"),
         (
