@@ -123,6 +123,45 @@ def test_a_fixed_set_is_the_same_in_every_epoch_and_costs_its_latents(pipeline, 
     assert fixed.content(0) != fixed.content(1)
 
 
+def test_bytes_are_those_of_the_saved_file(pipeline, tmp_path):
+    full = module_bytes(pipeline.generator)
+    pipeline.save_pretrained(tmp_path / "full")
+    assert module_bytes(DiMPipeline.from_pretrained(tmp_path / "full").generator) == full
+    pipeline.to(torch.float16).save_pretrained(tmp_path / "half")
+    half = DiMPipeline.from_pretrained(tmp_path / "half")
+    # Loaded in full precision, and kept in half.
+    assert half.generator.dtype == torch.float32
+    numbers = pipeline.generator.state_dict().values()
+    assert module_bytes(half.generator) == sum(value.numel() * value.element_size() for value in numbers) < full
+
+
+def test_equal_bytes_are_those_of_the_generator_and_with_fixed_sets_of_their_latents(pipeline, digits):
+    def subset(protocols):
+        return next(s for s in sources_of(pipeline, digits, protocols=protocols) if s.kind == "equal_bytes")
+
+    weights, latents = module_bytes(pipeline.generator), 20 * 4 * 4
+    assert subset(["B"]).stored(0) <= weights < weights + latents
+    assert [subset(names).content(0).partition("/")[2] for names in (["B"], ["A"], ["A", "B"])] == [
+        str(weights),
+        str(weights + latents),
+        str(weights + latents),
+    ]
+
+
+def test_fixed_sets_have_their_control_from_before_matching(pipeline, digits):
+    def latents_of(seed):
+        return choose_latents(pipeline.generator, 2, "random", seed=seed + 7)
+
+    before = {"before_matching": pipeline, "selections_before": {"fixed set": latents_of}}
+    sources = sources_of(pipeline, digits, protocols=["A"], controls=[], **before)
+    assert [(s.description, s.protocol, s.control) for s in sources] == [
+        ("fixed set", "A", False),
+        ("fixed set, before matching", "A", True),
+    ]
+    fixed, control = (next(iter(source.stream(0).batches(0)))[0] for source in sources)
+    assert fixed.shape == control.shape and not torch.equal(fixed, control)
+
+
 def test_soft_labels_are_the_teachers_and_have_to_be_stored(pipeline, digits):
     sources = sources_of(pipeline, digits, soft_labels=True)
     hard, soft = ({s.description: s for s in sources if s.labels == kind} for kind in ("hard", "soft"))

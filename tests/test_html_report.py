@@ -75,7 +75,7 @@ def write(folder, pipeline, train, **more):
 
 def test_the_page_is_complete_in_itself_and_its_text_is_escaped(pipeline, train, tmp_path):
     records = [{"step": 10, "loss/generator": 1.0, "matching": False}, {"step": 20, "validation/accuracy": 0.5}]
-    text = write(tmp_path, pipeline, train, scores=SCORES, confusion=torch.eye(3, dtype=torch.int64), training=records)
+    text = write(tmp_path, pipeline, train, scores=SCORES, confusion=(ROWS[1], torch.eye(3)), training=records)
     page = Page(text)
     assert {tag for tag, _ in page.tags} <= {
         "html", "head", "meta", "title", "style", "body", "h1", "h2", "table", "thead", "tbody", "tr", "th", "td",
@@ -99,6 +99,7 @@ def test_the_page_is_complete_in_itself_and_its_text_is_escaped(pipeline, train,
             assert Image.open(io.BytesIO(content)).format == "PNG"
     samples = base64.b64decode(pictures[3]["src"].partition(",")[2])
     assert samples == (tmp_path / "samples.png").read_bytes()
+    assert any("Generated <b>, convnet3, ipc 10: percent" in part for part in page.text)
     for shown in ("generated <b>", "86.00 ± 1.41", "real & true, soft labels", "Protocol <B>.", "0.2500"):
         assert any(shown in part for part in page.text), shown
     assert not re.search(r"https?://|src=\"[^d]|url\(", re.sub(r"base64,[^\"]+", "", text))
@@ -127,6 +128,13 @@ def test_plots_follow_their_figures():
             (training_curves(records), training_curves([{**records[0], "loss/generator": 1.5}, records[1]])),
         ]:
             assert one.data != changed.data and one.title == changed.title
+
+
+def test_a_single_seed_has_no_error_bar():
+    alike = replace(ROWS[2], accuracies=[0.5, 0.5])
+    with rc_context(SETTINGS):
+        for plot in (accuracy_by_ipc, accuracy_by_bytes):
+            assert plot([ROWS[2]]).data != plot([alike]).data
 
 
 def test_a_matrix_of_many_classes_and_of_a_class_without_images():

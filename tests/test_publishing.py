@@ -52,6 +52,8 @@ def test_card_of_an_evaluated_run(tmp_path):
     first, second = card.data.eval_results
     assert (first.metric_value, first.metric_args["std"], first.metric_args["seeds"]) == (0.86, 0.01, 3)
     assert (second.metric_value, second.metric_args["classifier"]) == (0.5, "resnet18")
+    # One seed tells of no spread.
+    assert second.metric_args["seeds"] == 1 and "std" not in second.metric_args
     assert first.dataset_type == "digits" and first.dataset_split == "test"
     assert card.data.model_name == "cats" and "\n# cats\n" in card.text
     assert f"{pipeline.generator.num_parameters():,} parameters" in card.text

@@ -1,14 +1,25 @@
 """Reports: figures by hand, a picture that shows what it says, files that are whole."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from PIL import Image
 
+from dim_hf.data import ImageData
+from dim_hf.deployment import DeploymentRecipe
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.reporting import GAP, Row, environment, results_table, save_sample_grid, write_report
+from dim_hf.reporting import (
+    GAP,
+    Row,
+    describe_protocol,
+    environment,
+    results_table,
+    save_sample_grid,
+    write_report,
+)
 
 
 ROWS = [
@@ -19,7 +30,7 @@ ROWS = [
 
 def test_mean_and_standard_deviation_of_the_sample():
     assert ROWS[0].mean == pytest.approx(0.86) and ROWS[0].std == pytest.approx(0.01)
-    assert ROWS[1].std == 0.0
+    assert ROWS[1].std is None
 
 
 def test_table():
@@ -36,10 +47,28 @@ def test_table():
         "1.00 MiB",
         "86.00 ± 1.00",
         "3",
-        "61",
+        "61.4",
     ]
+    assert "512.00 KiB" not in lines[3] and "0.50 MiB" in lines[3]
     assert "50.00 " in lines[3] and "±" not in lines[3]
     assert lines[3].startswith("| real subset, soft labels, no augmentation | A, B ")
+
+
+def test_a_few_bytes_are_no_zero():
+    assert " 1.25 KiB " in results_table([replace(ROWS[0], bytes=1280)])
+
+
+def test_the_protocol_says_how_little_few_seeds_tell():
+    images = ImageData(torch.zeros(4, 1, 8, 8, dtype=torch.uint8), torch.arange(4) % 2, ("a", "b"), "black")
+
+    def describe(*seeds):
+        return describe_protocol(["B"], {10: DeploymentRecipe()}, seeds, images, "split test", 100, 3.0)
+
+    assert "one seed, which tells of no spread" in describe(4)
+    # 1 / sqrt(2) of itself with two seeds and 1 / sqrt(8) with five.
+    assert "over the seeds 4, 7 (a deviation over 2 seeds is itself known to some 71 %)" in describe(4, 7)
+    assert "is itself known to some 35 %" in describe(0, 1, 2, 3, 4)
+    assert "the generator is one" in describe(0, 1)
 
 
 def test_report_files(tmp_path):

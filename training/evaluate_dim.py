@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 
 from dim_hf.checkpointing import check_output_dir
 from dim_hf.classifiers import check_classifier
-from dim_hf.comparison import REAL, Source, list_sources, module_bytes, png_bytes, scores
+from dim_hf.comparison import REAL, LatentsOf, Source, list_sources, module_bytes, png_bytes, scores
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.decoding import default_cache_dir
 from dim_hf.deployment import DeploymentRecipe, predict, train_classifier
@@ -138,6 +138,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     for name, (numbers, smallest) in least.items():
         if min(numbers) < smallest:
             raise ValueError(f"`--{name}` is {min(numbers)}; it must be at least {smallest}.")
+    if max(args.seeds) >= 2**32:
+        raise ValueError(f"`--seeds` names {max(args.seeds)}; it must be below 2**32.")
     for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "controls"):
         values = getattr(args, name)
         if len(set(values)) != len(values):
@@ -146,6 +148,16 @@ def main(args: argparse.Namespace) -> list[Row]:
         raise ValueError(
             f"`--epochs` has {len(args.epochs)} numbers, {args.epochs}, and `--ipc` {len(args.ipc)}, {args.ipc}; "
             "valid is one number for all, or one for each ipc in the same order."
+        )
+    if "A" not in args.protocols and (args.selection != ["random"] or args.latent_steps):
+        raise ValueError(
+            f"`--selection` and `--latent_steps` make the fixed sets of protocol A; `--protocols` names "
+            f"{', '.join(args.protocols)}."
+        )
+    if args.test_split == args.train_split and not args.validation:
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, the split of the real controls; valid is one that nothing is "
+            "trained on, or --validation for what training held out."
         )
     recipes = {
         ipc: DeploymentRecipe(
@@ -166,6 +178,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             )
         training = json.loads((folder / "options.json").read_text())
     output_dir = Path(args.output_dir or folder / "evaluation")
+    read_results(output_dir / "results.jsonl")
     pipeline, pipeline_before = load_pipeline("pipeline", folder), None
     before = Path(args.before_matching) if args.before_matching else folder / "before_matching"
     if "before_matching" in args.controls and (args.before_matching or before.exists()):
@@ -179,6 +192,11 @@ def main(args: argparse.Namespace) -> list[Row]:
         raise ValueError(
             f"`--before_matching` {before} makes other images than `--pipeline` {folder}: (size, channels, classes) "
             f"are {' and '.join(map(str, sorted(shapes)))}."
+        )
+    if pipeline_before and pipeline_before.class_names != pipeline.class_names:
+        raise ValueError(
+            f"`--before_matching` {before} generates {', '.join(pipeline_before.class_names)}; `--pipeline` {folder} "
+            f"generates {', '.join(pipeline.class_names)}."
         )
     if args.soft_labels and pipeline.labeler is None:
         raise ValueError(
@@ -207,12 +225,18 @@ def main(args: argparse.Namespace) -> list[Row]:
 
     # 2. One job per row and seed, shared out over the processes. A job that an earlier evaluation has finished in the
     # same folder is not run again.
-    fixed_sets = {}
-    if "A" in args.protocols:
-        fixed_sets = make_fixed_sets(args, pipeline, train, accelerator, output_dir / "fixed")
+    fixed_sets = {
+        each: make_fixed_sets(args, each, train, accelerator, output_dir / "fixed") if "A" in args.protocols else {}
+        for each in loaded
+    }
 
-    def read_set(selection: str, ipc: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return load_latents(fixed_sets[selection, ipc, seed])
+    def read_sets(made_by: DiMPipeline | None, ipc: int) -> dict[str, LatentsOf]:
+        suffix, paths = ", latents optimised" if args.latent_steps else "", fixed_sets[made_by] if made_by else {}
+
+        def read_set(selection: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return load_latents(paths[selection, ipc, seed])
+
+        return {f"fixed set, {name}{suffix}": partial(read_set, name) for name in args.selection if paths}
 
     sources = {
         ipc: list_sources(
@@ -223,10 +247,8 @@ def main(args: argparse.Namespace) -> list[Row]:
             protocols=args.protocols,
             controls=args.controls,
             before_matching=pipeline_before,
-            selections={
-                f"fixed set, {name}{', latents optimised' if args.latent_steps else ''}": partial(read_set, name, ipc)
-                for name in args.selection
-            },
+            selections=read_sets(pipeline, ipc),
+            selections_before=read_sets(pipeline_before, ipc),
             soft_labels=args.soft_labels,
             without_augmentation=args.without_augmentation,
         )
@@ -251,9 +273,9 @@ def main(args: argparse.Namespace) -> list[Row]:
     missing = [each for key, each in wanted.items() if key not in finished]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for source, name, ipc, seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
-        start = time.perf_counter()
         result: dict[str, Any] = {"job": job(source, name, ipc, seed)}
         stream, progress = source.stream(seed), accelerator.is_main_process
+        start = time.perf_counter()
         if isinstance(stream, LegacyStream):
             accuracy = legacy_accuracy(stream, name, test, epochs=recipes[ipc].epochs, seed=seed, progress=progress)
         else:
@@ -274,8 +296,9 @@ def main(args: argparse.Namespace) -> list[Row]:
                 cells = torch.bincount(test.labels * test.num_classes + predictions, minlength=test.num_classes**2)
                 result["confusion"] = cells.view(test.num_classes, -1).tolist()
         result |= {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
-        with results.open("a") as file:
-            file.write(json.dumps(result) + "\n")
+        # In one piece, as other processes write to the same file.
+        with results.open("ab", buffering=0) as whole:
+            whole.write(f"{json.dumps(result)}\n".encode())
         tqdm.write(f"{source.title}, {name}, ipc {ipc}, seed {seed}: {100 * accuracy:.2f} %")
     accelerator.wait_for_everyone()
     finished = read_results(results)
@@ -301,8 +324,12 @@ def main(args: argparse.Namespace) -> list[Row]:
             stored,
             stored * len(train) / png_bytes(train),
         )
+        if "before_matching" in args.controls and pipeline_before is None and {*args.protocols} != {"C"}:
+            protocol += f" There is no control from before matching: no pipeline in {before}."
         write_report(output_dir, table, protocol, details, ranking)
-        matrices = [finished[job_key(job(*rows[0], seed))].get("confusion") for seed in args.seeds]
+        # Of the first classifier on the most images.
+        shown = max(range(len(rows)), key=lambda i: (rows[i][2], -i))
+        matrices = [finished[job_key(job(*rows[shown], seed))].get("confusion") for seed in args.seeds]
         write_html_report(
             output_dir,
             table,
@@ -310,7 +337,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             pipeline=pipeline,
             train=train,
             scores=ranking,
-            confusion=torch.tensor(matrices).sum(dim=0) if all(matrices) else None,
+            confusion=(table[shown], torch.tensor(matrices).sum(dim=0)) if all(matrices) else None,
             training=read_json_lines(folder / "metrics.jsonl"),
         )
         print("\n" + "\n\n".join(text for text in (results_table(table), scores_table(ranking)) if text))
@@ -333,7 +360,14 @@ def job_key(job: dict[str, Any]) -> str:
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
     """The results in a folder by their jobs' keys."""
-    return {job_key(result["job"]): result for result in read_json_lines(path)}
+    records = read_json_lines(path)
+    for record in records:
+        if not (isinstance(record, dict) and {"job", "accuracy", "seconds"} <= set(record)):
+            raise ValueError(
+                f"`--output_dir` holds {path}, which is not by evaluate_dim.py: it has the line "
+                f"{json.dumps(record)[:60]}; valid is an output folder of evaluate_dim.py or a new one."
+            )
+    return {job_key(record["job"]): record for record in records}
 
 
 def load_pipeline(argument: str, path: Path) -> DiMPipeline:

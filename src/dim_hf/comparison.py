@@ -4,12 +4,13 @@ import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
-from torch import nn
 
 from .data import ImageData
 from .deployment import DeploymentRecipe, Stream
@@ -29,6 +30,8 @@ REAL = {
     "equal_bytes": "real subset of equal bytes",
     "whole": "real images, the whole set",
 }
+# From the seed of a row to the latents and labels of a fixed set.
+LatentsOf = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
 @dataclass(frozen=True)
@@ -103,7 +106,8 @@ def list_sources(
     protocols: Sequence[str],
     controls: Sequence[str] = (),
     before_matching: DiffusionPipeline | None = None,
-    selections: Mapping[str, Callable[[int], tuple[torch.Tensor, torch.Tensor]]] | None = None,
+    selections: Mapping[str, LatentsOf] | None = None,
+    selections_before: Mapping[str, LatentsOf] | None = None,
     soft_labels: bool = False,
     without_augmentation: bool = False,
 ) -> list[Source]:
@@ -117,8 +121,9 @@ def list_sources(
         train ([`ImageData`]): Where real images come from.
         protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
         controls (`Sequence[str]`, *optional*): Any of `REAL`, as controls of A and B.
-        before_matching ([`DiMPipeline`], *optional*): A control of B.
+        before_matching ([`DiMPipeline`], *optional*): A control of A and B.
         selections (`Mapping`, *optional*): The fixed sets of A by their descriptions, as [`fixed_source`] takes them.
+        selections_before (`Mapping`, *optional*): Those of `before_matching`, by the same descriptions.
         soft_labels (`bool`, *optional*, defaults to `False`):
             Whether results, and the random real subset, are there with the teacher's labels too.
         without_augmentation (`bool`, *optional*, defaults to `False`): The same for training without augmentation.
@@ -129,8 +134,17 @@ def list_sources(
     compared = list(sources)
     if before_matching and "B" in protocols:
         sources.append(generated_source(before_matching, ipc, recipe, BEFORE_MATCHING, control=True))
+    if before_matching and "A" in protocols:
+        sources += [
+            fixed_source(before_matching, each, ipc, recipe, f"{name}, before matching", control=True)
+            for name, each in (selections_before or {}).items()
+        ]
     if fair := ", ".join(sorted(set(protocols) - {"C"})):
+        # Of the protocols that are compared with the same real images, the larger budget counts.
         budget = module_bytes(pipeline.generator)
+        if "A" in protocols:
+            config = pipeline.generator.config
+            budget += 4 * ipc * config.num_classes * config.latent_dim
         real = [real_source(kind, train, ipc, recipe, budget, fair) for kind in REAL if kind in controls]
         sources += real
         compared += [source for source in real if source.kind == "random"]
@@ -167,10 +181,11 @@ def generated_source(
 
 def fixed_source(
     pipeline: DiffusionPipeline,
-    latents_of: Callable[[int], tuple[torch.Tensor, torch.Tensor]],
+    latents_of: LatentsOf,
     ipc: int,
     recipe: DeploymentRecipe,
     description: str,
+    control: bool = False,
 ) -> Source:
     """
     The same `ipc` images of a pipeline per class in every epoch: protocol A.
@@ -197,6 +212,7 @@ def fixed_source(
         lambda seed: f"{digest}/{images(seed).fingerprint}",
         stored,
         lambda seed: len(images(seed)),
+        control=control,
     )
 
 
@@ -223,7 +239,7 @@ def real_source(kind: str, train: ImageData, ipc: int, recipe: DeploymentRecipe,
 
     Args:
         kind (`str`): One of `REAL`.
-        budget (`int`): The bytes of `"equal_bytes"`, those of the generator.
+        budget (`int`): The bytes of `"equal_bytes"`: those of the generator, and of the latents of a fixed set.
         protocol (`str`): The protocols that it is a control of.
     """
     drawn = recipe.epochs * ipc
@@ -329,9 +345,17 @@ def _shuffled_classes(train: ImageData, seed: int) -> list[torch.Tensor]:
     return [part[torch.randperm(len(part), generator=rng)] for part in members]
 
 
-def module_bytes(module: nn.Module) -> int:
-    """Bytes of the weights and buffers of a network as it is loaded."""
-    return sum(value.numel() * value.element_size() for value in [*module.parameters(), *module.buffers()])
+def module_bytes(module: ModelMixin) -> int:
+    """
+    Bytes of the weights and buffers of a network as they are saved. Of one that was loaded, its file tells: what was
+    saved in half precision is loaded in full.
+    """
+    path = Path(module.config.get("_name_or_path") or "") / SAFETENSORS_WEIGHTS_NAME
+    if path.parent.name and path.is_file():
+        with path.open("rb") as file:
+            # Eight bytes give the length of the header that follows them; the rest are the numbers.
+            return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
+    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
 
 
 def png_bytes(data: ImageData, at_most: int = 1000) -> int:

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -48,7 +49,7 @@ def write_html_report(
     pipeline: DiffusionPipeline,
     train: ImageData,
     scores: Sequence[dict[str, Any]] = (),
-    confusion: torch.Tensor | None = None,
+    confusion: tuple[Row, torch.Tensor] | None = None,
     training: Sequence[dict[str, Any]] = (),
 ) -> None:
     """
@@ -61,8 +62,9 @@ def write_html_report(
         pipeline ([`DiMPipeline`]): Makes the samples that are shown beside real images.
         train ([`ImageData`]): Those real images, of the pipeline's size and channels.
         scores: Those of `comparison.scores`.
-        confusion (`torch.Tensor` of shape `(classes, classes)`, *optional*):
-            Of the first row: how many test images of each class (rows) it took for which (columns), in all its seeds.
+        confusion (`tuple[Row, torch.Tensor]`, *optional*):
+            A row, and of shape `(classes, classes)` how many images of each class (rows) its classifiers took for
+            which (columns), in all its seeds.
         training: The records of a training run, lines of its `metrics.jsonl`.
     """
     folder = Path(folder)
@@ -78,7 +80,8 @@ def write_html_report(
         samples = base64.b64encode((folder / "samples.png").read_bytes()).decode()
         figures.append(Picture("Samples", "From fixed noise, not chosen; one row per class.", "image/png", samples))
         if confusion is not None:
-            figures.append(confusion_matrix(confusion, pipeline.class_names, rows[0]))
+            row, counts = confusion
+            figures.append(confusion_matrix(counts, pipeline.class_names, row))
         figures.append(neighbours(pipeline, train))
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     config = pipeline.generator.config
@@ -95,17 +98,22 @@ def accuracy_by_ipc(rows: Sequence[Row]) -> Picture:
     """Accuracy against images per class, a panel per classifier, with the standard deviation over the seeds."""
     figure, panels = _panels(rows)
     for axes, of_classifier in panels:
-        for name, colour, line in _lines(rows, of_classifier):
+        lines = list(_lines(rows, of_classifier))
+        for i, (name, colour, line) in enumerate(lines):
             line = sorted(line, key=lambda row: row.ipc)
-            means, spreads = [100 * row.mean for row in line], [100 * row.std for row in line]
-            style = {"color": colour, "marker": "o", "ms": 4, "capsize": 3, "ls": ":" if line[0].control else "-"}
-            axes.errorbar([row.ipc for row in line], means, spreads, label=name, **style)
+            # Moved apart, so that error bars of the same ipc do not hide each other.
+            places = [row.ipc * 1.03 ** (i - (len(lines) - 1) / 2) for row in line]
+            style = _style(line[0], colour) | {"ls": ":" if line[0].control else "-"}
+            axes.errorbar(places, [100 * row.mean for row in line], _spreads(line), label=name, **style)
         every_ipc = sorted({row.ipc for row in rows})
         axes.set_xscale("log")
         axes.set_xticks(every_ipc, [str(ipc) for ipc in every_ipc])
         axes.minorticks_off()
         axes.set_xlabel("images per class (and epoch, where they are streamed)")
-    caption = "Mean and standard deviation over the seeds; controls are dotted. The table has the steps of each ipc."
+    caption = (
+        "Mean and, with more than one seed, standard deviation over the seeds; controls are dotted and hollow. Points "
+        "of the same ipc are moved apart. The table has the steps of each ipc."
+    )
     return _finish(figure, panels, "Accuracy by images per class", caption)
 
 
@@ -115,8 +123,7 @@ def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
     for axes, of_classifier in panels:
         for name, colour, line in _lines(rows, of_classifier):
             sizes, means = [row.bytes / 2**20 for row in line], [100 * row.mean for row in line]
-            spreads = [100 * row.std for row in line]
-            axes.errorbar(sizes, means, spreads, label=name, color=colour, marker="o", capsize=3, ms=4, ls="none")
+            axes.errorbar(sizes, means, _spreads(line), label=name, **_style(line[0], colour), ls="none")
             for row, size, mean in zip(line, sizes, means, strict=True):
                 axes.annotate(f" {row.ipc}", (size, mean), fontsize=7, color=colour)
         axes.set_xscale("log")
@@ -125,8 +132,8 @@ def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("stored, MiB")
     caption = (
-        "Weights, with the latents and labels that belong to them, or real images as PNG. The number beside a point "
-        "is its ipc."
+        "Weights, with the latents and labels that belong to them, or real images as PNG; controls are hollow. The "
+        "number beside a point is its ipc."
     )
     return _finish(figure, panels, "Accuracy by what has to be stored", caption)
 
@@ -159,7 +166,7 @@ def training_curves(records: Sequence[dict[str, Any]]) -> Picture:
 
 
 def confusion_matrix(counts: torch.Tensor, class_names: Sequence[str], row: Row) -> Picture:
-    """How many of the test images of each class (rows) were taken for which class (columns), in percent of the row."""
+    """How many of the images of each class (rows) were taken for which class (columns), in percent of the row."""
     percent = 100 * counts / counts.sum(dim=1, keepdim=True).clamp(min=1)
     side = 2 + 0.35 * min(len(class_names), CLASSES_NUMBERED)
     figure = Figure(figsize=(side + 1, side), layout="constrained")
@@ -174,7 +181,7 @@ def confusion_matrix(counts: torch.Tensor, class_names: Sequence[str], row: Row)
                     axes.text(j, i, f"{value:.0f}", ha="center", va="center", color="w" if value > 50 else "k")
     axes.set_xlabel("predicted")
     axes.set_ylabel("is")
-    about = f"{row.title}, {row.classifier}, ipc {row.ipc}: percent of the test images of each class, over all seeds."
+    about = f"{row.title}, {row.classifier}, ipc {row.ipc}: percent of the images of each class, over all seeds."
     return _svg(figure, "Confusion", about[0].upper() + about[1:])
 
 
@@ -197,9 +204,9 @@ def neighbours(pipeline: DiffusionPipeline, train: ImageData) -> Picture:
     buffer = io.BytesIO()
     grid.save(buffer, format="PNG")
     caption = (
-        f"Pairs: generated, and the nearest of {len(train):,} real images by the distance of their pixels, whatever "
-        f"its class. The smallest distance is {distances.min():.1f} grey levels per pixel (root mean square), the "
-        f"median {distances.median():.1f}."
+        f"Pairs: on the left a generated image, on the right the nearest of {len(train):,} real ones by the distance "
+        f"of their pixels, whatever its class. The smallest distance is {distances.min():.1f} grey levels per pixel "
+        f"(root mean square), the median {distances.median():.1f}."
     )
     return Picture("Nearest real images", caption, "image/png", base64.b64encode(buffer.getvalue()).decode())
 
@@ -238,8 +245,9 @@ def _panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
     for axes in all_axes[len(classifiers) :]:
         axes.set_axis_off()
     panels = []
-    for axes, classifier in zip(all_axes, classifiers, strict=False):
+    for i, (axes, classifier) in enumerate(zip(all_axes, classifiers, strict=False)):
         axes.set_title(classifier)
+        axes.set_ylabel("accuracy, %" if i % columns == 0 else "")
         axes.grid(alpha=0.3)
         panels.append((axes, [row for row in rows if row.classifier == classifier]))
     return figure, panels
@@ -254,6 +262,16 @@ def _lines(rows: Sequence[Row], of_classifier: Sequence[Row]) -> Iterator[tuple[
             yield name, colours((2 * i + i // 10) % 20), line
 
 
+def _style(row: Row, colour: Any) -> dict[str, Any]:
+    hollow = {"markerfacecolor": "white"} if row.control else {}
+    return {"color": colour, "marker": "o", "ms": 4, "capsize": 3} | hollow
+
+
+def _spreads(line: Sequence[Row]) -> list[float]:
+    """The error bars of points; of a single seed none is drawn."""
+    return [math.nan if row.std is None else 100 * row.std for row in line]
+
+
 def _name(row: Row) -> str:
     return f"{row.title} ({row.protocol})"
 
@@ -261,7 +279,6 @@ def _name(row: Row) -> str:
 def _finish(figure: Figure, panels: list[tuple[Axes, list[Row]]], title: str, caption: str) -> Picture:
     handles: dict[str, Artist] = {}
     for axes, _ in panels:
-        axes.set_ylabel("test accuracy, %")
         found, names = axes.get_legend_handles_labels()
         handles |= dict(zip(names, found, strict=True))
     figure.legend(handles.values(), list(handles), loc="outside lower center", ncols=2, fontsize=8)

@@ -331,9 +331,10 @@ def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) ->
                 "labels": row["labels"],
                 "classifier": row["classifier"],
                 "ipc": row["ipc"],
+                "steps": row["steps"],
                 "seeds": len(row["accuracies"]),
-                "std": round(row["std"], 4),
-            },
+            }
+            | ({} if row["std"] is None else {"std": round(row["std"], 4)}),
         )
         for row in metrics["rows"]
         if row["protocol"] in ("A", "B") and row["augment"] and not row["control"]

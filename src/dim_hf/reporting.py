@@ -1,6 +1,7 @@
 """Tables, sample grids and reports, and what is to be known of the machine a figure was made on."""
 
 import json
+import math
 import os
 import platform
 import resource
@@ -36,7 +37,7 @@ class Row:
         distinct_images (`int`): Different images that each one saw.
         bytes (`int`): What has to be stored for the source: weights as saved, or images as PNG.
         accuracies (`list[float]`): In [0, 1], one per seed.
-        seconds (`float`): Mean time to train and score one.
+        seconds (`float`): Mean time to train and score one, without making the generator or a fixed set.
         protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
         labels (`str`): `"hard"`, or `"soft"` for those of a teacher.
         augment (`bool`): Whether they were trained with augmentation.
@@ -66,9 +67,9 @@ class Row:
         return statistics.mean(self.accuracies)
 
     @property
-    def std(self) -> float:
-        """Standard deviation over the seeds of the sample; 0 where there is one seed."""
-        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else 0.0
+    def std(self) -> float | None:
+        """Standard deviation of the sample, over the seeds; `None` where there is one seed, which tells of none."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def row_title(source: str, labels: str, augment: bool) -> str:
@@ -103,10 +104,10 @@ def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             str(row.ipc),
             f"{row.steps:,}",
             f"{row.distinct_images:,}",
-            f"{row.bytes / 2**20:.2f} MiB",
-            f"{100 * row.mean:.2f}" + (f" ± {100 * row.std:.2f}" if len(row.accuracies) > 1 else ""),
+            f"{row.bytes / 2**20:.2f} MiB" if row.bytes >= 2**17 else f"{row.bytes / 2**10:.2f} KiB",
+            f"{100 * row.mean:.2f}" + ("" if row.std is None else f" ± {100 * row.std:.2f}"),
             str(len(row.accuracies)),
-            f"{row.seconds:.0f}",
+            f"{row.seconds:.1f}",
         ]
         for row in rows
     ]
@@ -180,15 +181,23 @@ def describe_protocol(
             f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: SGD with a one-cycle "
             f"learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size, mixed "
             f"precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the same "
-            f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise. "
-            "Scored once, after the last epoch."
+            f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise; "
+            "those of a teacher are not smoothed. Scored once, after the last epoch."
+        )
+    spread = "one seed, which tells of no spread"
+    if len(seeds) > 1:
+        # The standard error of a normal sample's standard deviation is about 1 / sqrt(2 (n - 1)) of it.
+        spread = (
+            f"mean and standard deviation over the seeds {', '.join(map(str, seeds))} (a deviation over {len(seeds)} "
+            f"seeds is itself known to some {100 / math.sqrt(2 * (len(seeds) - 1)):.0f} %)"
         )
     parts.append(
-        f"Accuracy on the {len(test):,} images of {scored_on}; mean and standard deviation over the seeds "
-        f"{', '.join(map(str, seeds))}, each of a classifier, its noise and its sets of images. Real images are at "
-        f"the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: weights at the "
-        f"precision they are loaded in, with the latents of a fixed set and what soft labels take, or images as PNG. "
-        f"The generator takes {stored:,} bytes, as many as {as_many_images:,.0f} real images do as PNG."
+        f"Accuracy on the {len(test):,} images of {scored_on}; {spread}. A seed is one of a classifier, its noise and "
+        f"its sets of images; the generator is one, and what another run of its training gives is not in the spread. "
+        f"Real images are at the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: "
+        f"weights as saved, with the latents of a fixed set and what soft labels take, or images as PNG. The "
+        f"generator takes {stored:,} bytes, as many as {as_many_images:,.0f} real images do as PNG. s: seconds to "
+        f"train and score one classifier, without making the generator or a set."
     )
     return " ".join(parts)
 

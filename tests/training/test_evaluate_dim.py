@@ -137,6 +137,8 @@ def test_each_ipc_has_its_epochs(evaluate, tmp_path):
     evaluate(*more, "--ipc", "1", "3", "--epochs", "1")
     assert len((folder / "results.jsonl").read_text().splitlines()) == len(rows) + 3
     assert "Epochs of training: 1." in (folder / "report.md").read_text()
+    # The matrix is that of the most images.
+    assert "Generated images, convnet3, ipc 3: percent" in (folder / "report.html").read_text()
 
 
 def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_path):
@@ -177,8 +179,14 @@ def test_the_report_weighs_the_generator_in_real_images(evaluate, tmp_path):
 def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, tmp_path):
     (tmp_path / "run" / "before_matching").rename(tmp_path / "elsewhere")
     assert len(evaluate()) == 5
-    sources = [row.source for row in evaluate("--before_matching", str(tmp_path / "elsewhere"))]
-    assert "generated, before matching" in sources
+    report = tmp_path / "run" / "evaluation" / "report.md"
+    assert "There is no control from before matching" in report.read_text()
+    rows = evaluate("--before_matching", str(tmp_path / "elsewhere"), "--protocols", "A", "B", "--controls",
+                    "before_matching")  # fmt: skip
+    assert [row.source for row in rows] == [
+        GENERATED, "fixed set, random", BEFORE_MATCHING, "fixed set, random, before matching",
+    ]  # fmt: skip
+    assert "There is no control from before matching" not in report.read_text()
 
 
 @pytest.mark.parametrize(
@@ -189,6 +197,7 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         (["--ipc", "1", "1"], r"`--ipc` names \[1, 1\]; each must be given once"),
         (["--seeds", "0", "0"], r"`--seeds` names \[0, 0\]"),
         (["--seeds", "-1"], "`--seeds` is -1; it must be at least 0"),
+        (["--seeds", "0", "4294967296"], r"`--seeds` names 4294967296; it must be below 2\*\*32"),
         (["--epochs", "0"], "`epochs` is 0"),
         (["--ipc", "1", "2", "--epochs", "3", "0"], "`epochs` is 0"),
         (
@@ -210,6 +219,9 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         ),
         (["--validation"], "`--validation` needs options.json"),
         (["--max_train_samples", "5"], "`max_samples` is 5; there are 10 classes"),
+        (["--test_split", "train"], "`--test_split` is 'train', the split of the real controls"),
+        (["--selection", "kmeans"], "make the fixed sets of protocol A; `--protocols` names B"),
+        (["--latent_steps", "5"], "make the fixed sets of protocol A; `--protocols` names B"),
         (["--test_split", "testing"], "no split 'testing'; valid are train, test"),
     ],
 )
@@ -223,6 +235,21 @@ def test_a_control_of_another_shape_is_refused(evaluate, tmp_path):
     make_pipeline(tmp_path / "colour", out_channels=3)
     with pytest.raises(ValueError, match=r"`--before_matching` .*: .* are \(8, 1, 10\) and \(8, 3, 10\)"):
         evaluate("--before_matching", str(tmp_path / "colour"))
+
+
+def test_a_control_of_other_classes_is_refused(evaluate, tmp_path):
+    make_pipeline(tmp_path / "letters", id2label={label: "abcdefghij"[label] for label in range(10)})
+    with pytest.raises(ValueError, match=r"`--before_matching` .* generates a, b, .*; `--pipeline` .* generates 0, 1"):
+        evaluate("--before_matching", str(tmp_path / "letters"))
+
+
+def test_results_of_something_else_are_refused(evaluate, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    (folder / "results.jsonl").write_text('{"loss": 1}\n')
+    with pytest.raises(ValueError, match=r"`--output_dir` holds .*results.jsonl, .* has the line \{\"loss\": 1\}"):
+        evaluate("--output_dir", str(folder))
+    assert [path.name for path in folder.iterdir()] == ["results.jsonl"]
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_before_any_training(evaluate, tmp_path, capsys):
