@@ -216,6 +216,7 @@ def test_no_code_of_a_folder_is_run(tmp_path):
         ("timm/resnet18.a1_in2k", r"is unknown; the nearest are timm/resnet18\.a1_in1k"),
         ("timm/", "'timm/' is unknown"),
         ("transformers/ResnetConfig", r"is unknown; the nearest are transformers/ResNetConfig"),
+        ("transformers/ResNetKonfig", r"is unknown; the nearest are transformers/ResNetConfig"),
         ("transformers/BertConfig", "is unknown; the nearest are transformers/BeitConfig"),
         ("transformers/no/such/folder", "'no/such/folder' is no config class .* no folder .* no hub id"),
         ("transformers/ViTConfig:pretrained=true", "config without weights; pretrained needs a hub id or folder"),

@@ -143,6 +143,7 @@ def build_external(name: str, num_classes: int, channels: int, size: int) -> Ext
 def check_external_name(name: str) -> None:
     """Raises a `ValueError` if a name or one of its own options is wrong; reads nothing from a network."""
     library, model, options = split_name(name)
+    config_classes = [CONFIG_MAPPING_NAMES[model_type] for model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES]
     if not isinstance(options.get("pretrained", False), bool):
         raise ValueError(f"classifier {name!r}: `pretrained` is {options['pretrained']!r}; valid are true and false.")
     size = options.get("input_size", 1)
@@ -160,12 +161,14 @@ def check_external_name(name: str) -> None:
         if options.get("pretrained") and not config.hf_hub_id:
             raise ValueError(f"classifier {name!r} has no pretrained weights in safetensors on the Hub.")
     elif model.isidentifier() and model.endswith("Config"):
-        valid = [CONFIG_MAPPING_NAMES[model_type] for model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES]
-        if model not in valid:
-            unknown(name, "transformers", model, valid)
+        if model not in config_classes:
+            unknown(name, "transformers", model, config_classes)
         if options.get("pretrained"):
             raise ValueError(f"classifier {name!r} is a config without weights; pretrained needs a hub id or folder.")
     elif not (Path(model) / "config.json").is_file():
+        if "/" not in model and not Path(model).exists():
+            # No image classifier on the Hub is without a namespace, so this is a config class that was misspelt.
+            unknown(name, "transformers", model, config_classes)
         try:
             validate_repo_id(model)
         except ValueError as error:
