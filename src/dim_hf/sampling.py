@@ -9,10 +9,11 @@ import torch
 
 
 _MASK = 0xFFFFFFFF
+_STEP = 0x9E3779B9
 
 
-def _mix(value: torch.Tensor) -> torch.Tensor:
-    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), in the low 32 bits of int64."""
+def _mix(value: Any) -> Any:
+    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), of an `int` or in the low bits of int64."""
     value = ((value ^ (value >> 16)) * 0x7FEB352D) & _MASK
     value = ((value ^ (value >> 15)) * 0x846CA68B) & _MASK
     return value ^ (value >> 16)
@@ -40,13 +41,22 @@ def latents_at(
         `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
         within rounding.
     """
-    # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs.
-    keys = [torch.zeros_like(labels), torch.full_like(labels, _MASK)]
-    for part in (seed & _MASK, seed >> 32, epoch, labels, indices, *([attempt] if attempt else [])):
-        keys = [_mix((key + 0x9E3779B9 + part) & _MASK) for key in keys]
-    pairs = torch.arange((latent_dim + 1) // 2, device=labels.device)
-    first = _mix((keys[0][:, None] + _mix(2 * pairs)) & _MASK)
-    second = _mix((keys[1][:, None] + _mix(2 * pairs + 1)) & _MASK)
+    # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs. What all
+    # images share is mixed as numbers, and both keys as one tensor: launching operations costs more than they do.
+    numbers, parts = [seed & _MASK, seed >> 32], [labels, indices, *([attempt] if attempt else [])]
+    if isinstance(epoch, torch.Tensor):
+        parts = [epoch, *parts]
+    else:
+        numbers.append(epoch)
+    shared = [0, _MASK]
+    for number in numbers:
+        shared = [_mix((key + _STEP + number) & _MASK) for key in shared]
+    keys = torch.stack([torch.full_like(labels, key) for key in shared])
+    for part in parts:
+        keys = _mix((keys + part + _STEP) & _MASK)
+    # The numbers of the dimensions, even ones for the first key and odd ones for the second.
+    counters = _mix(torch.arange(2 * ((latent_dim + 1) // 2), device=labels.device)).unflatten(0, (-1, 2)).T
+    first, second = _mix((keys[:, :, None] + counters[:, None]) & _MASK)
     # Half a step away from 0, where the logarithm ends.
     radius = (-2 * ((first.double() + 0.5) / 2**32).log()).sqrt()
     angle = 2 * math.pi * (second.double() / 2**32)

@@ -97,12 +97,14 @@ class DiMDataset(Dataset):
         self.class_names, self.counts, self.seed = pipe.class_names, counts, seed
         self.soft_labels, self.max_attempts, self.noise_scale = soft_labels, max_attempts, noise_scale
         self.transform = transform
+        self._length = sum(counts)
         self._ends = torch.tensor(counts).cumsum(0)
+        self._starts = self._ends - torch.tensor(counts)
         # In shared memory, so that workers which live on see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return self._length
 
     @property
     def epoch(self) -> int:
@@ -127,9 +129,9 @@ class DiMDataset(Dataset):
             ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
         """
         device = self.generator.device
-        positions, ends = positions.to(device), self._ends.to(device)
-        labels = torch.searchsorted(ends, positions, right=True)
-        indices = positions - torch.where(labels > 0, ends[labels - 1], 0)
+        positions = positions.to(device)
+        labels = torch.searchsorted(self._ends.to(device), positions, right=True)
+        indices = positions - self._starts.to(device)[labels]
         images = self._draw(epoch, labels, indices, attempt=0)
         candidates, rejected = images, torch.arange(len(labels), device=device)
         for attempt in range(1, self.max_attempts):
@@ -162,9 +164,10 @@ class DiMDataset(Dataset):
                 f"the generator is on {self.generator.device}, which a worker of a DataLoader cannot use; valid are "
                 "`num_workers=0` (for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
             )
-        if wrong := [position for position in positions if not -len(self) <= position < len(self)]:
-            raise IndexError(f"position {wrong[0]} is out of range; the data set has {len(self)} images.")
-        images, labels = self.make(self.epoch, torch.tensor([position % len(self) for position in positions]))
+        length = len(self)
+        if wrong := [position for position in positions if not -length <= position < length]:
+            raise IndexError(f"position {wrong[0]} is out of range; the data set has {length} images.")
+        images, labels = self.make(self.epoch, torch.tensor([position % length for position in positions]))
         pixels = images.cpu() if self.transform is None else [self.transform(image) for image in to_pil(images)]
         rows = labels.cpu() if self.soft_labels else labels.tolist()
         return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
