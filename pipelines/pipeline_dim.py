@@ -7,6 +7,7 @@ the huggingface_hub that diffusers is built on, and nothing else.
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Container, Iterable, Iterator
@@ -36,6 +37,7 @@ from huggingface_hub.utils import httpx
 
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_PICKLED_IS_REFUSED = "{} is pickled, and reading it can run code; only safetensors are read."
 # Images of `to_dataset`, which are kept as PIL images until all are made.
 _MOST_IN_MEMORY = 1_000_000
 
@@ -174,7 +176,19 @@ class DiMPipeline(DiffusionPipeline):
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
         """As [`DiffusionPipeline.download`], with one clear message where the Hub does not give the repository."""
         with _clear_hub_errors(pretrained_model_name):
-            folder = super().download(pretrained_model_name, **kwargs)
+            try:
+                folder = super().download(pretrained_model_name, **kwargs)
+            except OSError as error:
+                # Where any weights are no safetensors, diffusers names every file of the repository.
+                names = re.findall(r"'([^']+)'", str(error)) if "necessary `safetensors`" in str(error) else []
+                for component in ("generator", "labeler"):
+                    own = sorted(name for name in names if name.startswith(f"{component}/"))
+                    if component in kwargs or not own or any(name.endswith(".safetensors") for name in own):
+                        continue
+                    if pickled := [name for name in own if name.endswith(_PICKLED)]:
+                        raise OSError(_PICKLED_IS_REFUSED.format(pickled[0])) from error
+                    raise OSError(f"{component}/diffusion_pytorch_model.safetensors is missing.") from error
+                raise
         cls._check_files(Path(folder), passed=kwargs)
         return folder
 
@@ -200,7 +214,7 @@ class DiMPipeline(DiffusionPipeline):
                 missing.append(f"{component}/diffusion_pytorch_model.safetensors")
                 pickled |= {path for path in below.rglob("*") if path.suffix in _PICKLED}
             if pickled:
-                raise OSError(f"{min(pickled)} is pickled, and reading it can run code; valid are safetensors.")
+                raise OSError(_PICKLED_IS_REFUSED.format(min(pickled)))
         if missing:
             raise FileNotFoundError(f"{folder} holds no DiMPipeline: {', '.join(missing)} is missing.")
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from dim_hf.batches import RealStream
 from dim_hf.comparison import (
     GENERATED,
     REAL,
@@ -25,7 +26,7 @@ from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.reporting import Row
 from dim_hf.selection import choose_latents
-from dim_hf.streaming import GeneratedStream, RealStream
+from dim_hf.streaming import GeneratedStream
 
 
 RECIPE = DeploymentRecipe(epochs=3, batch_size=16)

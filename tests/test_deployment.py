@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
+from dim_hf.batches import RealStream
 from dim_hf.data import ImageData, load_image_data, normalise
 from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, random_crop, train_classifier
-from dim_hf.streaming import RealStream
 
 
 CPU = torch.device("cpu")

@@ -9,6 +9,7 @@ from dim_hf.classifiers import build_classifier, logits_and_features
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.sampling import latents_at
 from dim_hf.selection import (
     choose_latents,
     fixed_set,
@@ -18,7 +19,7 @@ from dim_hf.selection import (
     optimise_latents,
     save_latents,
 )
-from dim_hf.streaming import GeneratedStream, latents_at, to_pil
+from dim_hf.streaming import GeneratedStream, to_pil
 
 
 @pytest.fixture

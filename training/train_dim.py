@@ -63,7 +63,8 @@ from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.publishing import local_or_hub, prepare_repository
 from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
-from dim_hf.streaming import GeneratedStream, ShuffledOrder
+from dim_hf.sampling import ShuffledOrder
+from dim_hf.streaming import GeneratedStream
 
 
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number

@@ -12,6 +12,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 
+from .batches import RealStream, WholeSetStream
 from .data import ImageData
 from .deployment import DeploymentRecipe, Stream
 from .legacy import LegacyStream
@@ -20,7 +21,7 @@ from .models import DiMLabeler
 from .publishing import module_digest
 from .reporting import Row, row_title
 from .selection import fixed_set
-from .streaming import GeneratedStream, RealStream, WholeSetStream
+from .streaming import GeneratedStream
 
 
 GENERATED, BEFORE_MATCHING = "generated images", "generated, before matching"

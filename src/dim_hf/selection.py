@@ -23,7 +23,7 @@ from .classifiers import logits_and_features
 from .data import ImageData, normalise
 from .losses import matching_loss
 from .models import DiMGenerator
-from .streaming import latents_at
+from .sampling import latents_at
 
 
 SELECTIONS = ("random", "kmeans", "herding")

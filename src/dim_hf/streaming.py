@@ -1,14 +1,12 @@
 """
-Streams of labelled images for classifiers to be trained on: generated ones, and real ones at the same rate.
+Streams of generated images for classifiers to be trained on.
 
-Every generated image is a pure function of (weights, seed, epoch, class, index), whatever the batch it is made in.
+Every image is a pure function of (weights, seed, epoch, class, index), whatever the batch it is made in.
 """
 
 import itertools
 import math
-import random
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Integral
 from typing import Any
 
 import datasets
@@ -17,84 +15,15 @@ from diffusers import DiffusionPipeline
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
-from .data import ImageData, normalise
+from .batches import BatchStream
 from .models import DiMGenerator
 from .pipelines.pipeline_dim import DiMPipeline, labelled_features
+from .sampling import check_count, check_epoch, epoch_order, latents_at
 
 
-_MASK = 0xFFFFFFFF
 # Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
 # blocks of several batches gain nothing.
 _GPU_BLOCK = 1024
-
-
-def _mix(value: torch.Tensor) -> torch.Tensor:
-    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), in the low 32 bits of int64."""
-    value = ((value ^ (value >> 16)) * 0x7FEB352D) & _MASK
-    value = ((value ^ (value >> 15)) * 0x846CA68B) & _MASK
-    return value ^ (value >> 16)
-
-
-def latents_at(
-    seed: int,
-    epoch: int | torch.Tensor,
-    labels: torch.Tensor,
-    indices: torch.Tensor,
-    latent_dim: int,
-    attempt: int = 0,
-) -> torch.Tensor:
-    """
-    Standard normal noise as a pure function of (seed, epoch, class, index, attempt): a counter-based hash and the
-    Box-Muller transform, so that any image can be made alone, in any batch and on any device.
-
-    Args:
-        seed (`int`), epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Not negative.
-        labels, indices (`torch.Tensor` of shape `(batch_size,)`): Class and running number of each image, int64.
-        latent_dim (`int`): Length of each noise vector.
-        attempt (`int`, *optional*, defaults to 0): Which draw for these images, where a teacher rejects some.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
-        within rounding.
-    """
-    # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs.
-    keys = [torch.zeros_like(labels), torch.full_like(labels, _MASK)]
-    for part in (seed & _MASK, seed >> 32, epoch, labels, indices, *([attempt] if attempt else [])):
-        keys = [_mix((key + 0x9E3779B9 + part) & _MASK) for key in keys]
-    pairs = torch.arange((latent_dim + 1) // 2, device=labels.device)
-    first = _mix((keys[0][:, None] + _mix(2 * pairs)) & _MASK)
-    second = _mix((keys[1][:, None] + _mix(2 * pairs + 1)) & _MASK)
-    # Half a step away from 0, where the logarithm ends.
-    radius = (-2 * ((first.double() + 0.5) / 2**32).log()).sqrt()
-    angle = 2 * math.pi * (second.double() / 2**32)
-    noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
-    return noise[:, :latent_dim].float()
-
-
-class ShuffledOrder:
-    """
-    An endless row of permutations of `range(length)`. Any stretch of it depends on the seed and its position alone,
-    so that what was interrupted can go on, and processes can share it.
-
-    Args:
-        length (`int`): Numbers per permutation.
-        seed (`int` or `str`): Seeds the permutations.
-        device (`torch.device`): Where the numbers are given.
-    """
-
-    def __init__(self, length: int, seed: int | str, device: torch.device):
-        self.length, self.seed, self.device = length, seed, device
-        self.epochs: dict[int, torch.Tensor] = {}
-
-    def take(self, start: int, count: int) -> torch.Tensor:
-        """The `count` numbers from position `start`, as an int64 tensor of shape `(count,)`."""
-        needed = range(start // self.length, (start + count - 1) // self.length + 1)
-        self.epochs = {e: self.epochs[e] if e in self.epochs else self._permutation(e) for e in needed}
-        return torch.cat(list(self.epochs.values()))[start % self.length :][:count]
-
-    def _permutation(self, epoch: int) -> torch.Tensor:
-        rng = torch.Generator().manual_seed(random.Random(f"{self.seed}/order/{epoch}").getrandbits(63))
-        return torch.randperm(self.length, generator=rng).to(self.device, non_blocking=True)
 
 
 class DiMDataset(Dataset):
@@ -145,10 +74,10 @@ class DiMDataset(Dataset):
         counts = [0] * self.num_classes
         if isinstance(ipc, Mapping):
             for label, (key, count) in zip(pipe.get_label_ids(list(ipc)), ipc.items(), strict=True):
-                _check_count(f"ipc[{key!r}]", count, least=0)
+                check_count(f"ipc[{key!r}]", count, least=0)
                 counts[label] += count
         else:
-            _check_count("ipc", ipc, least=1)
+            check_count("ipc", ipc, least=1)
             counts = [int(ipc)] * self.num_classes
         if sum(counts) == 0:
             raise ValueError("`ipc` asks for no image of any class; at least one count must be above 0.")
@@ -168,12 +97,14 @@ class DiMDataset(Dataset):
         self.class_names, self.counts, self.seed = pipe.class_names, counts, seed
         self.soft_labels, self.max_attempts, self.noise_scale = soft_labels, max_attempts, noise_scale
         self.transform = transform
+        self._length = sum(counts)
         self._ends = torch.tensor(counts).cumsum(0)
+        self._starts = self._ends - torch.tensor(counts)
         # In shared memory, so that workers which live on see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
-        return sum(self.counts)
+        return self._length
 
     @property
     def epoch(self) -> int:
@@ -181,7 +112,7 @@ class DiMDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """Chooses which images the items are, in running workers too. Accelerate and `Trainer` call it themselves."""
-        _check_epoch(epoch)
+        check_epoch(epoch)
         self._epoch.fill_(epoch)
 
     @torch.no_grad()
@@ -198,9 +129,9 @@ class DiMDataset(Dataset):
             ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
         """
         device = self.generator.device
-        positions, ends = positions.to(device), self._ends.to(device)
-        labels = torch.searchsorted(ends, positions, right=True)
-        indices = positions - torch.where(labels > 0, ends[labels - 1], 0)
+        positions = positions.to(device)
+        labels = torch.searchsorted(self._ends.to(device), positions, right=True)
+        indices = positions - self._starts.to(device)[labels]
         images = self._draw(epoch, labels, indices, attempt=0)
         candidates, rejected = images, torch.arange(len(labels), device=device)
         for attempt in range(1, self.max_attempts):
@@ -233,9 +164,10 @@ class DiMDataset(Dataset):
                 f"the generator is on {self.generator.device}, which a worker of a DataLoader cannot use; valid are "
                 "`num_workers=0` (for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
             )
-        if wrong := [position for position in positions if not -len(self) <= position < len(self)]:
-            raise IndexError(f"position {wrong[0]} is out of range; the data set has {len(self)} images.")
-        images, labels = self.make(self.epoch, torch.tensor([position % len(self) for position in positions]))
+        length = len(self)
+        if wrong := [position for position in positions if not -length <= position < length]:
+            raise IndexError(f"position {wrong[0]} is out of range; the data set has {length} images.")
+        images, labels = self.make(self.epoch, torch.tensor([position % length for position in positions]))
         pixels = images.cpu() if self.transform is None else [self.transform(image) for image in to_pil(images)]
         rows = labels.cpu() if self.soft_labels else labels.tolist()
         return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
@@ -279,46 +211,13 @@ class DiMDataset(Dataset):
         )
 
 
-def _check_count(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**32:
-        # The running number of an image takes part in its noise with 32 bits.
-        raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least {least} and below 2**32.")
-
-
-def _check_epoch(epoch: int) -> None:
-    if not 0 <= epoch < 2**32:
-        raise ValueError(f"`epoch` is {epoch}; it must be from 0 to 2**32 - 1.")
-
-
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Images `(batch_size, channels, size, size)` in [-1, 1] as PIL images of mode `L` or `RGB`."""
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(image.squeeze(2)) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
-    """The order of a shuffled epoch, a permutation of `range(length)` on the CPU."""
-    rng = torch.Generator().manual_seed(((seed << 24) ^ epoch) & (2**63 - 1))
-    return torch.randperm(length, generator=rng)
-
-
-class _Stream:
-    """`length` images in each epoch, shuffled and split evenly into `steps_per_epoch` batches."""
-
-    def __init__(self, num_classes: int, length: int, seed: int, batch_size: int, device: torch.device):
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
-        self.num_classes, self.length, self.seed, self.device = num_classes, length, seed, device
-        self.steps_per_epoch = math.ceil(length / batch_size)
-
-    def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
-        """The positions of each batch; the order is a pure function of the seed and the epoch."""
-        _check_epoch(epoch)
-        order = epoch_order(self.length, self.seed, epoch).to(self.device, non_blocking=True)
-        return order.tensor_split(self.steps_per_epoch)
-
-
-class GeneratedStream(_Stream):
+class GeneratedStream(BatchStream):
     """
     Whole batches of the images of a [`DiMDataset`], shuffled, on the generator's device: the fast way to feed a loop
     of one's own.
@@ -354,13 +253,11 @@ class GeneratedStream(_Stream):
         self._number = -1
         self._block: list[tuple[torch.Tensor, torch.Tensor]] = []
 
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.block_steps == 1:
             for positions in self._shuffled(epoch):
                 yield self.dataset.make(epoch, positions)
             return
-        _check_epoch(epoch)
         for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
             number, offset = divmod(step, self.block_steps)
             if self._number != number:
@@ -383,62 +280,3 @@ class GeneratedStream(_Stream):
         images, labels = self.dataset.make(torch.cat(epochs), torch.cat(positions))
         sizes = [len(part) for part in positions]
         return list(zip(images.split(sizes), labels.split(sizes), strict=True))
-
-
-class RealStream(_Stream):
-    """
-    Real images at the rate of a [`GeneratedStream`]: `ipc` of every class in each epoch, none twice before all of its
-    class were used. Over a subset of `ipc` images per class it is a fixed set.
-
-    Args:
-        data ([`ImageData`]): Where the images come from; its labels' device is where batches are given.
-        ipc (`int`): Images per class and epoch.
-        seed (`int`): Seeds the order.
-        batch_size (`int`): At most so many images are read at once.
-    """
-
-    def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
-        _check_count("ipc", ipc, least=1)
-        super().__init__(data.num_classes, data.num_classes * ipc, seed, batch_size, data.labels.device)
-        self.data, self.ipc = data, ipc
-        members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
-        self.members = members
-        self.orders = [
-            ShuffledOrder(len(part), f"{seed}/{label}", data.labels.device) for label, part in enumerate(members)
-        ]
-
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        chosen = torch.stack(
-            [
-                part[order.take(epoch * self.ipc, self.ipc)]
-                for part, order in zip(self.members, self.orders, strict=True)
-            ]
-        )
-        for positions in self._shuffled(epoch):
-            images, labels = self.data.batch(chosen.flatten()[positions])
-            yield normalise(images), labels
-
-
-class WholeSetStream(_Stream):
-    """
-    All real images in shuffled order, whatever their class, in as many and as large batches as a [`RealStream`].
-
-    Args:
-        data ([`ImageData`]): Where the images come from.
-        ipc (`int`): As many images as `ipc` of every class are called an epoch.
-        seed (`int`): Seeds the order.
-        batch_size (`int`): At most so many images are read at once.
-    """
-
-    def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
-        _check_count("ipc", ipc, least=1)
-        super().__init__(data.num_classes, data.num_classes * ipc, seed, batch_size, data.labels.device)
-        self.data, self.ipc = data, ipc
-        self.order = ShuffledOrder(len(data), seed, data.labels.device)
-
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        for indices in self.order.take(epoch * self.length, self.length).tensor_split(self.steps_per_epoch):
-            images, labels = self.data.batch(indices)
-            yield normalise(images), labels

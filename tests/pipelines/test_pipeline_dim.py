@@ -389,7 +389,7 @@ def test_pickled_weights_of_any_component_are_refused(tmp_path, component, name)
     (tmp_path / component / "diffusion_pytorch_model.safetensors").unlink()
     (tmp_path / component / name).parent.mkdir(exist_ok=True)
     (tmp_path / component / name).write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(OSError, match=rf"{tmp_path / component / name} is pickled, .*; valid are safetensors"):
+    with pytest.raises(OSError, match=rf"{tmp_path / component / name} is pickled, .*; only safetensors are read"):
         DiMPipeline.from_pretrained(tmp_path)
 
 
@@ -402,7 +402,7 @@ def test_an_index_of_shards_that_names_a_pickled_one_is_refused(tmp_path, compon
     path.write_text(json.dumps(index))
     (tmp_path / component / "below").mkdir()
     (tmp_path / component / "below" / "last.bin").write_bytes(pickle.dumps(Bomb()))
-    with pytest.raises(OSError, match=r"below/last.bin is pickled, .*; valid are safetensors"):
+    with pytest.raises(OSError, match=r"below/last.bin is pickled, .*; only safetensors are read"):
         DiMPipeline.from_pretrained(tmp_path)
 
 

@@ -1,0 +1,109 @@
+"""Noise and order as pure functions of a seed and a position, so that streams can be shared out and resumed."""
+
+import math
+import random
+from numbers import Integral
+from typing import Any
+
+import torch
+
+
+_MASK = 0xFFFFFFFF
+_STEP = 0x9E3779B9
+
+
+def _mix(value: Any) -> Any:
+    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), of an `int` or in the low bits of int64."""
+    value = ((value ^ (value >> 16)) * 0x7FEB352D) & _MASK
+    value = ((value ^ (value >> 15)) * 0x846CA68B) & _MASK
+    return value ^ (value >> 16)
+
+
+def latents_at(
+    seed: int,
+    epoch: int | torch.Tensor,
+    labels: torch.Tensor,
+    indices: torch.Tensor,
+    latent_dim: int,
+    attempt: int = 0,
+) -> torch.Tensor:
+    """
+    Standard normal noise as a pure function of (seed, epoch, class, index, attempt): a counter-based hash and the
+    Box-Muller transform, so that any image can be made alone, in any batch and on any device.
+
+    Args:
+        seed (`int`), epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Not negative.
+        labels, indices (`torch.Tensor` of shape `(batch_size,)`): Class and running number of each image, int64.
+        latent_dim (`int`): Length of each noise vector.
+        attempt (`int`, *optional*, defaults to 0): Which draw for these images, where a teacher rejects some.
+
+    Returns:
+        `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
+        within rounding.
+    """
+    # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs. What all
+    # images share is mixed as numbers, and both keys as one tensor: launching operations costs more than they do.
+    numbers, parts = [seed & _MASK, seed >> 32], [labels, indices, *([attempt] if attempt else [])]
+    if isinstance(epoch, torch.Tensor):
+        parts = [epoch, *parts]
+    else:
+        numbers.append(epoch)
+    shared = [0, _MASK]
+    for number in numbers:
+        shared = [_mix((key + _STEP + number) & _MASK) for key in shared]
+    keys = torch.stack([torch.full_like(labels, key) for key in shared])
+    for part in parts:
+        keys = _mix((keys + part + _STEP) & _MASK)
+    # The numbers of the dimensions, even ones for the first key and odd ones for the second.
+    counters = _mix(torch.arange(2 * ((latent_dim + 1) // 2), device=labels.device)).unflatten(0, (-1, 2)).T
+    first, second = _mix((keys[:, :, None] + counters[:, None]) & _MASK)
+    # Half a step away from 0, where the logarithm ends.
+    radius = (-2 * ((first.double() + 0.5) / 2**32).log()).sqrt()
+    angle = 2 * math.pi * (second.double() / 2**32)
+    noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
+    return noise[:, :latent_dim].float()
+
+
+class ShuffledOrder:
+    """
+    An endless row of permutations of `range(length)`. Any stretch of it depends on the seed and its position alone,
+    so that what was interrupted can go on, and processes can share it.
+
+    Args:
+        length (`int`): Numbers per permutation.
+        seed (`int` or `str`): Seeds the permutations.
+        device (`torch.device`): Where the numbers are given.
+    """
+
+    def __init__(self, length: int, seed: int | str, device: torch.device):
+        self.length, self.seed, self.device = length, seed, device
+        self.epochs: dict[int, torch.Tensor] = {}
+
+    def take(self, start: int, count: int) -> torch.Tensor:
+        """The `count` numbers from position `start`, as an int64 tensor of shape `(count,)`."""
+        needed = range(start // self.length, (start + count - 1) // self.length + 1)
+        self.epochs = {e: self.epochs[e] if e in self.epochs else self._permutation(e) for e in needed}
+        return torch.cat(list(self.epochs.values()))[start % self.length :][:count]
+
+    def _permutation(self, epoch: int) -> torch.Tensor:
+        rng = torch.Generator().manual_seed(random.Random(f"{self.seed}/order/{epoch}").getrandbits(63))
+        return torch.randperm(self.length, generator=rng).to(self.device, non_blocking=True)
+
+
+def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
+    """The order of a shuffled epoch, a permutation of `range(length)` on the CPU."""
+    rng = torch.Generator().manual_seed(((seed << 24) ^ epoch) & (2**63 - 1))
+    return torch.randperm(length, generator=rng)
+
+
+def check_count(name: str, value: Any, least: int) -> None:
+    """Refuses what is no number of images, naming the argument."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**32:
+        # The running number of an image takes part in its noise with 32 bits.
+        raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least {least} and below 2**32.")
+
+
+def check_epoch(epoch: Any) -> None:
+    """Refuses what is no number of an epoch."""
+    if not isinstance(epoch, Integral) or isinstance(epoch, bool) or not 0 <= int(epoch) < 2**32:
+        raise ValueError(f"`epoch` is {epoch!r}; it must be a whole number from 0 to 2**32 - 1.")
