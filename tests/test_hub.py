@@ -12,7 +12,7 @@ import pytest
 import torch
 import train_dim
 from hub_server import HubServer
-from huggingface_hub import ModelCard
+from huggingface_hub import DatasetCard, ModelCard
 
 from dim_hf.pipelines import DiMPipeline
 
@@ -243,6 +243,13 @@ def test_what_cannot_be_loaded_or_pushed_is_told_in_one_message(hub, pushed, tmp
         "no-index": {path: data for path, data in files.items() if path != "model_index.json"},
         "no-weights": {path: data for path, data in files.items() if not path.endswith(".safetensors")},
         "pickled": {path.replace(".safetensors", ".bin"): data for path, data in files.items()},
+        "pickled-labeler": files
+        | {
+            "model_index.json": json.dumps(index | {"labeler": ["labeler_dim", "DiMLabeler"]}).encode(),
+            "labeler/config.json": b"{}",
+            "labeler/labeler_dim.py": b"",
+            "labeler/diffusion_pytorch_model.bin": b"",
+        },
         "no-config": {path: data for path, data in files.items() if path != "generator/config.json"},
         "unknown": files | {"model_index.json": json.dumps(index | {"guidance": 1}).encode()},
         "unknown-below": files | {"generator/config.json": json.dumps(config | {"num_heads": 1}).encode()},
@@ -254,6 +261,7 @@ def test_what_cannot_be_loaded_or_pushed_is_told_in_one_message(hub, pushed, tmp
     code = f"""
 load = DiMPipeline.from_pretrained
 seen = {{name: message(load, f"me/{{name}}") for name in {sorted(without)}}}
+seen["pickled, labeler passed"] = message(load, "me/pickled-labeler", labeler=None)
 seen["missing"] = message(load, "me/nowhere")
 seen["private"] = message(load, "me/secret", token=False)
 seen["wrong token"] = message(load, "me/x", token="hf_wrong")
@@ -273,8 +281,12 @@ json.dump(seen, open("seen.json", "w"))
     expected = {
         "no-index": "OSError: 'me/no-index' is no local folder and cannot be loaded from the Hub: the repository has "
         "no file model_index.json.",
-        "no-weights": "the necessary `safetensors` weights",
-        "pickled": "the necessary `safetensors` weights",
+        "no-weights": f"cannot be loaded from the Hub: {weights} is missing.",
+        "pickled": "OSError: 'me/pickled' is no local folder and cannot be loaded from the Hub: "
+        "generator/diffusion_pytorch_model.bin is pickled, and reading it can run code; only safetensors are read.",
+        "pickled-labeler": "cannot be loaded from the Hub: labeler/diffusion_pytorch_model.bin is pickled, and "
+        "reading it can run code; only safetensors are read.",
+        "pickled, labeler passed": "None",
         "no-config": "holds no DiMPipeline: generator/config.json is missing.",
         "unknown": "ValueError: model_index.json has the unknown entries guidance; valid are generator, id2label",
         "unknown-below": "ValueError: the generator's config.json has the unknown entries num_heads; valid are block_",
@@ -294,7 +306,7 @@ json.dump(seen, open("seen.json", "w"))
     assert set(found) == set(expected)
     for name, text in expected.items():
         assert text in str(found[name]), (name, found[name])
-        assert "\n" not in found[name], name
+        assert "\n" not in str(found[name]), name
     assert not list((tmp_path / "run").iterdir())
     assert len(hub.repos["me/x"]["commits"]) == 3
 
@@ -405,10 +417,22 @@ seen["rows"] = [pulled.features["label"].int2str(label) for label in pulled["lab
 local = datasets.load_dataset("parquet", data_files="out/data/*.parquet", split="train")
 seen["equal"] = [image.tobytes() for image in pulled["image"]] == [image.tobytes() for image in local["image"]]
 seen["other"] = push("other", "--shard_size", "12")
+api = huggingface_hub.HfApi()
+def edit(text):
+    api.upload_file(path_or_fileobj=text.encode(), path_in_repo="README.md", repo_id="me/animals", repo_type="dataset")
+def card():
+    return open(huggingface_hub.hf_hub_download("me/animals", "README.md", repo_type="dataset")).read()
+edited = card().replace("tags:", "license: mit\\ntags:\\n- mine").replace("made from noise", "dreamt")
+edit(edited + "\\nMy own words.\\n")
+seen["edited"], seen["edited card"] = push("other", "--shard_size", "12"), card()
+seen["fewer"], seen["fewer card"] = push("fewer", "--ipc", "2"), card()
+edit("---\\nlicense: mit\\n---\\nNo parts.")
+seen["bare"], seen["bare card"] = push("fewer", "--ipc", "2"), card()
 json.dump(seen, open("seen.json", "w"))
 """
     output = python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
     found = seen(tmp_path)
+    cards = {name: DatasetCard(found.pop(f"{name} card")) for name in ("edited", "fewer", "bare")}
     assert found.pop("wrong token").startswith(
         "OSError: `--push_to_hub` cannot push to 'animals': the token is not valid;"
     )
@@ -421,16 +445,29 @@ json.dump(seen, open("seen.json", "w"))
     assert failed.endswith(" out is complete all the same; the same command pushes it.")
     assert found == {
         "made": False, "again": None, "unchanged": None, "kept": True, "rows": ["cat", "dog", "mouse"] * 4,
-        "equal": True, "other": None,
+        "equal": True, "other": None, "edited": None, "fewer": None, "bare": None,
     }  # fmt: skip
     repository = hub.repos["datasets/me/animals"]
-    (empty, first, second) = (files for _, files in repository["commits"])
+    (empty, first, second, edited, *_) = (files for _, files in repository["commits"])
     assert repository["private"] and set(empty) == {".gitattributes"}
     shards = {f"data/train-{shard:05d}-of-00003.parquet" for shard in range(3)}
     assert set(first) == {".gitattributes", "README.md"} | shards
     for path in {"README.md"} | shards:
         assert first[path] == (tmp_path / "out" / path).read_bytes(), path
     assert set(second) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
+    # What somebody wrote on the Hub stays; what is said of the images goes with them.
+    assert cards["edited"].text == DatasetCard(edited["README.md"].decode()).text
+    assert "12 images, 4 of each class (cat, dog, mouse), dreamt by" in cards["edited"].text
+    assert "\n6 images, 2 of each class (cat, dog, mouse), made from noise by" in cards["fewer"].text
+    for card in (cards["edited"], cards["fewer"]):
+        assert card.text.endswith("\nMy own words.\n") and card.data.license == "mit"
+        assert card.data.tags == ["mine", "dim_hf", "synthetic-data"]
+    assert cards["bare"].text.strip() == "No parts." and cards["bare"].data.license == "mit"
+    assert (
+        cards["bare"].data.configs
+        == cards["edited"].data.configs
+        == DatasetCard(first["README.md"].decode()).data.configs
+    )
     assert TOKEN not in output.stdout + output.stderr
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path

@@ -20,12 +20,12 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from huggingface_hub import HfApi
+from huggingface_hub import DatasetCard, HfApi
 from tqdm.auto import tqdm
 
 from dim_hf.checkpointing import check_output_dir, lock_output_dir
 from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
-from dim_hf.publishing import HUB_ERRORS, prepare_repository
+from dim_hf.publishing import HUB_ERRORS, existing_card, merge_cards, prepare_repository
 from dim_hf.streaming import DiMDataset, to_pil
 
 
@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> None:
         # 3. What it is, and where it goes.
         if accelerator.is_main_process:
             class_names = [pipe.class_names[label] for label in options["labels"]]
-            (output_dir / "README.md").write_text(dataset_card(args, len(dataset), class_names))
+            dataset_card(args, len(dataset), class_names).save(output_dir / "README.md")
             print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")
             if args.push_to_hub:
                 print(f"Pushed to {args.hub_dataset_id}: {upload(output_dir, args.hub_dataset_id, args.hub_token)}")
@@ -151,8 +151,13 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
     return datasets.Dataset.from_dict(columns, features=features)
 
 
-def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> str:
-    return f"""---
+def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
+    images = f"""\
+{count:,} images, {args.ipc:,} of each class ({", ".join(class_names)}), made from noise by the generator of a
+distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
+{args.max_attempts} draws per image. The licence of the data set that the generator was trained on applies."""
+    digest = hashlib.sha256(images.encode()).hexdigest()[:16]
+    return DatasetCard(f"""---
 configs:
 - config_name: default
   data_files:
@@ -167,15 +172,22 @@ tags:
 
 # Generated images
 
-{count:,} images, {args.ipc:,} of each class ({", ".join(class_names)}), made from noise by the generator of a
-distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
-{args.max_attempts} draws per image. The licence of the data set that the generator was trained on applies.
-"""
+<!-- images of settings {digest} -->
+{images}
+<!-- end of images -->
+""")
 
 
 def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
-    """Makes the data set of a repository that of a folder, in one commit, and returns its URL."""
+    """
+    Makes the data set of a repository that of a folder, in one commit, and returns its URL. A card that the repository
+    has keeps its text, as `datasets.Dataset.push_to_hub` leaves it, but for what it says of the images if these are
+    others.
+    """
     try:
+        if existing := existing_card(DatasetCard, repo_id, token):
+            card = merge_cards(existing, DatasetCard.load(output_dir / "README.md"), known=set())
+            card.save(output_dir / "README.md")
         return HfApi(token=token).upload_folder(
             repo_id=repo_id,
             repo_type="dataset",

@@ -7,7 +7,7 @@ import re
 import tempfile
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import DiffusionPipeline
@@ -17,6 +17,7 @@ from huggingface_hub import (
     HfApi,
     ModelCard,
     ModelCardData,
+    RepoCard,
     create_repo,
     dataset_info,
     get_token,
@@ -41,8 +42,9 @@ NOT_ON_CARD = {
     "data_fingerprint", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
 }  # fmt: skip
 
-# A part of a card that is written anew when more is known, or when the weights are others.
-PART = re.compile(r"<!-- (results|training) of weights (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+# A part of a card that is written anew when more is known, or when it would tell of other weights or images.
+PART = re.compile(r"<!-- (results|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+Card = TypeVar("Card", bound=RepoCard)
 
 HUB_ERRORS = (OSError, RuntimeError, httpx.HTTPError)
 
@@ -114,7 +116,7 @@ def push_to_hub(
         with tempfile.TemporaryDirectory() as aside:
             folder = Path(aside)
             pipeline.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            existing = existing_card(repo_id, token)
+            existing = existing_card(ModelCard, repo_id, token)
             if not subfolder and not (variant and existing):
                 card = model_card(pipeline, repo_id, token, existing, evaluation_dir)
                 card.save(folder / "README.md")
@@ -158,10 +160,10 @@ def local_or_hub(dataset_name: str) -> str:
     return str(path.resolve()) if dataset_name != "digits" and path.exists() else dataset_name
 
 
-def existing_card(repo_id: str, token: str | None) -> ModelCard | None:
-    """The card that a repository has, if any."""
+def existing_card(kind: type[Card], repo_id: str, token: str | None) -> Card | None:
+    """The card that a repository has, if any; `kind` is `ModelCard` or `DatasetCard`."""
     try:
-        return ModelCard.load(repo_id, token=token, ignore_metadata_errors=True)
+        return kind.load(repo_id, token=token, ignore_metadata_errors=True)
     except RemoteEntryNotFoundError:
         return None
 
@@ -227,10 +229,10 @@ def model_card(
     return merge_cards(existing, card, known)
 
 
-def merge_cards(existing: ModelCard, card: ModelCard, known: set[str]) -> ModelCard:
+def merge_cards(existing: Card, card: Card, known: set[str]) -> Card:
     """
     What a repository's card becomes. Its text stays, but for the parts that are known better now or that tell of other
-    weights; so do its metadata, to which the new ones are added.
+    weights or images; so do its metadata, to which the new ones are added.
     """
     before = {part[1]: part for part in PART.finditer(existing.text)}
     stale = {part[1] for part in PART.finditer(card.text) if part[1] in before and part[2] != before[part[1]][2]}
@@ -238,18 +240,25 @@ def merge_cards(existing: ModelCard, card: ModelCard, known: set[str]) -> ModelC
     for part in PART.finditer(card.text):
         if part[1] in before and part[1] in known | stale:
             text = text.replace(before[part[1]][0], part[0])
+    # Dumping a card puts its metadata into the order of its file, which reading alone does not keep.
+    str(existing), str(card)
     old, new = existing.data.to_dict(), card.data.to_dict()
     merged = {**old, **new}
     if old.get("license"):
         merged["license"] = old["license"]
-    for name in ("tags", "datasets", "metrics"):
+    if "configs" in new:
+        replaced = {config["config_name"] for config in new["configs"]}
+        kept = [config for config in old.get("configs") or [] if config.get("config_name") not in replaced]
+        merged["configs"] = [*new["configs"], *kept]
+    for name in ("tags", "datasets", "metrics", "task_categories"):
         both = [*(old.get(name) or []), *(new.get(name) or [])]
         if both:
             merged[name] = list(dict.fromkeys(both))
     if "results" in stale - known:
         merged.pop("model-index", None)
-    metadata = ModelCardData(**merged, ignore_metadata_errors=True).to_yaml()
-    return ModelCard(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
+    data = type(card.data)(**merged, ignore_metadata_errors=True)
+    metadata = data.to_yaml(original_order=list(merged))
+    return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
 
 
 def read_json(path: Path) -> Any:

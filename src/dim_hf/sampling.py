@@ -43,7 +43,8 @@ def latents_at(
     """
     # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs. What all
     # images share is mixed as numbers, and both keys as one tensor: launching operations costs more than they do.
-    numbers, parts = [seed & _MASK, seed >> 32], [labels, indices, *([attempt] if attempt else [])]
+    numbers = [seed & _MASK, seed >> 32]
+    parts: list[int | torch.Tensor] = [labels, indices, *([attempt] if attempt else [])]
     if isinstance(epoch, torch.Tensor):
         parts = [epoch, *parts]
     else:
