@@ -36,6 +36,7 @@ MATCHING = {
     "learning rate of matching alone": ["--match_interval", "1000000"],
     "energy": [],
     "energy, weight 10": ["--match_weight", "10"],
+    "energy of probabilities, weight 10": ["--match_loss", "energy_probabilities", "--match_weight", "10"],
     "energy of features, weight 30": ["--match_loss", "energy_features", "--match_weight", "30"],
     "means of features": ["--match_loss", "features"],
     "standardised": ["--match_loss", "standardised"],

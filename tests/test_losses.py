@@ -14,6 +14,7 @@ from dim_hf.losses import (
     class_loss,
     class_mean_matching_loss,
     energy_matching_loss,
+    energy_probability_matching_loss,
     generator_loss,
     gradient_penalty,
     hinge_discriminator_loss,
@@ -121,6 +122,18 @@ def test_energy_takes_maps_of_features_and_is_not_computed_in_half_precision():
     with torch.autocast("cpu", torch.bfloat16):
         loss = matching_loss({"energy_features": 1.0}, classifier, real, fake, labels)
     assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-3)
+
+
+def test_energy_of_probabilities_sees_how_many_images_are_near_a_border():
+    # Of the real images of a class a fifth is between two classes; the generator makes none of these.
+    margins = 12 + torch.arange(100.0)
+    easy = torch.stack([margins, torch.zeros(100)], dim=1)
+    real = torch.where(torch.arange(100)[:, None] % 5 == 0, torch.tensor([0.2, 0.0]), easy)
+    labels = torch.zeros(100, dtype=torch.long)
+    loss = energy_probability_matching_loss(real, easy, labels)
+    assert loss.item() > 2 * energy_matching_loss(real, easy, labels).item() > 0
+    assert energy_probability_matching_loss(real, real.roll(1, 0), labels).item() < 0
+    torch.testing.assert_close(loss, energy_matching_loss(real.softmax(1), easy.softmax(1), labels))
 
 
 def test_energy_prefers_the_right_distribution_and_pairwise_a_collapsed_one():

@@ -95,6 +95,21 @@ def energy_matching_loss(real: torch.Tensor, fake: torch.Tensor, labels: torch.T
     return (2 * real_fake - real_real - fake_fake) / real_real.detach().clamp(min=1e-6)
 
 
+def energy_probability_matching_loss(
+    real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """
+    [`energy_matching_loss`] of the softmax probabilities. The distance between logits is mostly that between images
+    which the network is sure of; that between probabilities tells whether as many generated as real images lie near
+    a border between classes.
+
+    Args:
+        real_logits, fake_logits (`torch.Tensor` of shape `(batch_size, num_classes)`): A pool network's logits.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
+    """
+    return energy_matching_loss(real_logits.softmax(dim=1), fake_logits.softmax(dim=1), labels)
+
+
 def _distances(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     # By products, not differences: those of features would take batch_size^2 times their memory. The constant keeps
     # the gradient finite where two rows are equal, as on the diagonal.
@@ -166,6 +181,7 @@ LogitsOrFeaturesLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torc
 LOGIT_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
     "pairwise": pairwise_matching_loss,
     "energy": energy_matching_loss,
+    "energy_probabilities": energy_probability_matching_loss,
     "standardised": standardised_matching_loss,
 }
 FEATURE_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
@@ -187,9 +203,9 @@ def matching_loss(
     Matching loss of one pool network on a real and a generated batch of the same labels.
 
     Args:
-        weights (`dict[str, float]`): Factors of `"pairwise"` (the paper's), `"energy"` and `"standardised"`, which
-            compare logits, and of `"features"`, `"energy_features"` and `"sample_features"`, which compare what the
-            classifier's `feature_layers` give.
+        weights (`dict[str, float]`): Factors of `"pairwise"` (the paper's), `"energy"`, `"energy_probabilities"` and
+            `"standardised"`, which compare logits, and of `"features"`, `"energy_features"` and `"sample_features"`,
+            which compare what the classifier's `feature_layers` give.
         classifier: Maps images in [-1, 1] to logits of shape `(batch_size, num_classes)`; its weights get no gradient.
         real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
             In [-1, 1], both under one shared augmentation.
