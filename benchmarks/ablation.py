@@ -7,7 +7,8 @@ What each part of the base preset adds, and whether matching does: one thing cha
 
 Rows about matching branch off one adversarial run per seed, so that they differ in what came after it alone. Two rows
 without matching stand beside them: as many more steps, and as many more as take the time of the first row that
-matches. Rows about the adversarial step are whole runs of as many steps without matching.
+matches. One row matches in all of its steps. Rows about the adversarial step are whole runs of as many steps without
+matching.
 
 Every accuracy is a validation accuracy of `training/train_dim.py`: of a classifier trained on images of the last
 generator and scored on a part held out of *train*. The test split is not read. The times of a step are those of each
@@ -27,9 +28,14 @@ from dim_hf.reporting import environment
 
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
+sys.path.insert(0, str(TRAIN_SCRIPT.parent))
+from presets import PRESETS  # noqa: E402
+
+
 RELEASED_POOL = Path(__file__).with_name("released_pool.py")
 
 NO_MATCHING, AS_LONG = "no matching", "no matching, as long"
+FROM_THE_START = "energy from the first step"
 # How matching is done: the flags that differ from the preset's.
 MATCHING = {
     # The second phase without its loss: what its learning rate does.
@@ -55,7 +61,7 @@ ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "no augmentation": (["--augmentation"], {}),
     "no EMA": (["--no-use_ema"], {}),
 }
-ROWS = (NO_MATCHING, *MATCHING, AS_LONG, *ADVERSARIAL)
+ROWS = (NO_MATCHING, *MATCHING, AS_LONG, FROM_THE_START, *ADVERSARIAL)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -106,6 +112,10 @@ def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]
     """Trains one row with one seed and returns the lines of its log."""
     if name == NO_MATCHING:
         return continued(args, seed, args.max_train_steps + args.max_match_steps)
+    if name == FROM_THE_START:
+        rate = str(PRESETS["base"]["learning_rate"])
+        steps = args.max_train_steps + args.max_match_steps - 1
+        return run(args, name, seed, 1, steps, ["--match_learning_rate", rate])
     if name in ADVERSARIAL:
         flags, discriminator = ADVERSARIAL[name]
         config = Path(args.output_dir) / f"{name}.json".replace(" ", "-")
