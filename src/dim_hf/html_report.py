@@ -4,6 +4,7 @@ import base64
 import io
 import math
 import os
+import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -246,7 +247,10 @@ def _panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
         axes.set_axis_off()
     panels = []
     for i, (axes, classifier) in enumerate(zip(all_axes, classifiers, strict=False)):
-        axes.set_title(classifier)
+        # A name with options is long.
+        axes.set_title(
+            "\n".join(textwrap.wrap(classifier, 60)), fontsize="medium" if len(classifier) > 40 else "large"
+        )
         axes.set_ylabel("accuracy, %" if i % columns == 0 else "")
         axes.grid(alpha=0.3)
         panels.append((axes, [row for row in rows if row.classifier == classifier]))
