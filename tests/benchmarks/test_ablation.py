@@ -33,7 +33,7 @@ def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
     plain, energy, as_long = report["results"]
     assert [row["row"] for row in report["results"]] == ["no matching", "energy", "no matching, as long"]
     assert plain["steps"] == energy["steps"] == [220]
-    # A step with matching costs more, so that time is worth more steps without.
+    # So many steps of the first phase as take the time of the second.
     assert as_long["steps"][0] > 110
     assert energy["ms_per_step"][1] > 0 and plain["ms_per_step"][0] > 0
     branch = log(tmp_path / "energy-seed-3")
