@@ -185,7 +185,7 @@ def summary(name: str, runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
         "row": name,
         "accuracies": accuracies,
         "mean": statistics.mean(accuracies),
-        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0,
+        "std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
         "steps": [log[-1]["step"] for log in runs],
         "ms_per_step": times,
     }
@@ -193,8 +193,10 @@ def summary(name: str, runs: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 def format_row(result: dict[str, Any]) -> str:
     cells = ["" if time != time else f"{time:.1f}" for time in result["ms_per_step"]]
+    # One seed tells of no spread.
+    spread = "" if result["std"] is None else f" ± {100 * result['std']:.1f}"
     return (
-        f"| {result['row']} | {100 * result['mean']:.1f} ± {100 * result['std']:.1f} | "
+        f"| {result['row']} | {100 * result['mean']:.1f}{spread} | "
         f"{statistics.mean(result['steps']):,.0f} | {cells[0]} | {cells[1]} |"
     )
 

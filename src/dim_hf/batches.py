@@ -1,6 +1,7 @@
 """Streams of whole batches: what they have in common, and those of real images."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -9,7 +10,7 @@ from .data import ImageData, normalise
 from .sampling import ShuffledOrder, check_count, check_epoch, epoch_order
 
 
-class BatchStream:
+class BatchStream(ABC):
     """`length` images in each epoch, shuffled and split evenly into `steps_per_epoch` batches."""
 
     def __init__(self, num_classes: int, length: int, seed: int, batch_size: int, device: torch.device):
@@ -24,8 +25,8 @@ class BatchStream:
         check_epoch(epoch)
         return self._batches(int(epoch))
 
-    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        raise NotImplementedError
+    @abstractmethod
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
 
     def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
         """The positions of each batch; the order is a pure function of the seed and the epoch."""

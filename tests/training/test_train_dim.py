@@ -263,7 +263,11 @@ def test_accelerate_launch(tiny, tmp_path):
         (["--pool", "timm/mixer_s32_224:input_size=30"], "`--pool`: .* takes no images of 30 pixels"),
         (["--pool", "timm/coat_tiny:input_size=32", "--match_loss", "features"], "names no intermediate features"),
         (["--validation_classifier", "resnet_18"], "`--validation_classifier`: .*'resnet_18' is unknown"),
-        (["--match_loss", "kl"], "`--match_loss` has 'kl'; valid are pairwise, energy, energy_probabilities"),
+        (
+            ["--match_loss", "kl"],
+            "`--match_loss` has 'kl'; valid are pairwise, energy, energy_probabilities, standardised, features, "
+            "energy_features, sample_features",
+        ),
         (["--match_loss", "energy=0"], "`--match_loss` has 'energy=0'; the weight of a loss must be a number above 0"),
         (["--match_loss", "energy=much"], "`--match_loss` has 'energy=much'; the weight"),
         (["--match_loss", "energy", "energy=2"], "`--match_loss` names 'energy' twice"),
