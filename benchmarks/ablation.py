@@ -70,6 +70,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     parser.add_argument("--dataset_name", default="digits")
+    parser.add_argument("--resolution", type=int, help="height and width in pixels; default: that of the images")
     parser.add_argument("--cache_dir")
     parser.add_argument("--output_dir", default="out/ablation")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
@@ -162,8 +163,10 @@ def run(
         "--mixed_precision", args.mixed_precision, "--validation_fraction", str(args.validation_fraction),
         "--validation_classifier", args.validation_classifier, "--validation_epochs", str(args.validation_epochs),
         "--validation_steps", "1000000", "--checkpointing_steps", "1000000", "--report_to", "none",
-        "--resume_from_checkpoint", checkpoint, *(["--cache_dir", args.cache_dir] if args.cache_dir else []), *flags,
+        "--resume_from_checkpoint", checkpoint, *flags,
     ]  # fmt: skip
+    command += ["--cache_dir", args.cache_dir] if args.cache_dir else []
+    command += ["--resolution", str(args.resolution)] if args.resolution else []
     process = subprocess.run(command, capture_output=True, text=True)
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
