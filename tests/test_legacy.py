@@ -33,6 +33,13 @@ def test_whole_batches_of_random_labels(generator, ipc, sizes):
     assert not torch.equal(again, torch.cat([images for images, _ in stream.batches(1)]))
 
 
+def test_a_wrong_count_or_epoch_is_refused(generator):
+    with pytest.raises(ValueError, match="`ipc` is 0; it must be"):
+        LegacyStream(generator, 0, seed=0)
+    with pytest.raises(ValueError, match="`epoch` is -1"):
+        LegacyStream(generator, 1, seed=0).batches(-1)
+
+
 def test_colours_change_image_by_image():
     images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
     changed = change_colours(images, torch.Generator().manual_seed(1))

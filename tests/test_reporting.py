@@ -1,6 +1,10 @@
 """Reports: figures by hand, a picture that shows what it says, files that are whole."""
 
 import json
+import os
+import platform
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
@@ -87,6 +91,24 @@ def test_environment_names_versions_and_machine():
     found = environment()
     assert found["torch"] == torch.__version__ and found["device"] and found["dim_hf"]
     assert json.dumps(found)
+
+
+@pytest.mark.skipif(platform.machine().lower() not in ("x86_64", "amd64"), reason="AVX-512 is of x86 processors")
+def test_bfloat16_that_is_emulated_is_warned_of():
+    # torch reads from the environment which instructions it may use.
+    code = (
+        "import torch, warnings; from dim_hf.reporting import warn_of_slow_precision as check; "
+        "warnings.simplefilter('error'); check('no', torch.device('cpu')); check('bf16', torch.device('cuda')); "
+        "warnings.simplefilter('always'); check('bf16', torch.device('cpu'))"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"ATEN_CPU_CAPABILITY": "avx2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert run.stderr.count("bf16 is emulated on this processor (AVX2, no AVX-512)") == 1
 
 
 def test_sample_grid_shows_the_pipelines_images(tmp_path):

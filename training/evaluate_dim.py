@@ -50,6 +50,7 @@ from dim_hf.reporting import (
     results_table,
     save_sample_grid,
     scores_table,
+    warn_of_slow_precision,
     write_report,
 )
 from dim_hf.selection import SELECTIONS, choose_latents, load_latents, optimise_latents, save_latents
@@ -131,6 +132,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
     )
+    if accelerator.is_main_process:
+        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
     for name in args.classifiers:
         check_classifier(name)
     least = {"ipc": (args.ipc, 1), "seeds": (args.seeds, 0), "candidates": ([args.candidates], 1)}

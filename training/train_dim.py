@@ -62,7 +62,7 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.publishing import local_or_hub, prepare_repository
-from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid
+from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid, warn_of_slow_precision
 from dim_hf.sampling import ShuffledOrder
 from dim_hf.streaming import GeneratedStream
 
@@ -259,6 +259,8 @@ def main(args: argparse.Namespace) -> None:
         project_dir=output_dir / args.logging_dir,
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if accelerator.is_main_process:
+        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
     set_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     with accelerator.main_process_first():

@@ -220,18 +220,12 @@ def fixed_source(
 def legacy_source(pipeline: DiffusionPipeline, ipc: int, recipe: DeploymentRecipe) -> Source:
     """Fresh images of a pipeline, for [`legacy_accuracy`]: protocol C."""
 
-    def seen(seed: int) -> int:
-        stream = LegacyStream(pipeline.generator, ipc, seed)
-        return recipe.epochs * stream.steps_per_epoch * stream.batch_size
+    def stream(seed: int) -> LegacyStream:
+        return LegacyStream(pipeline.generator, ipc, seed)
 
     source = generated_source(pipeline, ipc, recipe)
-    return replace(
-        source,
-        kind="legacy",
-        protocol="C",
-        stream=lambda seed: LegacyStream(pipeline.generator, ipc, seed),
-        seen=seen,
-    )
+    seen = recipe.epochs * stream(0).length
+    return replace(source, kind="legacy", protocol="C", stream=stream, seen=lambda seed: seen)
 
 
 def real_source(kind: str, train: ImageData, ipc: int, recipe: DeploymentRecipe, budget: int, protocol: str) -> Source:

@@ -14,16 +14,18 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from .batches import BatchStream
 from .classifiers import build_classifier
 from .data import ImageData, normalise
 from .deployment import random_crop
 from .models import DiMGenerator
+from .sampling import check_count
 
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EVALUATIONS = 128, 0.01, 0.9, 5e-4, 5
 
 
-class LegacyStream:
+class LegacyStream(BatchStream):
     """
     Generated images of random labels, in whole batches of 128 images, or in one batch where an epoch has fewer.
 
@@ -34,19 +36,18 @@ class LegacyStream:
     """
 
     def __init__(self, generator: DiMGenerator, ipc: int, seed: int):
-        self.generator, self.seed = generator, seed
-        self.num_classes = generator.config.num_classes
-        self.batch_size = min(BATCH_SIZE, ipc * self.num_classes)
-        self.steps_per_epoch = ipc * self.num_classes // self.batch_size
+        check_count("ipc", ipc, least=1)
+        images = ipc * generator.config.num_classes
+        self.generator, self.batch_size = generator, min(BATCH_SIZE, images)
+        whole_batches = images // self.batch_size * self.batch_size
+        super().__init__(generator.config.num_classes, whole_batches, seed, self.batch_size, generator.device)
 
     @torch.no_grad()
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        device = self.generator.device
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         rng = torch.Generator().manual_seed(((self.seed << 24) ^ epoch) & (2**63 - 1))
         for _ in range(self.steps_per_epoch):
-            labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng).to(device)
-            noise = torch.randn(self.batch_size, self.generator.config.latent_dim, generator=rng).to(device)
+            labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng).to(self.device)
+            noise = torch.randn(self.batch_size, self.generator.config.latent_dim, generator=rng).to(self.device)
             yield self.generator(noise.to(self.generator.dtype), labels).sample.float(), labels
 
 

@@ -33,10 +33,13 @@ def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
     plain, energy, as_long = report["results"]
     assert [row["row"] for row in report["results"]] == ["no matching", "energy", "no matching, as long"]
     assert plain["steps"] == energy["steps"] == [220]
-    # So many steps of the first phase as take the time of the second.
-    assert as_long["steps"][0] > 110
-    assert energy["ms_per_step"][1] > 0 and plain["ms_per_step"][0] > 0
     branch = log(tmp_path / "energy-seed-3")
+    # So many steps of the first phase as take the time of the second, by what passed between the first two lines.
+    adversarial, matching = (
+        lines[1]["seconds"] - lines[0]["seconds"] for lines in (log(tmp_path / "trunk-seed-3"), branch)
+    )
+    assert as_long["steps"] == [110 + round(110 * matching / adversarial)]
+    assert energy["ms_per_step"][1] == pytest.approx(20 * matching) and plain["ms_per_step"][0] > 0
     assert branch[0]["step"] == 150 and all(line["matching"] for line in branch)
     assert branch[-1]["validation/accuracy"] == energy["mean"] == energy["accuracies"][0]
 
