@@ -54,9 +54,9 @@ MATCHING = {
 }
 # What the adversarial step is made of: flags, and entries of the discriminator's config.
 ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
-    "no class loss": (["--class_loss_weight", "0"], {}),
     "no batch std": ([], {"batch_std": False}),
-    "no projection": ([], {"projection": False}),
+    "class loss too": (["--class_loss_weight", "1"], {}),
+    "class loss for projection": (["--class_loss_weight", "1"], {"projection": False}),
     "spectral norm for R1": (["--r1_weight", "0"], {"norm": "spectral"}),
     "no augmentation": (["--augmentation"], {}),
     "no EMA": (["--no-use_ema"], {}),

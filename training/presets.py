@@ -31,7 +31,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     # DCGAN-shaped networks, small enough for a CPU.
     "base": {
         "adversarial_loss": "hinge",
-        "class_loss_weight": 1.0,
+        "class_loss_weight": 0.0,
         "train_batch_size": 64,
         "max_train_steps": 2000,
         "learning_rate": 4e-4,
@@ -110,7 +110,6 @@ def network_configs(
                 "norm": "layer",
                 "pool_features": True,
                 "projection": False,
-                "auxiliary": True,
             },
         )
     # The generator is narrower than the discriminator: it runs half as often, and its bytes are what is stored.

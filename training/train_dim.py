@@ -282,6 +282,7 @@ def main(args: argparse.Namespace) -> None:
 
     # 2. Networks, their average and their optimisers.
     generator_config, discriminator_config = network_configs(args.preset, data.size, data.channels, data.num_classes)
+    discriminator_config["auxiliary"] = args.class_loss_weight > 0
     if args.generator_config:
         generator_config |= json.loads(Path(args.generator_config).read_text())
     if args.discriminator_config:
@@ -289,7 +290,10 @@ def main(args: argparse.Namespace) -> None:
     generator = DiMGenerator(**generator_config)
     discriminator = DiMDiscriminator(**discriminator_config)
     if args.class_loss_weight and discriminator.class_head is None:
-        raise ValueError("`--class_loss_weight` is above 0, but the discriminator has no class head (`auxiliary`).")
+        raise ValueError(
+            f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` {args.discriminator_config} "
+            "leaves out the class head (`auxiliary`)."
+        )
     ema_generator = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(),
