@@ -291,8 +291,8 @@ def main(args: argparse.Namespace) -> None:
     discriminator = DiMDiscriminator(**discriminator_config)
     if args.class_loss_weight and discriminator.class_head is None:
         raise ValueError(
-            f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` {args.discriminator_config} "
-            "leaves out the class head (`auxiliary`)."
+            f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` "
+            f"{args.discriminator_config} leaves out the class head (`auxiliary`)."
         )
     ema_generator = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
     generator_optimizer = torch.optim.Adam(

@@ -210,6 +210,7 @@ def test_ema_off_keeps_the_generator_itself(tiny, tmp_path):
     [
         ["--mixed_precision", "bf16"],
         ["--adversarial_loss", "wgan-gp", "--max_grad_norm", "1"],
+        ["--class_loss_weight", "1"],
         ["--r1_weight", "1", "--r1_interval", "2", "--augmentation", "shift", "cutout", "color"],
         ["--match_loss", "pairwise", "--match_interval", "2"],
         ["--match_loss", "energy=1", "features=0.1"],
@@ -223,6 +224,21 @@ def test_settings_run_and_change_the_result(tiny, tmp_path, more):
     run(tiny("changed", *more))
     plain, changed = final_weights(tmp_path / "plain"), final_weights(tmp_path / "changed")
     assert not all(torch.equal(plain["generator"][k], changed["generator"][k]) for k in plain["generator"])
+
+
+def test_the_discriminator_has_a_class_head_where_there_is_a_class_loss(tiny, tmp_path):
+    run(tiny("without"))
+    run(tiny("with", "--class_loss_weight", "0.5"))
+    assert "class_head.weight" not in final_weights(tmp_path / "without")["discriminator"]
+    assert final_weights(tmp_path / "with")["discriminator"]["class_head.weight"].shape[0] == 10
+    lines = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
+    assert all(line["loss/class_real"] > 0 and line["loss/class_fake"] > 0 for line in lines)
+
+    config = tmp_path / "discriminator.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auxiliary": False}))
+    with pytest.raises(ValueError, match="`--class_loss_weight` is 0.5, but `--discriminator_config` .*`auxiliary`"):
+        run(tiny("refused", "--class_loss_weight", "0.5"))
+    assert not (tmp_path / "refused").exists()
 
 
 @pytest.mark.slow
