@@ -58,6 +58,7 @@ ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "class loss too": (["--class_loss_weight", "1"], {}),
     "class loss for projection": (["--class_loss_weight", "1"], {"projection": False}),
     "spectral norm for R1": (["--r1_weight", "0"], {"norm": "spectral"}),
+    "shift": (["--augmentation", "shift"], {}),
     "no augmentation": (["--augmentation"], {}),
     "no EMA": (["--no-use_ema"], {}),
 }

@@ -41,7 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "discr_adam_beta1": 0.5,
         "discr_adam_beta2": 0.99,
         "r1_weight": 0.3,
-        "augmentation": ["shift"],
+        # By the number of images; see `default_augmentation`.
+        "augmentation": None,
         "use_ema": True,
         "max_match_steps": 500,
         "match_learning_rate": 2e-4,
@@ -52,6 +53,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool_steps": 1000,
     },
 }
+
+
+def default_augmentation(num_images: int) -> list[str]:
+    """A shift keeps the discriminator from learning few images by heart (arXiv 2006.10738); of many it does harm."""
+    return ["shift"] if num_images < 10_000 else []
 
 
 def doublings(sample_size: int) -> int:

@@ -29,7 +29,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from diffusers.optimization import SchedulerType, get_scheduler
-from presets import PRESETS, doublings, network_configs
+from presets import PRESETS, default_augmentation, doublings, network_configs
 from tqdm.auto import tqdm
 
 from dim_hf.augmentation import AUGMENTATIONS, draw_augmentation
@@ -128,7 +128,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     adversarial.add_argument("--class_loss_weight", type=float, help="auxiliary class loss of both networks; 0: none")
     adversarial.add_argument("--r1_weight", type=float, help="R1 penalty of the discriminator; 0: none")
     adversarial.add_argument("--r1_interval", type=int, default=16, help="steps from one R1 penalty to the next")
-    adversarial.add_argument("--augmentation", nargs="*", choices=AUGMENTATIONS, help="of real and generated images")
+    adversarial.add_argument(
+        "--augmentation",
+        nargs="*",
+        choices=AUGMENTATIONS,
+        help="of real and generated images; base preset: shift where there are fewer than 10,000 images, else none",
+    )
     adversarial.add_argument("--use_ema", action=flag, help="keep the average of the generator's weights")
     adversarial.add_argument("--ema_decay", type=float, default=0.999)
     adversarial.add_argument("--max_grad_norm", type=float, help="clip gradients to this norm")
@@ -279,6 +284,8 @@ def main(args: argparse.Namespace) -> None:
         )
     check_classifiers(args, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
+    if args.augmentation is None:
+        args.augmentation = default_augmentation(len(train))
 
     # 2. Networks, their average and their optimisers.
     generator_config, discriminator_config = network_configs(args.preset, data.size, data.channels, data.num_classes)

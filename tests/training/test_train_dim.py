@@ -241,6 +241,17 @@ def test_the_discriminator_has_a_class_head_where_there_is_a_class_loss(tiny, tm
     assert not (tmp_path / "refused").exists()
 
 
+def test_few_images_are_shifted_unless_the_user_says_otherwise(tiny, tmp_path):
+    assert train_dim.default_augmentation(9_999) == ["shift"] and train_dim.default_augmentation(10_000) == []
+    for folder, more, expected in (
+        ("digits", [], ["shift"]),
+        ("none", ["--augmentation"], []),
+        ("paper", ["--preset", "paper"], []),
+    ):
+        run(tiny(folder, *more, "--max_train_steps", "1", "--max_match_steps", "0"))
+        assert json.loads((tmp_path / folder / "options.json").read_text())["augmentation"] == expected
+
+
 @pytest.mark.slow
 def test_two_processes_train_one_model(tiny, tmp_path):
     command = [
