@@ -544,9 +544,10 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process:
         lock.release()
         best = progress["best"]
+        phase = f" ({'after' if best['matching'] else 'before'} matching)" if match_steps else ""
         print(
-            f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step {best['step']:,} "
-            f"({'after' if best['matching'] else 'before'} matching): validation accuracy {best['accuracy']:.4f}."
+            f"Done in {progress['seconds']:,.0f} s. The pipeline in {output_dir} is that of step "
+            f"{best['step']:,}{phase}: validation accuracy {best['accuracy']:.4f}."
         )
         if args.push_to_hub:
             url = DiMPipeline.from_pretrained(output_dir).push_to_hub(
