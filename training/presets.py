@@ -33,7 +33,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adversarial_loss": "hinge",
         "class_loss_weight": 0.0,
         "train_batch_size": 64,
-        "max_train_steps": 2500,
+        "max_train_steps": 2000,
         "learning_rate": 4e-4,
         "adam_beta1": 0.5,
         "adam_beta2": 0.99,
