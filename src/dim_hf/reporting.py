@@ -331,7 +331,7 @@ def warn_of_slow_precision(precision: str, device: torch.device) -> None:
     if precision == "bf16" and device.type == "cpu" and x86 and not capability.startswith("AVX512"):
         warnings.warn(
             f"bf16 is emulated on this processor ({capability}, no AVX-512) and some 15 times slower than float32; "
-            f"--mixed_precision no is faster.",
+            "--mixed_precision no is faster.",
             stacklevel=2,
         )
 
