@@ -32,7 +32,7 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 # An interrupted demo goes on where it was.
 demo: $(INSTALLED)
 	$(DISTIL_DIGITS)
-	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 500 --controls streamed random
+	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 300 --controls streamed random
 	@echo 'pipeline out/digits, to be loaded with DiMPipeline.from_pretrained("out/digits")'
 
 out/digits/model_index.json: | $(INSTALLED)

@@ -62,7 +62,8 @@ ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "no augmentation": (["--augmentation"], {}),
     "no EMA": (["--no-use_ema"], {}),
 }
-ROWS = (NO_MATCHING, *MATCHING, AS_LONG, FROM_THE_START, *ADVERSARIAL)
+BRANCHES = (NO_MATCHING, *MATCHING, AS_LONG)
+ROWS = (*BRANCHES, FROM_THE_START, *ADVERSARIAL)
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -93,6 +94,9 @@ def main(args: argparse.Namespace) -> None:
     results = []
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     print("| row | validation accuracy % | steps | ms per step | with matching |\n|---|---|---|---|---|", flush=True)
+    if set(args.rows) & set(BRANCHES):
+        for seed in args.seeds:
+            run(args, "trunk", seed, args.max_train_steps, 0, [])
     # The row that takes another's time comes after it.
     for name in sorted(args.rows, key=ROWS.index):
         if name == AS_LONG:
@@ -125,7 +129,6 @@ def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]
         config.write_text(json.dumps(discriminator))
         steps = args.max_train_steps + args.max_match_steps
         return run(args, name, seed, steps, 0, ["--discriminator_config", str(config), *flags])
-    trunk(args, seed)
     script = RELEASED_POOL if "released pool" in name else TRAIN_SCRIPT
     return run(
         args, name, seed, args.max_train_steps, args.max_match_steps, MATCHING[name], branch=True, script=script
@@ -134,12 +137,7 @@ def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]
 
 def continued(args: argparse.Namespace, seed: int, steps: int) -> list[dict[str, Any]]:
     """The adversarial run that the rows about matching branch off, until a later step."""
-    trunk(args, seed)
     return run(args, f"adversarial {steps}", seed, steps, 0, [], branch=True)
-
-
-def trunk(args: argparse.Namespace, seed: int) -> None:
-    run(args, "trunk", seed, args.max_train_steps, 0, [])
 
 
 def run(
@@ -164,7 +162,7 @@ def run(
         "--mixed_precision", args.mixed_precision, "--validation_fraction", str(args.validation_fraction),
         "--validation_classifier", args.validation_classifier, "--validation_epochs", str(args.validation_epochs),
         "--validation_steps", "1000000", "--checkpointing_steps", "1000000", "--report_to", "none",
-        "--resume_from_checkpoint", checkpoint, *flags,
+        "--logging_steps", "10", "--resume_from_checkpoint", checkpoint, *flags,
     ]  # fmt: skip
     command += ["--cache_dir", args.cache_dir] if args.cache_dir else []
     command += ["--resolution", str(args.resolution)] if args.resolution else []

@@ -354,7 +354,7 @@ def test_training_and_evaluation_push(hub, tmp_path):
     message = [line for line in failed.stderr.splitlines() if line.startswith("train_dim.py: ")]
     assert len(message) == 1 and "The push to 'me/digits' failed: the connection to" in message[0]
     assert "push it later with DiMPipeline.from_pretrained('digits').push_to_hub('me/digits')" in message[0]
-    assert "Done in" in failed.stdout
+    assert "Done in" in failed.stdout and "validation accuracy" in failed.stdout
     assert DiMPipeline.from_pretrained(tmp_path / "digits").generator.config.num_classes == 10
     assert set(hub.files("me/digits")) == {".gitattributes"} and hub.repos["me/digits"]["private"]
     # The finished run goes on with the push alone.

@@ -302,6 +302,10 @@ def main(args: argparse.Namespace) -> None:
             f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` "
             f"{args.discriminator_config} leaves out the class head (`auxiliary`)."
         )
+    if accelerator.device.type == "cpu":
+        # A step takes an eighth less time (docs/results.md). What is saved has ordinary strides all the same.
+        generator.to(memory_format=torch.channels_last)
+        discriminator.to(memory_format=torch.channels_last)
     ema_generator = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(),

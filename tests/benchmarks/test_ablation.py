@@ -3,21 +3,18 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
+import ablation
 import pytest
 
 
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "ablation.py"
-
-
-def ablation(folder, *more):
+def run(folder, *more):
     arguments = [
-        "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--max_train_steps", "110",
-        "--max_match_steps", "110", "--seeds", "3", "--validation_epochs", "1", "--validation_classifier", "convnet3",
+        "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--max_train_steps", "25",
+        "--max_match_steps", "25", "--seeds", "3", "--validation_epochs", "1", "--validation_classifier", "convnet3",
         "--json", str(folder / "out.json"), *more,
     ]  # fmt: skip
-    return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=400)
+    return subprocess.run([sys.executable, ablation.__file__, *arguments], capture_output=True, text=True, timeout=400)
 
 
 def log(folder):
@@ -27,30 +24,35 @@ def log(folder):
 @pytest.mark.slow
 def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
     rows = ["--rows", "no matching, as long", "energy", "no matching"]
-    result = ablation(tmp_path, *rows)
+    result = run(tmp_path, *rows)
     assert result.returncode == 0, result.stderr[-2000:]
     report = json.loads((tmp_path / "out.json").read_text())
     plain, energy, as_long = report["results"]
     assert [row["row"] for row in report["results"]] == ["no matching", "energy", "no matching, as long"]
-    assert plain["steps"] == energy["steps"] == [220]
+    assert plain["steps"] == energy["steps"] == [50]
     branch = log(tmp_path / "energy-seed-3")
     # So many steps of the first phase as take the time of the second, by what passed between the first two lines.
     adversarial, matching = (
         lines[1]["seconds"] - lines[0]["seconds"] for lines in (log(tmp_path / "trunk-seed-3"), branch)
     )
-    assert as_long["steps"] == [110 + round(110 * matching / adversarial)]
-    assert energy["ms_per_step"][1] == pytest.approx(20 * matching) and plain["ms_per_step"][0] > 0
-    assert branch[0]["step"] == 150 and all(line["matching"] for line in branch)
+    assert as_long["steps"] == [25 + round(25 * matching / adversarial)]
+    assert energy["ms_per_step"][1] == pytest.approx(100 * matching) and plain["ms_per_step"][0] > 0
+    assert branch[0]["step"] == 30 and all(line["matching"] for line in branch)
     assert branch[-1]["validation/accuracy"] == energy["mean"] == energy["accuracies"][0]
 
-    again = ablation(tmp_path, "--rows", "energy")
+    again = run(tmp_path, "--rows", "energy")
     assert again.stdout.splitlines()[-1] in result.stdout.splitlines()
     assert log(tmp_path / "energy-seed-3") == branch
 
 
-def test_a_wrong_row_is_named_before_any_run(tmp_path):
-    unknown = ablation(tmp_path, "--rows", "matching")
-    assert unknown.returncode == 2 and "invalid choice: 'matching'" in unknown.stderr
-    alone = ablation(tmp_path, "--rows", "no matching, as long")
-    assert alone.returncode == 2 and "takes the time of the first row that matches" in alone.stderr
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("matching", "invalid choice: 'matching'"),
+        ("no matching, as long", "takes the time of the first row that matches"),
+    ],
+)
+def test_a_wrong_row_is_named_before_any_run(capsys, row, message):
+    with pytest.raises(SystemExit, match="2"):
+        ablation.parse_args(["--rows", row])
+    assert message in capsys.readouterr().err

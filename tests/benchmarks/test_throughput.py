@@ -3,27 +3,16 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
-
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "throughput.py"
+import throughput
 
 
 @pytest.mark.slow
 def test_every_row_beside_its_naive_one(tmp_path):
-    arguments = [
-        "--batch_size",
-        "16",
-        "--intervals",
-        "2",
-        "--interval_steps",
-        "2",
-        "--json",
-        str(tmp_path / "out.json"),
-    ]
-    result = subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, timeout=400)
+    arguments = ["--batch_size", "16", "--intervals", "2", "--interval_steps", "2"]
+    command = [sys.executable, throughput.__file__, *arguments, "--json", str(tmp_path / "out.json")]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
     assert result.returncode == 0, result.stderr[-2000:]
     report = json.loads((tmp_path / "out.json").read_text())
     rows = [(row["row"], row["kind"]) for row in report["rows"]]
@@ -36,6 +25,7 @@ def test_every_row_beside_its_naive_one(tmp_path):
     assert report["matching_over_adversarial"] > 0 and report["environment"]["torch"]
 
 
-def test_a_wrong_argument_is_named():
-    result = subprocess.run([sys.executable, SCRIPT, "--intervals", "0"], capture_output=True, text=True)
-    assert result.returncode == 2 and "--intervals is 0" in result.stderr
+def test_a_wrong_argument_is_named(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        throughput.parse_args(["--intervals", "0"])
+    assert "--intervals is 0" in capsys.readouterr().err

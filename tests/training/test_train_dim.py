@@ -265,14 +265,6 @@ def test_two_processes_train_one_model(tiny, tmp_path):
     assert DiMPipeline.from_pretrained(tmp_path / "run")(ipc=1, output_type="np").images.shape == (10, 8, 8, 1)
 
 
-@pytest.mark.slow
-def test_accelerate_launch(tiny, tmp_path):
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes", "1", str(SCRIPT), *tiny("run")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 0, result.stderr
-    assert "validation accuracy" in result.stdout
-
-
 @pytest.mark.parametrize(
     ("more", "message"),
     [
