@@ -17,7 +17,8 @@ INSTALLED := .venv/installed
 LAUNCH := $(BIN)/accelerate launch --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import os; print(os.cpu_count())")
 
-DISTIL_DIGITS := $(LAUNCH) training/train_dim.py --output_dir out/digits --resume_from_checkpoint latest
+DISTIL_DIGITS := $(LAUNCH) training/train_dim.py --output_dir out/digits --max_train_steps 1500 --validation_steps 500 \
+	--resume_from_checkpoint latest
 
 .PHONY: help demo space test style quality clean chromium
 
