@@ -359,7 +359,7 @@ def test_training_and_evaluation_push(hub, tmp_path):
     assert set(hub.files("me/digits")) == {".gitattributes"} and hub.repos["me/digits"]["private"]
     # The finished run goes on with the push alone.
     env = environment(hub.endpoint, tmp_path / "home", token=None)
-    again = run([sys.executable, *train, "--hub_token", TOKEN, "--resume_from_checkpoint", "latest"], tmp_path, env)
+    again = run([*launch, *train, "--hub_token", TOKEN, "--resume_from_checkpoint", "latest"], tmp_path, env)
     assert "Pushed to me/digits: " in again.stdout
     assert set(hub.files("me/digits")) == FILES
     card = ModelCard(hub.files("me/digits")["README.md"].decode())
