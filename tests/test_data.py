@@ -222,14 +222,32 @@ def test_digits_are_stratified_and_disjoint(load):
 
 def test_the_cache_is_read_the_second_time(load, tmp_path):
     first = load("digits")
-    (file,) = (tmp_path / "cache" / "images").iterdir()
+    (file,) = (tmp_path / "cache" / "images").glob("*.npy")
     written = file.stat().st_mtime_ns
     second = load("digits")
     assert file.stat().st_mtime_ns == written and torch.equal(first.images, second.images)
     assert first.fingerprint == second.fingerprint
     assert load("digits", resolution=16).fingerprint != first.fingerprint
     assert load("digits", max_samples=100).fingerprint != first.fingerprint
-    assert len(list((tmp_path / "cache" / "images").iterdir())) == 3
+    assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 3
+
+
+def test_the_fingerprint_is_that_of_the_content_wherever_it_lies(parquet, load):
+    images = [png(Image.fromarray(pixels(i))) for i in range(3)]
+
+    def fingerprint(folder, labels=(0, 1, 0), images=images, names=("a", "b"), image="image"):
+        columns = {image: ImageFeature(), "label": ClassLabel(names=list(names))}
+        return load(parquet(columns, folder, train={image: images, "label": list(labels)})).fingerprint
+
+    assert fingerprint("here") == fingerprint("there") == fingerprint("renamed", image="img")
+    changed = png(Image.fromarray(pixels(2) ^ np.eye(8, dtype=np.uint8)))
+    others = [
+        fingerprint("labels", labels=(0, 1, 1)),
+        fingerprint("names", names=("a", "c")),
+        fingerprint("order", images=images[::-1]),
+        fingerprint("pixel", images=[*images[:2], changed]),
+    ]
+    assert len({fingerprint("here"), *others}) == 5
 
 
 def test_two_readers_at_once_both_end_up_right(load):

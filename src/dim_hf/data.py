@@ -34,7 +34,7 @@ class ImageData:
         images (`torch.Tensor` of shape `(N, channels, size, size)`): uint8; in memory or memory-mapped.
         labels (`torch.Tensor` of shape `(N,)`): int64, `0 .. num_classes - 1`.
         class_names (`tuple[str, ...]`): The name of each label.
-        fingerprint (`str`): Changes with the content and with how it was decoded; keys caches.
+        fingerprint (`str`): Of images, labels and class names; keys caches, results and checkpoints.
     """
 
     images: torch.Tensor
@@ -160,7 +160,7 @@ def load_image_data(
             raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
         chosen = stratified_order(own_labels, seed)[:max_samples].sort().values
         dataset, own_labels = dataset.select(chosen.tolist()), own_labels[chosen]
-    images, key = decoded_images(
+    images, digest = decoded_images(
         dataset,
         f"split {split!r} of {name}",
         image_column,
@@ -169,7 +169,8 @@ def load_image_data(
         Path(cache_dir) if cache_dir is not None else default_cache_dir(),
         num_workers,
     )
-    fingerprint = hashlib.sha256(json.dumps([key, label_column, own_names]).encode()).hexdigest()[:16]
+    content = json.dumps([digest, own_labels.tolist(), own_names])
+    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     return ImageData(images, own_labels, own_names, fingerprint)
 
 

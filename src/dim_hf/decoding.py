@@ -13,7 +13,7 @@ from huggingface_hub.constants import HF_HOME
 from PIL import Image
 
 
-CACHE_FORMAT = 1
+CACHE_FORMAT = 2
 GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
 LARGEST_16_BIT = 65535
 
@@ -69,11 +69,12 @@ def decoded_images(
         origin (`str`): What the data set is called in messages.
 
     Returns:
-        A memory-mapped uint8 tensor of shape `(N, channels, size, size)`, and the key of the cache.
+        A memory-mapped uint8 tensor of shape `(N, channels, size, size)`, and a digest of its shape and pixels.
     """
     key_parts = [CACHE_FORMAT, dataset._fingerprint, len(dataset), column, resolution, channels]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:24]
     path = cache_dir / "images" / f"{key}.npy"
+    digest_path = path.with_suffix(".sha256")
     if not path.exists():
         raw = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         workers = min(num_workers or os.cpu_count() or 1, max(1, len(dataset) // 2000))
@@ -84,9 +85,17 @@ def decoded_images(
             shape = (len(dataset), channels, size, size)
             np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape).flush()
             _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, str(target)))
+            # Over the same images the key can change, as `datasets` names local files by where and when they were
+            # written. The digest, which results and checkpoints are kept under, does not.
+            digest = hashlib.sha256(f"{shape}".encode())
+            pixels = np.load(target, mmap_mode="r")
+            for start in range(0, len(pixels), 4096):
+                digest.update(pixels[start : start + 4096])
+            Path(aside, digest_path.name).write_text(digest.hexdigest())
+            os.replace(Path(aside, digest_path.name), digest_path)
             os.replace(target, path)
     # Copy-on-write, because torch has no read-only tensors; nothing here writes to it.
-    return torch.from_numpy(np.load(path, mmap_mode="c")), key
+    return torch.from_numpy(np.load(path, mmap_mode="c")), digest_path.read_text()
 
 
 def _each_batch(raw: datasets.Dataset, what: str, workers: int, function, arguments: tuple) -> datasets.Dataset:
