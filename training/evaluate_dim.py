@@ -108,7 +108,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     fixed = parser.add_argument_group("fixed sets (protocol A)")
     fixed.add_argument("--selection", nargs="+", choices=SELECTIONS, default=["random"], help="each is a row")
     fixed.add_argument("--candidates", type=int, default=100, help="samples per image that k-means or herding keeps")
-    fixed.add_argument("--latent_steps", type=int, default=0, help="then optimise the latents for so many steps")
+    fixed.add_argument(
+        "--latent_steps",
+        type=int,
+        nargs="+",
+        default=[0],
+        help="then optimise the latents for so many steps; each number is a row of each selection",
+    )
     fixed.add_argument(
         "--pool",
         nargs="+",
@@ -137,13 +143,13 @@ def main(args: argparse.Namespace) -> list[Row]:
     for name in args.classifiers:
         check_classifier(name)
     least = {"ipc": (args.ipc, 1), "seeds": (args.seeds, 0), "candidates": ([args.candidates], 1)}
-    least |= {"latent_steps": ([args.latent_steps], 0), "pool_steps": ([args.pool_steps], 1)}
+    least |= {"latent_steps": (args.latent_steps, 0), "pool_steps": ([args.pool_steps], 1)}
     for name, (numbers, smallest) in least.items():
         if min(numbers) < smallest:
             raise ValueError(f"`--{name}` is {min(numbers)}; it must be at least {smallest}.")
     if max(args.seeds) >= 2**32:
         raise ValueError(f"`--seeds` names {max(args.seeds)}; it must be below 2**32.")
-    for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "controls"):
+    for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls"):
         values = getattr(args, name)
         if len(set(values)) != len(values):
             raise ValueError(f"`--{name}` names {values}; each must be given once.")
@@ -152,7 +158,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             f"`--epochs` has {len(args.epochs)} numbers, {args.epochs}, and `--ipc` {len(args.ipc)}, {args.ipc}; "
             "valid is one number for all, or one for each ipc in the same order."
         )
-    if "A" not in args.protocols and (args.selection != ["random"] or args.latent_steps):
+    if "A" not in args.protocols and (args.selection != ["random"] or any(args.latent_steps)):
         raise ValueError(
             f"`--selection` and `--latent_steps` make the fixed sets of protocol A; `--protocols` names "
             f"{', '.join(args.protocols)}."
@@ -212,7 +218,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     train, test = load_splits(args, pipeline, accelerator, training)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
-    if "A" in args.protocols and (args.latent_steps or args.selection != ["random"]):
+    if "A" in args.protocols and (any(args.latent_steps) or args.selection != ["random"]):
         for name in args.pool:
             try:
                 check_classifier(split_entry(name)[0], test.channels, test.size, features=True)
@@ -234,12 +240,18 @@ def main(args: argparse.Namespace) -> list[Row]:
     }
 
     def read_sets(made_by: DiMPipeline | None, ipc: int) -> dict[str, LatentsOf]:
-        suffix, paths = ", latents optimised" if args.latent_steps else "", fixed_sets[made_by] if made_by else {}
+        paths = fixed_sets[made_by] if made_by else {}
 
-        def read_set(selection: str, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-            return load_latents(paths[selection, ipc, seed])
+        def read_set(selection: str, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+            return load_latents(paths[selection, steps, ipc, seed])
 
-        return {f"fixed set, {name}{suffix}": partial(read_set, name) for name in args.selection if paths}
+        return {
+            f"fixed set, {selection}" + (f", {steps} latent steps" if steps else ""): partial(
+                read_set, selection, steps
+            )
+            for selection, steps in itertools.product(args.selection, args.latent_steps)
+            if paths
+        }
 
     sources = {
         ipc: list_sources(
@@ -431,23 +443,26 @@ def load_splits(
 
 def make_fixed_sets(
     args: argparse.Namespace, pipeline: DiMPipeline, train: ImageData, accelerator: Accelerator, folder: Path
-) -> dict[tuple[str, int, int], Path]:
-    """The files of the latents of each selection, ipc and seed; what the same settings made before stays."""
-    paths, missing = {}, []
-    for selection, ipc, seed in itertools.product(args.selection, args.ipc, args.seeds):
+) -> dict[tuple[str, int, int, int], Path]:
+    """The files of the latents of each selection, number of steps, ipc and seed; what was made before stays."""
+    paths: dict[tuple[str, int, int, int], Path] = {}
+    # What is missing of each selection, ipc and seed: its latents are chosen once, whatever the steps that follow.
+    missing: dict[tuple[str, int, int], list[tuple[Path, dict[str, Any]]]] = {}
+    for selection, ipc, seed, steps in itertools.product(args.selection, args.ipc, args.seeds, args.latent_steps):
         settings = {"weights": weights_digest(pipeline), "selection": selection, "ipc": ipc, "seed": seed}
         if selection != "random":
             settings["candidates"] = args.candidates
-        if selection != "random" or args.latent_steps:
+        if selection != "random" or steps:
             settings |= {"pool": args.pool, "pool_steps": args.pool_steps, "data": train.fingerprint}
-            settings["latent_steps"] = args.latent_steps
+            settings["latent_steps"] = steps
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-        paths[selection, ipc, seed] = folder / f"{selection}-ipc{ipc}-seed{seed}-{digest}.safetensors"
-        if not paths[selection, ipc, seed].exists():
-            missing.append((paths[selection, ipc, seed], settings))
+        path = folder / f"{selection}-ipc{ipc}-seed{seed}-{digest}.safetensors"
+        paths[selection, steps, ipc, seed] = path
+        if not path.exists():
+            missing.setdefault((selection, ipc, seed), []).append((path, settings))
     accelerator.wait_for_everyone()
     pool = []
-    if any("pool" in settings for _, settings in missing):
+    if any("pool" in settings for sets in missing.values() for _, settings in sets):
         with accelerator.main_process_first():
             pool = build_pool(
                 args.pool,
@@ -458,16 +473,18 @@ def make_fixed_sets(
                 device=accelerator.device,
                 show_progress=accelerator.is_main_process,
             )
-    teacher = pool[-1] if pool else None
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
-    for path, settings in tqdm(mine, unit="set", disable=not accelerator.is_main_process):
-        generator, seed = pipeline.generator, settings["seed"]
+    generator, teacher = pipeline.generator, pool[-1] if pool else None
+    mine = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
+    progress = accelerator.is_main_process
+    for (selection, ipc, seed), sets in tqdm(mine, unit="set", disable=not progress):
         latents, labels = choose_latents(
-            generator, settings["ipc"], settings["selection"], seed=seed, candidates=args.candidates, teacher=teacher
+            generator, ipc, selection, seed=seed, candidates=args.candidates, teacher=teacher
         )
-        if args.latent_steps:
-            latents = optimise_latents(generator, latents, labels, train, pool, args.latent_steps, seed=seed)
-        save_latents(path, latents, labels, settings)
+        for path, settings in sets:
+            moved = latents
+            if steps := settings.get("latent_steps"):
+                moved = optimise_latents(generator, latents, labels, train, pool, steps, seed=seed, progress=progress)
+            save_latents(path, moved, labels, settings)
     accelerator.wait_for_everyone()
     return paths
 

@@ -17,6 +17,7 @@ from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from torch import nn
+from tqdm.auto import tqdm
 
 from .augmentation import draw_augmentation
 from .classifiers import logits_and_features
@@ -143,6 +144,7 @@ def optimise_latents(
     *,
     seed: int,
     learning_rate: float = 0.01,
+    progress: bool = False,
 ) -> torch.Tensor:
     """
     Moves latents so that networks of a pool see their images as they see real ones of the same class; the generator
@@ -159,6 +161,7 @@ def optimise_latents(
         steps (`int`): Steps of Adam.
         seed (`int`): Seeds what is drawn.
         learning_rate (`float`, *optional*, defaults to 0.01): Of Adam.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the steps.
 
     Returns:
         New latents of the same shape.
@@ -170,7 +173,7 @@ def optimise_latents(
     members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
     latents = latents.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([latents], lr=learning_rate)
-    for _ in range(steps):
+    for _ in tqdm(range(steps), desc="latents", unit="step", leave=False, disable=not progress):
         classes = torch.randperm(data.num_classes, generator=draw)[: max(1, PER_STEP // per_class)].tolist()
         of_set = torch.cat([c * ipc + torch.randperm(ipc, generator=draw)[:per_class] for c in classes])
         of_set = of_set.to(labels.device)

@@ -210,6 +210,7 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
         (["--before_matching", "/nowhere"], "`--before_matching` /nowhere cannot be loaded"),
         (["--candidates", "0"], "`--candidates` is 0; it must be at least 1"),
         (["--latent_steps", "-1"], "`--latent_steps` is -1; it must be at least 0"),
+        (["--latent_steps", "5", "5"], r"`--latent_steps` names \[5, 5\]"),
         (["--protocols", "A", "A"], r"`--protocols` names \['A', 'A'\]"),
         (["--selection", "random", "random"], r"`--selection` names"),
         (["--protocols", "A", "--selection", "kmeans", "--pool", "convnet4"], "`--pool`: .*'convnet4' is unknown"),
@@ -275,9 +276,10 @@ def test_real_images_come_at_the_size_and_channels_of_the_pipeline(evaluate, tmp
 def test_fixed_sets_are_rows_of_their_own_and_their_latents_are_kept(evaluate, tmp_path):
     more = ["--protocols", "A", "--selection", "random", "herding", "--candidates", "3", "--pool_steps", "2"]
     rows = evaluate(*more, "--latent_steps", "2", "--controls", "random")
+    names = "fixed set, random, 2 latent steps", "fixed set, herding, 2 latent steps"
     assert [(row.source, row.protocol) for row in rows] == [
-        ("fixed set, random, latents optimised", "A"),
-        ("fixed set, herding, latents optimised", "A"),
+        (names[0], "A"),
+        (names[1], "A"),
         (REAL["random"], "A"),
     ]
     assert {(row.steps, row.distinct_images) for row in rows} == {(2, 20)}
@@ -296,9 +298,15 @@ def test_fixed_sets_are_rows_of_their_own_and_their_latents_are_kept(evaluate, t
     lines = (folder / "results.jsonl").read_text()
     assert evaluate(*more, "--latent_steps", "2", "--controls", "random") == rows
     assert (folder / "results.jsonl").read_text() == lines
-    evaluate(*more, "--latent_steps", "0", "--controls")
+    # Sets of several numbers of steps begin with the same latents.
+    rows = evaluate(*more, "--latent_steps", "0", "2", "--controls")
+    assert [row.source for row in rows] == ["fixed set, random", names[0], "fixed set, herding", names[1]]
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
-    assert len(list((folder / "fixed").iterdir())) == 8
+    files = sorted((folder / "fixed").iterdir())
+    assert len(files) == 8
+    sets = [load_latents(path)[0] for path in files if path.name.startswith("herding-ipc2-seed0")]
+    # Adam's first steps are each of the learning rate.
+    assert 0 < (sets[0] - sets[1]).abs().max() < 0.03
 
 
 def test_every_kind_of_row_and_its_scores(evaluate, tmp_path):
