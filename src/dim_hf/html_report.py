@@ -121,21 +121,22 @@ def accuracy_by_ipc(rows: Sequence[Row]) -> Picture:
 def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
     """Accuracy against what has to be stored, a panel per classifier."""
     figure, panels = _panels(rows)
+    every_ipc = sorted({row.ipc for row in rows})
     for axes, of_classifier in panels:
         for name, colour, line in _lines(rows, of_classifier):
-            sizes, means = [row.bytes / 2**20 for row in line], [100 * row.mean for row in line]
-            axes.errorbar(sizes, means, _spreads(line), label=name, **_style(line[0], colour), ls="none")
-            for row, size, mean in zip(line, sizes, means, strict=True):
-                axes.annotate(f" {row.ipc}", (size, mean), fontsize=7, color=colour)
+            for row, spread in zip(line, _spreads(line), strict=True):
+                # Sources of about as many bytes lie over each other and must be seen through each other.
+                face = {"markerfacecolor": "none"} if row.control else {"alpha": 0.6}
+                style = _style(row, colour) | {"ms": 4 + 3 * every_ipc.index(row.ipc)} | face
+                axes.errorbar(row.bytes / 2**20, 100 * row.mean, spread, label=name, **style, ls="none")
         axes.set_xscale("log")
         # The usual labels are formulas.
         axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("stored, MiB")
-    caption = (
-        "Weights, with the latents and labels that belong to them, or real images as PNG; controls are hollow. The "
-        "number beside a point is its ipc."
-    )
+    caption = "Weights, with the latents and labels that belong to them, or real images as PNG; controls are hollow."
+    if len(every_ipc) > 1:
+        caption += f" The larger a point, the larger its ipc: {', '.join(map(str, every_ipc))}."
     return _finish(figure, panels, "Accuracy by what has to be stored", caption)
 
 
