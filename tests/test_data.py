@@ -320,7 +320,9 @@ def test_empty_classes_and_missing_labels(parquet, load):
         load(folder)
     with pytest.raises(ValueError, match="has 2 images of 3 classes"):
         load(folder, "few")
-    with pytest.raises(ValueError, match="`label_column` label has no label in row 2"):
+    with pytest.raises(
+        ValueError, match="`label_column` label of split 'unlabelled' of .*dataset has no label in row 2"
+    ):
         load(folder, "unlabelled")
 
 

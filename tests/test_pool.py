@@ -4,6 +4,7 @@ import pytest
 import torch
 from transformers import ResNetConfig
 
+from dim_hf.classifiers import build_classifier
 from dim_hf.classifiers.external import find_source, plan
 from dim_hf.data import load_image_data, normalise
 from dim_hf.pool import PoolRecipe, build_pool
@@ -63,6 +64,13 @@ def test_training_is_a_function_of_the_seed(build, tmp_path):
         file.unlink()
     assert torch.equal(weights(build()[-1]), first)
     assert not torch.equal(weights(build(seed=1)[-1]), first)
+
+
+def test_a_judge_of_the_same_seed_does_not_begin_as_a_network_of_the_pool(build):
+    (first,) = build(recipe=PoolRecipe(steps=1, snapshots=1, batch_size=4, learning_rate=1e-6))
+    torch.manual_seed(0)
+    judge = build_classifier("convnet3", 10, 1, 8)
+    assert (first[0].weight - judge[0].weight).abs().max() > 0.1
 
 
 def test_whatever_decides_a_network_is_part_of_its_key(build, digits, tmp_path):

@@ -111,8 +111,12 @@ def test_a_choice_needs_a_teacher(pipeline):
         choose_latents(pipeline.generator, 1, "herding", seed=0)
 
 
-@pytest.mark.parametrize("ipc", [1, 3])
-def test_optimised_latents_come_nearer_to_real_images_and_nothing_else_changes(pipeline, real, ipc):
+# At 20 images per class a step takes a part of them, at 7 images per step it takes two of three classes.
+@pytest.mark.parametrize(("ipc", "per_step"), [(1, 256), (3, 256), (20, 256), (3, 7)])
+def test_optimised_latents_come_nearer_to_real_images_and_nothing_else_changes(
+    pipeline, real, ipc, per_step, monkeypatch
+):
+    monkeypatch.setattr("dim_hf.selection.PER_STEP", per_step)
     generator, network = pipeline.generator, make_classifier()
     latents, labels = choose_latents(generator, ipc, "random", seed=0)
     before = {name: value.clone() for name, value in generator.state_dict().items()}
@@ -133,6 +137,7 @@ def test_optimised_latents_come_nearer_to_real_images_and_nothing_else_changes(p
     original = latents.clone()
     moved = optimise_latents(generator, latents, labels, real, [network], 60, seed=0, learning_rate=0.05)
     assert gap(moved) < gap(latents)
+    assert (moved != latents).any(dim=1).all()
     assert torch.equal(latents, original) and moved.shape == latents.shape and not moved.requires_grad
     assert all(torch.equal(value, before[name]) for name, value in generator.state_dict().items())
     assert all(parameter.grad is None for parameter in generator.parameters())

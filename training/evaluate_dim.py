@@ -32,7 +32,7 @@ from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
 from dim_hf.checkpointing import check_output_dir
-from dim_hf.classifiers import check_classifier
+from dim_hf.classifiers import check_classifier, local_fingerprint
 from dim_hf.comparison import REAL, LatentsOf, Source, list_sources, module_bytes, png_bytes, scores
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.decoding import default_cache_dir
@@ -40,7 +40,7 @@ from dim_hf.deployment import DeploymentRecipe, predict, train_classifier
 from dim_hf.html_report import write_html_report
 from dim_hf.legacy import LegacyStream, legacy_accuracy
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.pool import PoolRecipe, build_pool, split_entry
+from dim_hf.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
 from dim_hf.publishing import local_or_hub, prepare_repository, weights_digest
 from dim_hf.reporting import (
     Row,
@@ -218,7 +218,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     train, test = load_splits(args, pipeline, accelerator, training)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
-    if "A" in args.protocols and (any(args.latent_steps) or args.selection != ["random"]):
+    sets_take_pool = "A" in args.protocols and (any(args.latent_steps) or args.selection != ["random"])
+    if sets_take_pool:
         for name in args.pool:
             try:
                 check_classifier(split_entry(name)[0], test.channels, test.size, features=True)
@@ -274,6 +275,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     def job(source: Source, name: str, ipc: int, seed: int) -> dict[str, Any]:
         """All that decides a result, as JSON values."""
         run = {"classifier": name, "ipc": ipc, "seed": seed, "recipe": asdict(recipes[ipc]), "test": test.fingerprint}
+        if content := local_fingerprint(name):
+            run["local"] = content
         return source.identity(seed) | run
 
     results = output_dir / "results.jsonl"
@@ -284,7 +287,9 @@ def main(args: argparse.Namespace) -> list[Row]:
     finished = read_results(results)
     accelerator.wait_for_everyone()
     # Two rows of the same weights, as before and after matching where matching did not help, are one job.
-    wanted = {job_key(job(*row, seed)): (*row, seed) for seed in args.seeds for row in rows}
+    wanted: dict[str, tuple[Source, str, int, int]] = {}
+    for seed, row in itertools.product(args.seeds, rows):
+        wanted.setdefault(job_key(job(*row, seed)), (*row, seed))
     missing = [each for key, each in wanted.items() if key not in finished]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for source, name, ipc, seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
@@ -307,7 +312,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             )
             predictions = predict(classifier, test)
             accuracy = (predictions == test.labels).sum().item() / len(test)
-            if not source.control and test.num_classes <= MOST_IN_CONFUSION:
+            if test.num_classes <= MOST_IN_CONFUSION:
                 cells = torch.bincount(test.labels * test.num_classes + predictions, minlength=test.num_classes**2)
                 result["confusion"] = cells.view(test.num_classes, -1).tolist()
         result |= {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
@@ -339,6 +344,12 @@ def main(args: argparse.Namespace) -> list[Row]:
             stored,
             stored * len(train) / png_bytes(train),
         )
+        if sets_take_pool:
+            protocol += (
+                f" Fixed sets: k-means and herding choose among {args.candidates:,} samples for each image, by the "
+                f"features of {split_entry(args.pool[-1])[0]}; latent steps match the pool {', '.join(args.pool)}. "
+                f"Its networks were trained on the real images for {args.pool_steps:,} steps."
+            )
         if "before_matching" in args.controls and pipeline_before is None and {*args.protocols} != {"C"}:
             protocol += f" There is no control from before matching: no pipeline in {before}."
         write_report(output_dir, table, protocol, details, ranking)
@@ -435,6 +446,11 @@ def load_splits(
             f"generates {', '.join(expected)}."
         )
     if training:
+        if train.fingerprint != training["data_fingerprint"]:
+            raise ValueError(
+                f"`--validation` scores what training held out, but `--dataset_name` {args.dataset_name} is not the "
+                f"data that it was trained on, {training['dataset_name']} (options.json in `--pipeline`)."
+            )
         train, test = holdout(train, training["validation_fraction"], training["seed"])
     else:
         test = load(args.test_split, train.class_names, None)
@@ -454,7 +470,10 @@ def make_fixed_sets(
             settings["candidates"] = args.candidates
         if selection != "random" or steps:
             settings |= {"pool": args.pool, "pool_steps": args.pool_steps, "data": train.fingerprint}
-            settings["latent_steps"] = steps
+            settings |= {"latent_steps": steps, "pool_format": POOL_FORMAT}
+            networks = [split_entry(entry)[0] for entry in args.pool]
+            if local := {name: content for name in networks if (content := local_fingerprint(name))}:
+                settings["local"] = local
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
         path = folder / f"{selection}-ipc{ipc}-seed{seed}-{digest}.safetensors"
         paths[selection, steps, ipc, seed] = path

@@ -340,9 +340,11 @@ def main(args: argparse.Namespace) -> None:
     }
     deciding_options = {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding_options}
+    branched = False
     if checkpoint:
         progress = read_progress(checkpoint, deciding_options, may_still_change)
-        if checkpoint.parent.resolve() != output_dir.resolve():
+        branched = checkpoint.parent.resolve() != output_dir.resolve()
+        if branched:
             # The best pipeline so far lies in the other run's folder.
             progress["best"] = {"accuracy": -1.0}
     if accelerator.is_main_process:
@@ -366,6 +368,10 @@ def main(args: argparse.Namespace) -> None:
     if checkpoint:
         accelerator.load_state(str(checkpoint))
         load_models(models, checkpoint)
+    if accelerator.is_main_process and match_steps and branched and progress["step"] == adversarial_steps:
+        # A branch has no validation before matching.
+        begun_with = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
+        replace_pipeline(begun_with, output_dir / "before_matching")
     pool = []
     if match_steps:
         with accelerator.main_process_first():

@@ -10,6 +10,8 @@ part of *train*, and its accuracy is that on the part held out.
 """
 
 import argparse
+import json
+import random
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -39,8 +41,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--image_column", help="found from the features unless given")
     parser.add_argument("--label_column", help="found from the features unless given")
     parser.add_argument("--cache_dir", help="where decoded images are kept")
-    parser.add_argument("--validation_fraction", type=float, default=0.1, help="share of the train split held out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--validation_fraction",
+        type=float,
+        help="share of the train split held out; default: that of the training run in --pipeline, or 0.1",
+    )
+    parser.add_argument("--seed", type=int, help="default: that of the training run in --pipeline, or 0")
     parser.add_argument("--num_train_epochs", type=int, default=20, help="passes through the real images")
     parser.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
     parser.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
@@ -57,6 +63,11 @@ def main(args: argparse.Namespace) -> float:
     output_dir = Path(args.output_dir or args.pipeline)
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is no local folder.")
+    # What the run held out stays unseen, so that evaluate_dim.py --validation may score with this teacher's labels.
+    run = Path(args.pipeline) / "options.json"
+    held_out = {"seed": 0, "validation_fraction": 0.1} | (json.loads(run.read_text()) if run.exists() else {})
+    seed = held_out["seed"] if args.seed is None else args.seed
+    fraction = held_out["validation_fraction"] if args.validation_fraction is None else args.validation_fraction
     data = load_image_data(
         args.dataset_name,
         args.train_split,
@@ -70,20 +81,21 @@ def main(args: argparse.Namespace) -> float:
         cache_dir=args.cache_dir,
         revision=args.revision,
     )
-    train, validation = (part.to(device) for part in holdout(data, args.validation_fraction, args.seed))
+    train, validation = (part.to(device) for part in holdout(data, fraction, seed))
     labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
     check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
 
     # 2. The teacher is trained, scored once, and saved.
     with lock_output_dir(output_dir):
-        stream = WholeSetStream(train, -(-len(train) // data.num_classes), args.seed, recipe.batch_size)
+        stream = WholeSetStream(train, -(-len(train) // data.num_classes), seed, recipe.batch_size)
         classifier = train_classifier(
             stream,
             "convnet3",
             recipe,
             channels=data.channels,
             size=data.size,
-            seed=args.seed,
+            # A classifier that learns from the teacher does not begin as it did.
+            seed=random.Random(f"teacher/{seed}").getrandbits(32),
             device=device,
             progress=True,
         )

@@ -148,13 +148,14 @@ def load_image_data(
     else:
         name, dataset = dataset_name, _open(dataset_name, split, dataset_config_name, revision)
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
-    own_names, own_labels = _labels(dataset, label_column, class_names)
+    origin = f"split {split!r} of {name}"
+    own_names, own_labels = _labels(dataset, origin, label_column, class_names)
     if len(dataset) < len(own_names) and class_names is None:
-        raise ValueError(f"split {split!r} of {name} has {len(dataset)} images of {len(own_names)} classes.")
+        raise ValueError(f"{origin} has {len(dataset)} images of {len(own_names)} classes.")
     counts = torch.bincount(own_labels, minlength=len(own_names))
     if class_names is None and (counts == 0).any():
         empty = [own_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
-        raise ValueError(f"split {split!r} of {name} has no image of the class {', '.join(empty)}.")
+        raise ValueError(f"{origin} has no image of the class {', '.join(empty)}.")
     if max_samples is not None and max_samples < len(dataset):
         if max_samples < len(own_names):
             raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
@@ -162,7 +163,7 @@ def load_image_data(
         dataset, own_labels = dataset.select(chosen.tolist()), own_labels[chosen]
     images, digest = decoded_images(
         dataset,
-        f"split {split!r} of {name}",
+        origin,
         image_column,
         resolution,
         channels,
@@ -273,7 +274,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _labels(
-    dataset: datasets.Dataset, column: str, class_names: tuple[str, ...] | None
+    dataset: datasets.Dataset, origin: str, column: str, class_names: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], torch.Tensor]:
     """The class names and the label of every row."""
     feature = dataset.features[column]
@@ -281,7 +282,7 @@ def _labels(
     # An unlabelled row of a ClassLabel column holds -1.
     absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None,)
     if missing := [row for row, value in enumerate(values) if value in absent]:
-        raise ValueError(f"`label_column` {column} has no label in row {missing[0]}.")
+        raise ValueError(f"`label_column` {column} of {origin} has no label in row {missing[0]}.")
     if isinstance(feature, datasets.ClassLabel):
         own = tuple(feature.names or [str(n) for n in range(feature.num_classes)])
         values = [own[value] for value in values]
@@ -292,7 +293,7 @@ def _labels(
     label_of = {name: label for label, name in enumerate(names)}
     if unknown := sorted({value for value in values if value not in label_of}):
         raise ValueError(
-            f"`label_column` {column} has the classes {', '.join(unknown)} that are unknown; valid are "
+            f"`label_column` {column} of {origin} has the classes {', '.join(unknown)} that are unknown; valid are "
             f"{', '.join(names)}."
         )
     return names, torch.tensor([label_of[value] for value in values], dtype=torch.int64)

@@ -28,7 +28,7 @@ from .classifiers import build_classifier, check_classifier, local_fingerprint
 from .data import ImageData, normalise
 
 
-POOL_FORMAT = 1
+POOL_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def _train_snapshots(
     weights: dict[str, torch.Tensor] = {}
     # Dropout draws from the global generators, as initial weights do.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        # A judge of the same seed does not begin as a network of the pool.
+        torch.manual_seed(random.Random(f"pool/{seed}").getrandbits(63))
         network = build_classifier(name, data.num_classes, data.channels, data.size).to(device).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
         for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):

@@ -46,13 +46,14 @@ def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("row", "message"),
+    ("rows", "message"),
     [
-        ("matching", "invalid choice: 'matching'"),
-        ("no matching, as long", "takes the time of the first row that matches"),
+        (["matching"], "invalid choice: 'matching'"),
+        (["no matching, as long"], "takes the time of the first row that matches"),
+        (["no matching, as long", ablation.RATE_ALONE], "takes the time of the first row that matches"),
     ],
 )
-def test_a_wrong_row_is_named_before_any_run(capsys, row, message):
+def test_a_wrong_row_is_named_before_any_run(capsys, rows, message):
     with pytest.raises(SystemExit, match="2"):
-        ablation.parse_args(["--rows", row])
+        ablation.parse_args(["--rows", *rows])
     assert message in capsys.readouterr().err

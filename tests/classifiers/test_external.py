@@ -42,7 +42,7 @@ def seeded(name, *shape):
     return build_classifier(name, *shape)
 
 
-@pytest.mark.parametrize(("size", "channels"), [(28, 1), (32, 3)])
+@pytest.mark.parametrize(("size", "channels"), [(28, 1), (28, 3), (32, 1), (32, 3)])
 @pytest.mark.parametrize("name", MODELS)
 def test_it_learns_small_images(name, size, channels):
     network = seeded(name, 3, channels, size).train()

@@ -7,10 +7,14 @@ import sys
 from pathlib import Path
 
 import evaluate_dim
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
 
 from dim_hf.comparison import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.data import holdout, load_image_data
@@ -104,6 +108,7 @@ def test_a_generator_that_matching_did_not_change_is_trained_on_once(evaluate, t
     rows = evaluate("--controls", "before_matching", "--before_matching", str(tmp_path / "run"))
     assert [row.source for row in rows] == [GENERATED, BEFORE_MATCHING]
     assert rows[0].accuracies == rows[1].accuracies
+    assert "Confusion" in (tmp_path / "run" / "evaluation" / "report.html").read_text()
     assert len((tmp_path / "run" / "evaluation" / "results.jsonl").read_text().splitlines()) == 2
 
 
@@ -143,16 +148,41 @@ def test_each_ipc_has_its_epochs(evaluate, tmp_path):
 
 def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_path):
     training = {"train_split": "train", "max_train_samples": 500, "validation_fraction": 0.2, "seed": 3}
+    used = load_image_data("digits", cache_dir=tmp_path / "cache", max_samples=500)
+    training |= {"dataset_name": "digits", "data_fingerprint": used.fingerprint}
     (tmp_path / "run" / "options.json").write_text(json.dumps(training))
     args = evaluate_dim.parse_args(["--validation", "--cache_dir", str(tmp_path / "cache")])
     pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
     train, test = evaluate_dim.load_splits(args, pipeline, Accelerator(), training)
-    used = load_image_data("digits", cache_dir=tmp_path / "cache", max_samples=500)
     for found, expected in zip((train, test), holdout(used, 0.2, seed=3), strict=True):
         assert torch.equal(found.images, expected.images) and torch.equal(found.labels, expected.labels)
     evaluate("--validation", "--controls", "random")
     report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
     assert f"Accuracy on the {len(test)} images of the part of train that training held out" in report
+    training["max_train_samples"] = 400
+    (tmp_path / "run" / "options.json").write_text(json.dumps(training))
+    with pytest.raises(ValueError, match="`--validation` .* `--dataset_name` digits is not the data that it was tr"):
+        evaluate("--validation")
+
+
+def test_labels_of_the_test_split_mean_what_those_of_train_do(tmp_path):
+    make_pipeline(tmp_path / "run")
+    folder = tmp_path / "data" / "data"
+    folder.mkdir(parents=True)
+    splits = {"train": "0123456789", "test": "987654321", "other": "012z"}
+    for split, names in splits.items():
+        # The image tells the place of its class among the digits.
+        images = [Image.fromarray(np.full((8, 8), "0123456789z".index(name), np.uint8)) for name in names]
+        features = Features({"image": ImageFeature(), "label": Value("string")})
+        content = Dataset.from_dict({"image": images, "label": list(names)}, features=features)
+        content.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    more = ["--dataset_name", str(folder.parent), "--cache_dir", str(tmp_path / "cache")]
+    pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
+    _, test = evaluate_dim.load_splits(evaluate_dim.parse_args(more), pipeline, Accelerator(), None)
+    assert test.labels.tolist() == test.images[:, 0, 0, 0].tolist() == list(range(9, 0, -1))
+    args = evaluate_dim.parse_args([*more, "--test_split", "other"])
+    with pytest.raises(ValueError, match="of split 'other' of .* has the classes z that are unknown; valid are 0, 1"):
+        evaluate_dim.load_splits(args, pipeline, Accelerator(), None)
 
 
 def test_controls_from_part_of_train(evaluate):
@@ -219,6 +249,11 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
             "`--soft_labels` takes a teacher, .* has no `labeler`; training/train_labeler.py adds one",
         ),
         (["--validation"], "`--validation` needs options.json"),
+        (["--classifiers", "timm/mixer_s32_224:input_size=30"], "input_size.* 30"),
+        (
+            ["--protocols", "A", "--selection", "kmeans", "--pool", "timm/mixer_s32_224:input_size=30"],
+            "`--pool`: .*input_size.* 30",
+        ),
         (["--max_train_samples", "5"], "`max_samples` is 5; there are 10 classes"),
         (["--test_split", "train"], "`--test_split` is 'train', the split of the real controls"),
         (["--selection", "kmeans"], "make the fixed sets of protocol A; `--protocols` names B"),
@@ -293,6 +328,7 @@ def test_fixed_sets_are_rows_of_their_own_and_their_latents_are_kept(evaluate, t
     assert (
         DiMPipeline.from_pretrained(tmp_path / "run")(class_labels=labels, latents=latents).labels == labels.tolist()
     )
+    assert "3 samples for each image, by the features of convnet3" in (folder / "report.md").read_text()
     # What is there is not made again, and other settings leave it alone.
     before = {path: path.stat().st_mtime_ns for path in files}
     lines = (folder / "results.jsonl").read_text()
@@ -360,15 +396,19 @@ def test_every_kind_of_row_and_its_scores(evaluate, tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_share_the_work(evaluate, tmp_path):
-    expected = [row.accuracies for row in evaluate("--controls", "random", "--protocols", "A", "B")]
+    more = ["--controls", "random", "--protocols", "A", "B", "--selection", "random", "kmeans", "--candidates", "2"]
+    more += ["--pool_steps", "2", "--latent_steps", "0", "1"]
+    expected = [row.accuracies for row in evaluate(*more)]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
         "localhost", str(Path(evaluate_dim.__file__)), "--pipeline", str(tmp_path / "run"), "--cache_dir",
         str(tmp_path / "cache"), "--classifiers", "convnet3", "--seeds", "0", "1", "--ipc", "2", "--epochs", "2",
-        "--controls", "random", "--protocols", "A", "B", "--output_dir", str(tmp_path / "two"),
+        "--output_dir", str(tmp_path / "two"), *more,
     ]  # fmt: skip
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
     result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
     assert result.returncode == 0, result.stderr
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert [row["accuracies"] for row in metrics["rows"]] == expected
+    # Each of six rows and two seeds was run by one of them.
+    assert len(expected) == 6 and len((tmp_path / "two" / "results.jsonl").read_text().splitlines()) == 12

@@ -129,6 +129,8 @@ def test_a_run_branches_off_another_before_matching(tiny, tmp_path):
         run(tiny(f"branch-{name}", *steps, *more, "--resume_from_checkpoint", str(trunk / "checkpoint-4")))
         assert_equal_weights(final_weights(tmp_path / f"straight-{name}"), final_weights(tmp_path / f"branch-{name}"))
         assert (tmp_path / f"branch-{name}" / "model_index.json").exists()
+        # Matching is compared with what the branch began with where its first phase was over.
+        assert (tmp_path / f"branch-{name}" / "before_matching" / "model_index.json").exists()
         # The branch goes on by its own settings.
         run(tiny(f"branch-{name}", *steps, *more, "--resume_from_checkpoint", "latest"))
     with pytest.raises(ValueError, match="`match_interval` was 1 and is now 2.*`match_loss` was 'energy'"):

@@ -1,5 +1,7 @@
 """The teacher's script: what it learns, where it is saved, what it leaves alone."""
 
+import json
+
 import pytest
 import torch
 import train_labeler
@@ -29,15 +31,17 @@ def run(tmp_path, *more):
 
 def test_the_pipeline_gets_a_teacher_that_knows_what_was_held_out(tmp_path):
     save_pipeline(tmp_path / "run")
-    (tmp_path / "run" / "options.json").write_text("of the run")
+    # What the training run held out.
+    options = json.dumps({"seed": 3, "validation_fraction": 0.2})
+    (tmp_path / "run" / "options.json").write_text(options)
     before = DiMPipeline.from_pretrained(tmp_path / "run").generator.state_dict()
     accuracy = run(tmp_path, "--num_train_epochs", "4")
     pipe = DiMPipeline.from_pretrained(tmp_path / "run")
-    held_out = holdout(load_image_data("digits", cache_dir=tmp_path / "cache"), 0.1, 0)[1]
+    held_out = holdout(load_image_data("digits", cache_dir=tmp_path / "cache"), 0.2, 3)[1]
     assert accuracy > 0.3
     assert accuracy == evaluate_accuracy(Logits(pipe.labeler), held_out)
     assert all(torch.equal(value, before[name]) for name, value in pipe.generator.state_dict().items())
-    assert (tmp_path / "run" / "options.json").read_text() == "of the run"
+    assert (tmp_path / "run" / "options.json").read_text() == options
     assert DiMDataset(pipe, 1, soft_labels=True)[0]["labels"].shape == (10,)
 
 
