@@ -31,7 +31,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
-from dim_hf.checkpointing import check_output_dir
+from dim_hf.checkpointing import check_output_dir, lock_output_dir
 from dim_hf.classifiers import check_classifier, local_fingerprint
 from dim_hf.comparison import REAL, LatentsOf, Source, list_sources, module_bytes, png_bytes, scores
 from dim_hf.data import ImageData, holdout, load_image_data
@@ -231,6 +231,7 @@ def main(args: argparse.Namespace) -> list[Row]:
         if args.push_to_hub:
             name = args.hub_model_id or (folder.resolve().name if folder.exists() else args.pipeline)
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
+        lock = lock_output_dir(output_dir)
     accelerator.wait_for_everyone()
 
     # 2. One job per row and seed, shared out over the processes. A job that an earlier evaluation has finished in the
@@ -376,6 +377,7 @@ def main(args: argparse.Namespace) -> list[Row]:
                 evaluation_dir=output_dir,
             )
             print(f"pushed to {args.hub_model_id}: {url}")
+        lock.release()
     return table
 
 

@@ -16,6 +16,7 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from dim_hf.checkpointing import lock_output_dir
 from dim_hf.comparison import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.data import holdout, load_image_data
 from dim_hf.metrics import label_robust_score
@@ -286,6 +287,14 @@ def test_results_of_something_else_are_refused(evaluate, tmp_path):
     with pytest.raises(ValueError, match=r"`--output_dir` holds .*results.jsonl, .* has the line \{\"loss\": 1\}"):
         evaluate("--output_dir", str(folder))
     assert [path.name for path in folder.iterdir()] == ["results.jsonl"]
+
+
+def test_a_folder_that_another_evaluation_writes_to_is_refused(evaluate, tmp_path):
+    folder = tmp_path / "run" / "evaluation"
+    folder.mkdir()
+    with lock_output_dir(folder), pytest.raises(FileExistsError, match="is being written to by another process"):
+        evaluate()
+    assert not (folder / "results.jsonl").exists()
 
 
 def test_a_folder_that_cannot_be_written_to_is_found_before_any_training(evaluate, tmp_path, capsys):

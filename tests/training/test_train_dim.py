@@ -14,6 +14,7 @@ import train_dim
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
+from dim_hf.checkpointing import lock_output_dir
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 
 
@@ -332,6 +333,13 @@ def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, tmp_path):
     with pytest.raises(FileExistsError, match="holds a run already; go on with --resume_from_checkpoint latest"):
         run(tiny("run", "--max_match_steps", "0"))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tiny, tmp_path):
+    (tmp_path / "run").mkdir()
+    with lock_output_dir(tmp_path / "run"), pytest.raises(FileExistsError, match="is being written to by another"):
+        run(tiny("run"))
+    assert not (tmp_path / "run" / "options.json").exists()
 
 
 def test_a_checkpoint_of_another_configuration_is_refused_by_name(tiny, tmp_path):

@@ -7,6 +7,7 @@ import torch
 import train_labeler
 
 from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
+from dim_hf.checkpointing import lock_output_dir
 from dim_hf.data import holdout, load_image_data
 from dim_hf.deployment import evaluate_accuracy
 
@@ -67,6 +68,12 @@ def test_refusals_before_anything_is_made(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *more)
     assert not (tmp_path / "run" / "labeler").exists()
+
+
+def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
+    save_pipeline(tmp_path / "run")
+    with lock_output_dir(tmp_path / "run"), pytest.raises(FileExistsError, match="is being written to by another"):
+        run(tmp_path)
 
 
 def test_other_classes_are_refused(tmp_path):
