@@ -23,9 +23,10 @@ from accelerate import Accelerator
 from huggingface_hub import DatasetCard, HfApi
 from tqdm.auto import tqdm
 
+from dim_hf.cards import HUB_ERRORS, existing_card, merge_cards
 from dim_hf.checkpointing import check_output_dir, lock_output_dir
 from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
-from dim_hf.publishing import HUB_ERRORS, existing_card, merge_cards, prepare_repository
+from dim_hf.publishing import prepare_repository
 from dim_hf.streaming import DiMDataset, to_pil
 
 

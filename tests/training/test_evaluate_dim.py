@@ -16,12 +16,12 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from dim_hf.cards import model_card
 from dim_hf.comparison import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.data import holdout, load_image_data
 from dim_hf.metrics import label_robust_score
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.publishing import model_card
 from dim_hf.selection import load_latents
 
 
