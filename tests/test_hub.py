@@ -427,7 +427,16 @@ def test_training_and_evaluation_push(hub, tmp_path):
         assert str(tmp_path).encode() not in content, path
 
 
-def test_generated_images_are_pushed_as_a_data_set(hub, tmp_path):
+@pytest.fixture
+def hub_of_small_files():
+    """A Hub to which parquet goes within the commit, so that the client can have Xet on, as it is by default."""
+    with HubServer() as server:
+        server.large = ()
+        yield server
+
+
+def test_generated_images_are_pushed_as_a_data_set(hub_of_small_files, tmp_path):
+    hub = hub_of_small_files
     hub.drop = ["POST /api/datasets/me/animals/commit"]
     code = f"""
 sys.path.insert(0, {str(Path(generate_dim.__file__).parent)!r})
@@ -451,6 +460,7 @@ pulled = datasets.load_dataset(folder, split="train")
 seen["rows"] = [pulled.features["label"].int2str(label) for label in pulled["label"]]
 local = datasets.load_dataset("parquet", data_files="out/data/*.parquet", split="train")
 seen["equal"] = [image.tobytes() for image in pulled["image"]] == [image.tobytes() for image in local["image"]]
+seen["many"] = push("many", "--ipc", "100", "--shard_size", "1")
 seen["other"] = push("other", "--shard_size", "12")
 api = huggingface_hub.HfApi()
 def edit(text):
@@ -465,7 +475,8 @@ edit("---\\nlicense: mit\\n---\\nNo parts.")
 seen["bare"], seen["bare card"] = push("fewer", "--ipc", "2"), card()
 json.dump(seen, open("seen.json", "w"))
 """
-    output = python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
+    env = environment(hub.endpoint, tmp_path / "home") | {"HF_HUB_DISABLE_XET": "0"}
+    output = python(code, tmp_path, env)
     found = seen(tmp_path)
     cards = {name: DatasetCard(found.pop(f"{name} card")) for name in ("edited", "fewer", "bare")}
     assert found.pop("wrong token").startswith(
@@ -480,15 +491,17 @@ json.dump(seen, open("seen.json", "w"))
     assert failed.endswith(" out is complete all the same; the same command pushes it.")
     assert found == {
         "made": False, "again": None, "unchanged": None, "kept": True, "rows": ["cat", "dog", "mouse"] * 4,
-        "equal": True, "other": None, "edited": None, "fewer": None, "bare": None,
+        "equal": True, "many": None, "other": None, "edited": None, "fewer": None, "bare": None,
     }  # fmt: skip
     repository = hub.repos["datasets/me/animals"]
-    (empty, first, second, edited, *_) = (files for _, files in repository["commits"])
+    (empty, first, many, second, edited, *_) = (files for _, files in repository["commits"])
     assert repository["private"] and set(empty) == {".gitattributes"}
     shards = {f"data/train-{shard:05d}-of-00003.parquet" for shard in range(3)}
     assert set(first) == {".gitattributes", "README.md"} | shards
     for path in {"README.md"} | shards:
         assert first[path] == (tmp_path / "out" / path).read_bytes(), path
+    # More files than the client puts into one commit of a folder; the shards before them are gone with that commit.
+    assert set(many) == {".gitattributes", "README.md"} | {f"data/train-{i:05d}-of-00300.parquet" for i in range(300)}
     assert set(second) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
     # What somebody wrote on the Hub stays; what is said of the images goes with them.
     assert cards["edited"].text == DatasetCard(edited["README.md"].decode()).text
