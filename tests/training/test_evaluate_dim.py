@@ -211,6 +211,8 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
     assert len(evaluate()) == 5
     report = tmp_path / "run" / "evaluation" / "report.md"
     assert "There is no control from before matching" in report.read_text()
+    # What the report says goes on the model card, where a path of this machine has no place.
+    assert str(tmp_path) not in report.read_text()
     rows = evaluate("--before_matching", str(tmp_path / "elsewhere"), "--protocols", "A", "B", "--controls",
                     "before_matching")  # fmt: skip
     assert [row.source for row in rows] == [
