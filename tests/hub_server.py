@@ -23,6 +23,7 @@ class HubServer(ThreadingHTTPServer):
             `{"private": bool, "commits": [(sha, {path: bytes})], "refs": {name: sha}}`, oldest commit first.
         licences: The licence on the page of each data set, by its id.
         requests: What was asked for: `"METHOD /path"`, oldest first.
+        large: How the names of files end that are uploaded as large ones.
         drop: Patterns of `"METHOD /path"`. The first request that matches one is cut off when half of it was read.
     """
 
@@ -32,6 +33,7 @@ class HubServer(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.repos, self.licences, self.objects = {}, {}, {}
         self.requests, self.drop = [], []
+        self.large = (".safetensors", ".png", ".parquet")
         self.lock = threading.Lock()
 
     def __enter__(self):
@@ -144,6 +146,10 @@ class Handler(BaseHTTPRequestHandler):
         self.server.commit(repo_id, {".gitattributes": b"*.safetensors filter=lfs\n"})
         self.answer(200, {"url": url, "name": repo_id, "id": "0"})
 
+    def may_write(self, repo_id):
+        if self.repo(repo_id, writing=True) is not None:
+            self.answer(200, {})
+
     def validate_yaml(self):
         found = re.match(r"---\n(.*?)\n---\n", json.loads(self.body)["content"], re.DOTALL)
         valid = found and isinstance(yaml.safe_load(found[1]), dict)
@@ -156,8 +162,8 @@ class Handler(BaseHTTPRequestHandler):
         answers = []
         for file in json.loads(self.body)["files"]:
             path, old = file["path"], current.get(file["path"])
-            oid = None if old is None else (sha256(old) if is_large(path) else git_hash(old))
-            mode = "lfs" if is_large(path) else "regular"
+            oid = None if old is None else (sha256(old) if path.endswith(self.server.large) else git_hash(old))
+            mode = "lfs" if path.endswith(self.server.large) else "regular"
             answers.append({"path": path, "uploadMode": mode, "shouldIgnore": False, "oid": oid})
         self.answer(200, {"files": answers})
 
@@ -215,7 +221,7 @@ class Handler(BaseHTTPRequestHandler):
             sha, files = found
             if path not in files:
                 return self.answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
-            etag = sha256(files[path]) if is_large(path) else git_hash(files[path])
+            etag = sha256(files[path]) if path.endswith(self.server.large) else git_hash(files[path])
             self.answer(200, files[path], ETag=f'"{etag}"', X_Repo_Commit=sha)
 
     def dataset(self, repo_id):
@@ -223,10 +229,6 @@ class Handler(BaseHTTPRequestHandler):
             return self.info(repo_id)
         card = {"license": self.server.licences[name]}
         self.answer(200, {"id": name, "sha": "0" * 40, "cardData": card, "tags": [], "siblings": []})
-
-
-def is_large(path):
-    return path.endswith((".safetensors", ".png", ".parquet"))
 
 
 def sha256(data):
@@ -242,6 +244,7 @@ API = rf"/api/(?:models/|(?=datasets/)){REPO}"
 ROUTES = {
     "POST /api/repos/create": Handler.create,
     "POST /api/validate-yaml": Handler.validate_yaml,
+    f"GET {API}/auth-check/write": Handler.may_write,
     f"POST {API}/preupload/(?P<revision>.+)": Handler.preupload,
     rf"POST /{REPO}\.git/info/lfs/objects/batch": Handler.lfs_batch,
     "PUT /objects/(?P<oid>.+)": Handler.put_object,

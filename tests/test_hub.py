@@ -32,16 +32,25 @@ FILES = {
     "pipeline.py",
     "samples.png",
 }
+FILES_OF_LABELER = {
+    "labeler/config.json",
+    "labeler/diffusion_pytorch_model.safetensors",
+    "labeler/labeler_dim.py",
+}
 MAKE = """
 import json, os, sys, torch
-from dim_hf import DiMGenerator, DiMPipeline
-def make(seed):
+from dim_hf import DiMGenerator, DiMLabeler, DiMPipeline
+def make(seed, taught=False):
     torch.manual_seed(seed)
-    return DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), {0: "cat", 1: "dog", 2: "mouse"})
+    labeler = DiMLabeler(3, 8, 1, width=4) if taught else None
+    return DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), {0: "cat", 1: "dog", 2: "mouse"}, labeler)
 """
 IMAGES = """
 def images(pipe):
     return pipe(ipc=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
+@torch.no_grad()
+def logits(pipe):
+    return pipe.labeler(images(pipe) * 2 - 1).logits
 def message(function, *args, **kwargs):
     try:
         function(*args, **kwargs)
@@ -104,6 +113,8 @@ seen["broken"] = message(broken.push_to_hub, "broken")
 seen["mended"] = broken.push_to_hub("broken")
 make(2).push_to_hub("secret", private=True)
 make(3).push_to_hub("secret", subfolder="deep/below")
+make(4, taught=True).push_to_hub("taught")
+torch.save(logits(make(4, taught=True)), "logits.pt")
 torch.save(images(make(0)), "images.pt")
 json.dump(seen, open("seen.json", "w"))
 """
@@ -141,6 +152,13 @@ def test_the_card_is_read_by_the_hub_and_names_nothing_of_the_machine(hub, pushe
     assert "| `learning_rate` | `0.5` |" in text
     for path, content in hub.files("me/x").items():
         assert str(pushed).encode() not in content and TOKEN.encode() not in content, path
+
+
+@together
+def test_a_teacher_goes_with_its_pipeline_and_its_code_is_told_of(hub, pushed):
+    files = hub.files("me/taught")
+    assert set(files) == FILES | FILES_OF_LABELER
+    assert b"`labeler/labeler_dim.py`" in files["README.md"]
 
 
 @together
@@ -183,7 +201,9 @@ seen = {
     "revision": torch.equal(images(load("me/trap", revision="v1")), images(pipe)),
     "private": torch.equal(images(load("me/secret")), images(make(2))),
     "subfolder": torch.equal(images(load("me/secret", subfolder="deep/below")), images(make(3))),
+    "taught": type(load("me/taught").labeler).__module__,
 }
+torch.save(logits(load("me/taught")), "logits.pt")
 pipe.save_pretrained("again")
 pipe.push_to_hub("x")
 json.dump(seen, open("seen.json", "w"))
@@ -194,12 +214,13 @@ json.dump(seen, open("seen.json", "w"))
 
 @together
 def test_the_package_loads_it_without_running_its_code(hub, pushed, pulled):
-    assert torch.equal(torch.load(pulled / "images.pt"), torch.load(pushed / "images.pt"))
+    for name in ("images.pt", "logits.pt"):
+        assert torch.equal(torch.load(pulled / name), torch.load(pushed / name)), name
     found = seen(pulled)
     assert 0 < found.pop("half") < 0.01
     assert found == {
         "type": "dim_hf.models.generator_dim", "local": True, "generator": True, "trap": True, "revision": True,
-        "private": True, "subfolder": True,
+        "private": True, "subfolder": True, "taught": "dim_hf.models.labeler_dim",
     }  # fmt: skip
     assert not (pulled / "trapped").exists()
 
@@ -223,10 +244,12 @@ pipe.save_pretrained("again")
 pipe.push_to_hub("copy")
 pipe.push_to_hub("copy")
 assert torch.equal(images(DiffusionPipeline.from_pretrained("me/copy", trust_remote_code=True)), images(pipe))
+torch.save(logits(DiffusionPipeline.from_pretrained("me/taught", trust_remote_code=True)), "logits.pt")
 assert "dim_hf" not in sys.modules
 """
     python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"), installed=False)
-    assert torch.equal(torch.load(tmp_path / "images.pt"), torch.load(pushed / "images.pt"))
+    for name in ("images.pt", "logits.pt"):
+        assert torch.equal(torch.load(tmp_path / name), torch.load(pushed / name)), name
     files = hub.files("me/x")
     (_, (_, copy)) = hub.repos["me/copy"]["commits"]
     for path in FILES - {".gitattributes", "README.md", "samples.png"}:
@@ -270,11 +293,14 @@ seen["variant"] = message(load, "me/x", variant="int8")
 seen["subfolder"] = message(load, "me/x", subfolder="nowhere")
 seen["push, wrong token"] = message(make(0).push_to_hub, "x", token="hf_wrong")
 seen["push, no right"] = message(make(0).push_to_hub, "me/x", token="hf_readonlytoken")
+seen["push, nothing made"] = message(make(0).push_to_hub, "not-made", evaluation_dir="nowhere")
 seen["push, no id"] = message(make(0).push_to_hub, "me/x/y")
 sys.path.insert(0, {str(Path(train_dim.__file__).parent)!r})
 import train_dim
 arguments = ["--output_dir", "run", "--report_to", "none", "--push_to_hub", "--hub_token", "hf_wrong"]
 seen["train"] = message(train_dim.main, train_dim.parse_args(arguments))
+arguments = [*arguments[:-1], "hf_readonlytoken", "--hub_model_id", "me/x"]
+seen["train, no right"] = message(train_dim.main, train_dim.parse_args(arguments))
 json.dump(seen, open("seen.json", "w"))
 """
     python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
@@ -299,8 +325,11 @@ json.dump(seen, open("seen.json", "w"))
         "subfolder": "`subfolder` 'nowhere' is not in me/x.",
         "push, wrong token": "OSError: The push to 'x' failed: the token is not valid;",
         "push, no right": "OSError: The push to 'me/x' failed: the token does not give the right to do this;",
+        "push, nothing made": "ValueError: `evaluation_dir` nowhere holds no metrics.json;",
         "push, no id": "'me/x/y'",
         "train": "OSError: `--push_to_hub` cannot push to 'run': the token is not valid;",
+        # The repository exists, and the token may read it.
+        "train, no right": "OSError: `--push_to_hub` cannot push to 'me/x': the token does not give the right to do",
     }
     found = seen(tmp_path)
     assert set(found) == set(expected)
@@ -308,6 +337,7 @@ json.dump(seen, open("seen.json", "w"))
         assert text in str(found[name]), (name, found[name])
         assert "\n" not in str(found[name]), name
     assert not list((tmp_path / "run").iterdir())
+    assert "me/not-made" not in hub.repos
     assert len(hub.repos["me/x"]["commits"]) == 3
 
 
@@ -318,6 +348,7 @@ seen = {{"cached": torch.equal(images(DiMPipeline.from_pretrained("me/x")), torc
 seen["load"] = message(DiMPipeline.from_pretrained, "me/nowhere")
 seen["local_files_only"] = message(DiMPipeline.from_pretrained, "me/nowhere", local_files_only=True)
 seen["push"] = message(make(0).push_to_hub, "x", token="t")
+seen["push, no token"] = message(make(0).push_to_hub, "x")
 sys.path.insert(0, {str(Path(train_dim.__file__).parent)!r})
 import train_dim
 arguments = ["--output_dir", "run", "--report_to", "none", "--push_to_hub"]
@@ -333,6 +364,10 @@ json.dump(seen, open("{tmp_path}/seen.json", "w"))
     assert f"'me/nowhere' is no local folder and cannot be loaded from the Hub: {failed}" in found["load"]
     assert "it is not in the cache, and `local_files_only` keeps it from being looked up." in found["local_files_only"]
     assert f"The push to 'x' failed: {failed}" in found["push"]
+    assert found["push, no token"] == (
+        "ValueError: `push_to_hub` needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or "
+        "give `token`."
+    )
     assert found["no token"].startswith("ValueError: `--push_to_hub` needs a token, and there is none: log in with")
     assert f"`--push_to_hub` cannot push to 'run': {failed}" in found["train"]
 
@@ -392,7 +427,16 @@ def test_training_and_evaluation_push(hub, tmp_path):
         assert str(tmp_path).encode() not in content, path
 
 
-def test_generated_images_are_pushed_as_a_data_set(hub, tmp_path):
+@pytest.fixture
+def hub_of_small_files():
+    """A Hub to which parquet goes within the commit, so that the client can have Xet on, as it is by default."""
+    with HubServer() as server:
+        server.large = ()
+        yield server
+
+
+def test_generated_images_are_pushed_as_a_data_set(hub_of_small_files, tmp_path):
+    hub = hub_of_small_files
     hub.drop = ["POST /api/datasets/me/animals/commit"]
     code = f"""
 sys.path.insert(0, {str(Path(generate_dim.__file__).parent)!r})
@@ -416,6 +460,7 @@ pulled = datasets.load_dataset(folder, split="train")
 seen["rows"] = [pulled.features["label"].int2str(label) for label in pulled["label"]]
 local = datasets.load_dataset("parquet", data_files="out/data/*.parquet", split="train")
 seen["equal"] = [image.tobytes() for image in pulled["image"]] == [image.tobytes() for image in local["image"]]
+seen["many"] = push("many", "--ipc", "100", "--shard_size", "1")
 seen["other"] = push("other", "--shard_size", "12")
 api = huggingface_hub.HfApi()
 def edit(text):
@@ -430,7 +475,8 @@ edit("---\\nlicense: mit\\n---\\nNo parts.")
 seen["bare"], seen["bare card"] = push("fewer", "--ipc", "2"), card()
 json.dump(seen, open("seen.json", "w"))
 """
-    output = python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
+    env = environment(hub.endpoint, tmp_path / "home") | {"HF_HUB_DISABLE_XET": "0"}
+    output = python(code, tmp_path, env)
     found = seen(tmp_path)
     cards = {name: DatasetCard(found.pop(f"{name} card")) for name in ("edited", "fewer", "bare")}
     assert found.pop("wrong token").startswith(
@@ -445,15 +491,17 @@ json.dump(seen, open("seen.json", "w"))
     assert failed.endswith(" out is complete all the same; the same command pushes it.")
     assert found == {
         "made": False, "again": None, "unchanged": None, "kept": True, "rows": ["cat", "dog", "mouse"] * 4,
-        "equal": True, "other": None, "edited": None, "fewer": None, "bare": None,
+        "equal": True, "many": None, "other": None, "edited": None, "fewer": None, "bare": None,
     }  # fmt: skip
     repository = hub.repos["datasets/me/animals"]
-    (empty, first, second, edited, *_) = (files for _, files in repository["commits"])
+    (empty, first, many, second, edited, *_) = (files for _, files in repository["commits"])
     assert repository["private"] and set(empty) == {".gitattributes"}
     shards = {f"data/train-{shard:05d}-of-00003.parquet" for shard in range(3)}
     assert set(first) == {".gitattributes", "README.md"} | shards
     for path in {"README.md"} | shards:
         assert first[path] == (tmp_path / "out" / path).read_bytes(), path
+    # More files than the client puts into one commit of a folder; the shards before them are gone with that commit.
+    assert set(many) == {".gitattributes", "README.md"} | {f"data/train-{i:05d}-of-00300.parquet" for i in range(300)}
     assert set(second) == {".gitattributes", "README.md", "data/train-00000-of-00001.parquet"}
     # What somebody wrote on the Hub stays; what is said of the images goes with them.
     assert cards["edited"].text == DatasetCard(edited["README.md"].decode()).text

@@ -1,145 +1,24 @@
-"""Model cards: what is on them, what never is, and what a later push changes of them."""
-
-import json
+"""What a push refuses before anything is made; the pushes themselves are in test_hub.py."""
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
 
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.publishing import describe_data, local_or_hub, model_card, prepare_repository, weights_digest
-from dim_hf.reporting import Row, results_table, write_report
-
-
-ROWS = [
-    Row("generated images", "convnet3", 10, 2000, 100000, 2**20, [0.85, 0.86, 0.87], 61.4, "B", "hard", True, False),
-    Row("real images, streamed", "convnet3", 10, 2000, 100000, 2**20, [0.9, 0.9, 0.9], 61.4, "B", "hard", True, True),
-    Row("generated images", "resnet18", 10, 2000, 100000, 2**20, [0.5], 61.4, "B", "hard", True, False),
-]
-OPTIONS = {"dataset_name": "digits", "learning_rate": 0.5, "pool": ["a|b"], "seed": 0, "max_grad_norm": None}
-
-
-def make_pipeline(seed=0):
-    torch.manual_seed(seed)
-    return DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), {0: "cat", 1: "dog", 2: "a `long` name"})
-
-
-def save_run(folder, seed=0, **options):
-    make_pipeline(seed).save_pretrained(folder)
-    (folder / "options.json").write_text(json.dumps(OPTIONS | options))
-    (folder / "environment.json").write_text('{"dim_hf": "0.1.0"}')
-    return DiMPipeline.from_pretrained(folder)
-
-
-def evaluate(pipeline, folder, rows=ROWS, **options):
-    folder.mkdir(parents=True, exist_ok=True)
-    details = {"options": OPTIONS | {"test_split": "test"} | options, "weights": weights_digest(pipeline)}
-    write_report(folder, rows, "Protocol B, in words.", details)
-
-
-def part(card, name):
-    return card.text.partition(f"<!-- {name} of weights")[2].partition(f"<!-- end of {name} -->")[0]
-
-
-def test_card_of_an_evaluated_run(tmp_path):
-    pipeline = save_run(tmp_path / "run")
-    evaluate(pipeline, tmp_path / "run" / "evaluation")
-    card = model_card(pipeline, "me/cats")
-    assert results_table(ROWS) in part(card, "results") and "Protocol B, in words." in part(card, "results")
-    assert r'| `pool` | `["a\|b"]` |' in part(card, "training") and "max_grad_norm" not in card.text
-    assert "**Licence of the data set:** cc-by-4.0" in part(card, "training")
-    first, second = card.data.eval_results
-    assert (first.metric_value, first.metric_args["std"], first.metric_args["seeds"]) == (0.86, 0.01, 3)
-    assert (second.metric_value, second.metric_args["classifier"]) == (0.5, "resnet18")
-    # One seed tells of no spread.
-    assert second.metric_args["seeds"] == 1 and "std" not in second.metric_args
-    assert first.dataset_type == "digits" and first.dataset_split == "test"
-    assert card.data.model_name == "cats" and "\n# cats\n" in card.text
-    assert f"{pipeline.generator.num_parameters():,} parameters" in card.text
-    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
-
-
-def test_quick_starts_on_the_card_are_valid_python(tmp_path):
-    for code in model_card(make_pipeline(), "me/cats").text.split("```python\n")[1:]:
-        compile(code.partition("```")[0], "card", "exec")
-
-
-def test_card_of_a_pipeline_that_nothing_is_known_of():
-    card = model_card(make_pipeline(), "me/cats")
-    assert "Not measured yet" in part(card, "results") and "were not recorded" in part(card, "training")
-    assert card.data.eval_results is None and card.data.license is None and card.data.datasets is None
-
-
-def test_no_token_and_no_path_of_the_machine(tmp_path):
-    secrets = {
-        "hub_token": "hf_secret",
-        "output_dir": str(tmp_path),
-        "cache_dir": "~/mine",
-        "new_option": str(tmp_path),
-    }
-    pipeline = save_run(tmp_path / "run", dataset_name=str(tmp_path / "data"), **secrets)
-    evaluate(pipeline, tmp_path / "run" / "evaluation", dataset_name=str(tmp_path / "data"), **secrets)
-    text = str(model_card(pipeline, "me/cats", token="hf_secret"))
-    assert "local folder" in text
-    for secret in ("hf_secret", str(tmp_path), "~/mine", "new_option"):
-        assert secret not in text
-
-
-def test_local_data_is_told_from_that_of_the_hub_anywhere(tmp_path, monkeypatch):
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    monkeypatch.chdir(tmp_path)
-    local, hub = local_or_hub("a/b"), local_or_hub("c/d")
-    monkeypatch.chdir("/")
-    assert describe_data({"dataset_name": local}) == (None, "a labelled image data set of a local folder")
-    assert describe_data({"dataset_name": hub, "dataset_config_name": "small"})[0] == "c/d"
-    assert describe_data({"dataset_name": hub, "train_data_dir": "x"})[0] is None
-    assert local_or_hub("digits") == "digits"
-
-
-def test_a_card_is_the_same_when_written_again(tmp_path):
-    pipeline = save_run(tmp_path / "run")
-    evaluate(pipeline, tmp_path / "run" / "evaluation")
-    card = str(model_card(pipeline, "me/cats"))
-    assert str(model_card(pipeline, "me/cats", existing=ModelCard(card))) == card
-    # A pipeline of the same weights that knows nothing of its training takes nothing away.
-    assert str(model_card(make_pipeline(), "me/cats", existing=ModelCard(card))) == card
-
-
-def test_only_results_and_training_change_in_a_card_that_was_edited(tmp_path):
-    pipeline = save_run(tmp_path / "run")
-    edited = str(model_card(pipeline, "me/cats")).replace("## Intended use", "## My own words\n\n## Intended use")
-    edited = edited.replace("license: cc-by-4.0", "license: mit\nwidget: mine").replace("- dim\n", "- my-tag\n- dim\n")
-    evaluate(pipeline, tmp_path / "elsewhere")
-    card = model_card(pipeline, "me/cats", existing=ModelCard(edited), evaluation_dir=tmp_path / "elsewhere")
-    assert "## My own words" in card.text and results_table(ROWS) in card.text and "Not measured" not in card.text
-    assert card.data.license == "mit" and card.data.widget == "mine" and len(card.data.eval_results) == 2
-    assert card.data.tags[0] == "my-tag" and len(set(card.data.tags)) == len(card.data.tags)
-
-
-def test_results_of_other_weights_leave_the_card(tmp_path):
-    pipeline = save_run(tmp_path / "run")
-    evaluate(pipeline, tmp_path / "run" / "evaluation")
-    card = model_card(pipeline, "me/cats")
-    other = save_run(tmp_path / "run", seed=1, learning_rate=0.25)
-    again = model_card(other, "me/cats", existing=card)
-    assert "Not measured yet" in part(again, "results") and again.data.eval_results is None
-    assert "| `learning_rate` | `0.25` |" in part(again, "training")
-    with pytest.raises(ValueError, match="`evaluation_dir` .*evaluation is an evaluation of other weights"):
-        model_card(other, "me/cats", evaluation_dir=tmp_path / "run" / "evaluation")
-    with pytest.raises(ValueError, match="`evaluation_dir` .*nowhere holds no metrics.json"):
-        model_card(other, "me/cats", evaluation_dir=tmp_path / "nowhere")
-
-
-def test_a_card_of_another_kind_keeps_its_text_and_an_empty_one_gets_ours():
-    foreign = model_card(make_pipeline(), "me/cats", existing=ModelCard("---\nlicense: mit\n---\n# Mine\n"))
-    assert foreign.text == "# Mine\n"
-    assert foreign.data.license == "mit" and foreign.data.library_name == "diffusers"
-    from_the_web_page = model_card(make_pipeline(), "me/cats", existing=ModelCard("---\nlicense: mit\n---\n"))
-    assert "## Quick start" in from_the_web_page.text and from_the_web_page.data.license == "mit"
+from dim_hf.publishing import prepare_repository, push_to_hub
 
 
 @pytest.mark.parametrize("repo_id", ["a/b/c", "my run", "a--b"])
 def test_an_id_that_no_repository_can_have_is_refused_by_name(repo_id):
     with pytest.raises(ValueError, match=f"`--hub_model_id` is not valid: .*'{repo_id}'"):
         prepare_repository(repo_id, token="t", private=None)
+
+
+def test_wrong_arguments_are_refused_before_the_hub_is_asked(tmp_path):
+    torch.manual_seed(0)
+    pipeline = DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)))
+    # With a token that no Hub knows, an error of the Hub would come first.
+    with pytest.raises(ValueError, match="`evaluation_dir` .* holds no metrics.json"):
+        push_to_hub(pipeline, "me/x", token="t", evaluation_dir=tmp_path)
+    with pytest.raises(ValueError, match="`safe_serialization` is False; valid is True alone"):
+        push_to_hub(pipeline, "me/x", token="t", safe_serialization=False)

@@ -31,8 +31,9 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
+from dim_hf.cards import local_or_hub, weights_digest
 from dim_hf.checkpointing import check_output_dir, lock_output_dir
-from dim_hf.classifiers import check_classifier, local_fingerprint
+from dim_hf.classifiers import check_classifier, local_fingerprint, public_name
 from dim_hf.comparison import REAL, LatentsOf, Source, list_sources, module_bytes, png_bytes, scores
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.decoding import default_cache_dir
@@ -41,7 +42,7 @@ from dim_hf.html_report import write_html_report
 from dim_hf.legacy import LegacyStream, legacy_accuracy
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
-from dim_hf.publishing import local_or_hub, prepare_repository, weights_digest
+from dim_hf.publishing import prepare_repository
 from dim_hf.reporting import (
     Row,
     describe_protocol,
@@ -348,11 +349,12 @@ def main(args: argparse.Namespace) -> list[Row]:
         if sets_take_pool:
             protocol += (
                 f" Fixed sets: k-means and herding choose among {args.candidates:,} samples for each image, by the "
-                f"features of {split_entry(args.pool[-1])[0]}; latent steps match the pool {', '.join(args.pool)}. "
+                f"features of {public_name(split_entry(args.pool[-1])[0])}; latent steps match the pool "
+                f"{', '.join(map(public_name, args.pool))}. "
                 f"Its networks were trained on the real images for {args.pool_steps:,} steps."
             )
         if "before_matching" in args.controls and pipeline_before is None and {*args.protocols} != {"C"}:
-            protocol += f" There is no control from before matching: no pipeline in {before}."
+            protocol += " There is no control from before matching, as no pipeline of that time was found."
         write_report(output_dir, table, protocol, details, ranking)
         # Of the first classifier on the most images.
         shown = max(range(len(rows)), key=lambda i: (rows[i][2], -i))

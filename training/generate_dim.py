@@ -15,17 +15,19 @@ import hashlib
 import json
 import math
 import os
+from fnmatch import fnmatch
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
-from huggingface_hub import DatasetCard, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
+from dim_hf.cards import HUB_ERRORS, existing_card, merge_cards
 from dim_hf.checkpointing import check_output_dir, lock_output_dir
 from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
-from dim_hf.publishing import HUB_ERRORS, existing_card, merge_cards, prepare_repository
+from dim_hf.publishing import prepare_repository
 from dim_hf.streaming import DiMDataset, to_pil
 
 
@@ -188,14 +190,22 @@ def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
         if existing := existing_card(DatasetCard, repo_id, token):
             card = merge_cards(existing, DatasetCard.load(output_dir / "README.md"), known=set())
             card.save(output_dir / "README.md")
-        return HfApi(token=token).upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=output_dir,
-            allow_patterns=["README.md", "data/train-*.parquet"],
-            # Shards of an earlier push would be read beside these.
-            delete_patterns="data/train-*.parquet",
+        # `upload_folder` makes several commits of many files, and a data set between two of them lacks images.
+        api = HfApi(token=token)
+        paths = [output_dir / "README.md", *sorted(output_dir.glob("data/train-*.parquet"))]
+        files = {path.relative_to(output_dir).as_posix(): path for path in paths}
+        # Shards of an earlier push would be read beside these.
+        outdated = {
+            path for path in api.list_repo_files(repo_id, repo_type="dataset") if fnmatch(path, "data/train-*.parquet")
+        } - files.keys()
+        return api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationDelete(name) for name in sorted(outdated)),
+            ],
             commit_message="Generated images",
+            repo_type="dataset",
         )
     except HUB_ERRORS as error:
         raise OSError(

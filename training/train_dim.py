@@ -34,6 +34,7 @@ from presets import PRESETS, default_augmentation, doublings, network_configs
 from tqdm.auto import tqdm
 
 from dim_hf.augmentation import AUGMENTATIONS, draw_augmentation
+from dim_hf.cards import local_or_hub
 from dim_hf.checkpointing import (
     check_output_dir,
     find_checkpoint,
@@ -62,7 +63,7 @@ from dim_hf.losses import (
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.pool import PoolRecipe, build_pool, split_entry
-from dim_hf.publishing import local_or_hub, prepare_repository
+from dim_hf.publishing import prepare_repository
 from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid, warn_of_slow_precision
 from dim_hf.sampling import ShuffledOrder
 from dim_hf.streaming import GeneratedStream

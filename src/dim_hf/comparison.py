@@ -13,12 +13,12 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from PIL import Image
 
 from .batches import RealStream, WholeSetStream
+from .cards import module_digest
 from .data import ImageData
 from .deployment import DeploymentRecipe, Stream
 from .legacy import LegacyStream
 from .metrics import augmentation_robust_score, label_robust_score
 from .models import DiMLabeler
-from .publishing import module_digest
 from .reporting import Row, row_title
 from .selection import fixed_set
 from .streaming import GeneratedStream

@@ -16,13 +16,13 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from dim_hf.cards import model_card
 from dim_hf.checkpointing import lock_output_dir
 from dim_hf.comparison import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.data import holdout, load_image_data
 from dim_hf.metrics import label_robust_score
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.publishing import model_card
 from dim_hf.selection import load_latents
 
 
@@ -212,6 +212,8 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
     assert len(evaluate()) == 5
     report = tmp_path / "run" / "evaluation" / "report.md"
     assert "There is no control from before matching" in report.read_text()
+    # What the report says goes on the model card, where a path of this machine has no place.
+    assert str(tmp_path) not in report.read_text()
     rows = evaluate("--before_matching", str(tmp_path / "elsewhere"), "--protocols", "A", "B", "--controls",
                     "before_matching")  # fmt: skip
     assert [row.source for row in rows] == [

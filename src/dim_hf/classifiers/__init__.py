@@ -19,11 +19,18 @@ from torch import nn
 
 from .convnet import ConvNet
 from .features import logits_and_features
-from .names import LIBRARIES, local_fingerprint, split_name
+from .names import LIBRARIES, local_fingerprint, public_name, split_name
 from .resnet import ResNet
 
 
-__all__ = ["CLASSIFIERS", "build_classifier", "check_classifier", "local_fingerprint", "logits_and_features"]
+__all__ = [
+    "CLASSIFIERS",
+    "build_classifier",
+    "check_classifier",
+    "local_fingerprint",
+    "logits_and_features",
+    "public_name",
+]
 
 CLASSIFIERS: tuple[str, ...] = ("convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
 

@@ -38,6 +38,20 @@ def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
     return library, model, options
 
 
+def public_name(name: str) -> str:
+    """
+    A classifier's name, or an entry of a pool, as it may be told to others: `transformers/(local folder)` in place of
+    the path of a folder.
+    """
+    found = re.fullmatch(r"transformers/(?P<model>[^:]*?)(?P<rest>(@\d+)?(:.*)?)", name)
+    if found is None:
+        return name
+    model = found["model"]
+    # A repository on the Hub is `name` or `namespace/name`.
+    local = model.startswith(("/", "~", ".")) or model.count("/") > 1 or Path(model).is_dir()
+    return f"transformers/(local folder){found['rest']}" if local else name
+
+
 def local_fingerprint(name: str) -> str | None:
     """
     A hash of what `transformers/<local folder>` stands for; `None` for any other name, which means the same
