@@ -28,6 +28,7 @@ from dim_hf.cards import HUB_ERRORS, existing_card, merge_cards
 from dim_hf.checkpointing import check_output_dir, lock_output_dir
 from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
 from dim_hf.publishing import prepare_repository
+from dim_hf.reporting import replace_text
 from dim_hf.streaming import DiMDataset, to_pil
 
 
@@ -87,8 +88,10 @@ def main(args: argparse.Namespace) -> None:
     with lock_output_dir(output_dir) if accelerator.is_main_process else contextlib.nullcontext():
         # 2. Each process writes its shards.
         if accelerator.is_main_process:
+            # Another process may have been here since the first check.
+            check_options(output_dir, options)
             (output_dir / "data").mkdir(exist_ok=True)
-            (output_dir / "options.json").write_text(json.dumps(options, indent=2))
+            replace_text(output_dir / "options.json", json.dumps(options, indent=2))
         accelerator.wait_for_everyone()
         shards = range(accelerator.process_index, num_shards, accelerator.num_processes)
         for shard in tqdm(shards, unit="shard", disable=not accelerator.is_main_process):
