@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, ViTImageProcessor
 
 from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
 from dim_hf.sampling import latents_at
@@ -91,12 +91,29 @@ def test_a_generator_alone_will_do(pipe):
     assert alone.class_names == ["0", "1", "2"]
 
 
-def test_a_transform_gets_the_pictures_that_the_pipeline_would_give(pipe):
-    dataset = DiMDataset(pipe, 2, transform=lambda image: np.asarray(image.convert("RGB")))
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pictures_are_those_that_the_pipeline_would_give(channels, mode):
+    pipe = make_pipeline(channels=channels)
+    dataset = DiMDataset(pipe, 2, transform=lambda image: image)
     latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
     pictures = pipe(ipc=2, latents=latents).images
     for item, picture in zip(dataset, pictures, strict=True):
-        np.testing.assert_allclose(item["pixel_values"], np.asarray(picture.convert("RGB")), atol=1)
+        assert item["pixel_values"].mode == picture.mode == mode
+        np.testing.assert_allclose(np.asarray(item["pixel_values"], int), np.asarray(picture, int), atol=1)
+    rows = list(dataset.to_iterable_dataset().take(6))
+    assert {row["image"].tobytes() for row in rows} == {item["pixel_values"].tobytes() for item in dataset}
+
+
+@pytest.mark.parametrize("tensors", [None, "pt"])
+def test_an_image_processor_is_a_transform(tensors):
+    pipe = make_pipeline(channels=3)
+    processor = ViTImageProcessor(size={"height": 4, "width": 4})
+    transform = processor if tensors is None else lambda image: processor(image, return_tensors=tensors)
+    images, _ = everything(DataLoader(DiMDataset(pipe, 2, transform=transform), 3))
+    latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
+    wanted = processor(pipe(ipc=2, latents=latents).images, return_tensors="pt").pixel_values
+    assert images.shape == (6, 3, 4, 4)
+    torch.testing.assert_close(images, wanted, atol=0.02, rtol=0)
 
 
 def test_noise_scale_multiplies_the_noise(pipe):
@@ -225,9 +242,23 @@ def test_trainer_trains_on_fresh_images_unchanged(pipe, tmp_path):
 
 
 def test_a_generator_on_another_device_is_not_for_workers(pipe):
-    generator = copy.deepcopy(pipe.generator).to("meta")
-    with pytest.raises(RuntimeError, match="the generator is on meta.*`num_workers=0`"):
-        next(iter(DataLoader(DiMDataset(generator, 2), 2, num_workers=1)))
+    dataset = DiMDataset(copy.deepcopy(pipe.generator), 2)
+    stream = dataset.to_iterable_dataset()
+    dataset.generator.to("meta")
+    for each in (dataset, stream):
+        with pytest.raises(RuntimeError, match="the generator is on meta.*`num_workers=0`"):
+            next(iter(DataLoader(each, 2, num_workers=1)))
+
+
+@pytest.mark.parametrize("name", ["generator", "labeler"])
+def test_a_network_in_training_mode_makes_no_images(name):
+    pipe = make_pipeline(labeler=True)
+    dataset = DiMDataset(pipe, 2, soft_labels=True)
+    stream = GeneratedStream(pipe, 2, 0, 6)
+    getattr(pipe, name).train()
+    for make in (lambda: dataset[0], lambda: next(stream.batches(0))):
+        with pytest.raises(RuntimeError, match=f"the {name} is in training mode, .* call its `eval\\(\\)` first"):
+            make()
 
 
 # Teachers

@@ -51,8 +51,9 @@ class DiMDataset(Dataset):
         noise_scale (`float`, *optional*, defaults to 1.0):
             Factor of the noise. Above 1 images vary more, below 1 less.
         transform (`Callable`, *optional*):
-            Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, such as an image processor or transforms of
-            torchvision. Without it they are float32 of shape `(channels, size, size)` in [-1, 1].
+            Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, as transforms of torchvision do, or to a
+            mapping whose `pixel_values` are a batch of one, as an image processor does. Without it they are float32 of
+            shape `(channels, size, size)` in [-1, 1].
 
     Raises:
         ValueError: If an argument is not valid, or a teacher is asked for that the pipeline does not have.
@@ -127,8 +128,21 @@ class DiMDataset(Dataset):
         Returns:
             Images `(batch_size, channels, size, size)` in [-1, 1] and labels, int64 of shape `(batch_size,)` or soft
             ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
+
+        Raises:
+            RuntimeError: If a network is in training mode, or on a device that this process cannot use.
         """
         device = self.generator.device
+        if get_worker_info() is not None and device.type != "cpu":
+            raise RuntimeError(
+                f"the generator is on {device}, which a worker of a DataLoader cannot use; valid are `num_workers=0` "
+                "(for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
+            )
+        for name, model in (("generator", self.generator), ("labeler", self.labeler)):
+            if model is not None and model.training:
+                raise RuntimeError(
+                    f"the {name} is in training mode, in which an image depends on its batch; call its `eval()` first."
+                )
         positions = positions.to(device)
         labels = torch.searchsorted(self._ends.to(device), positions, right=True)
         indices = positions - self._starts.to(device)[labels]
@@ -159,16 +173,14 @@ class DiMDataset(Dataset):
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
         """The items at some positions. A `DataLoader` calls this with all of a batch."""
-        if get_worker_info() is not None and self.generator.device.type != "cpu":
-            raise RuntimeError(
-                f"the generator is on {self.generator.device}, which a worker of a DataLoader cannot use; valid are "
-                "`num_workers=0` (for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
-            )
         length = len(self)
         if wrong := [position for position in positions if not -length <= position < length]:
             raise IndexError(f"position {wrong[0]} is out of range; the data set has {length} images.")
         images, labels = self.make(self.epoch, torch.tensor([position % length for position in positions]))
-        pixels = images.cpu() if self.transform is None else [self.transform(image) for image in to_pil(images)]
+        pixels: Any = images.cpu()
+        if self.transform is not None:
+            made = [self.transform(image) for image in to_pil(images)]
+            pixels = [each["pixel_values"][0] if isinstance(each, Mapping) else each for each in made]
         rows = labels.cpu() if self.soft_labels else labels.tolist()
         return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
 
@@ -213,8 +225,9 @@ class DiMDataset(Dataset):
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Images `(batch_size, channels, size, size)` in [-1, 1] as PIL images of mode `L` or `RGB`."""
-    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(image.squeeze(2)) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    pixels = pixels.squeeze(3) if pixels.shape[3] == 1 else pixels
+    return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
 
 class GeneratedStream(BatchStream):
