@@ -306,6 +306,7 @@ def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size)
         ({"ipc": {"Cot": 1}}, "holds 'Cot'; valid are the labels 0 to 2 and the names 'T-shirt', 'Coat', 'Bag'"),
         ({"ipc": {"Coat": 0}}, "`ipc` asks for no image of any class"),
         ({"ipc": {}}, "is empty"),
+        ({"ipc": {"Coat": 2, 0: 1, 1: 2}}, "`ipc` has 'Coat' and 1, which are one class"),
         ({"seed": -1}, r"`seed` is -1; it must be from 0 to 2\*\*63 - 1"),
     ],
 )
@@ -374,6 +375,20 @@ def test_features_without_one_image_and_one_label_column_are_refused(pipe):
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image(), "label": datasets.Value("int64")})
     with pytest.raises(ValueError, match=r"`features` has the Image columns \['a', 'b'\]; valid is exactly one"):
         DiMDataset(pipe, 2).to_iterable_dataset(features=features)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "options", "message"),
+    [
+        (2, {"num_shards": 7}, "`num_shards` is 7; for 6 images it must be from 1 to 6"),
+        (2, {"num_shards": 0}, "`num_shards` is 0"),
+        (2, {"block_size": 0}, "`block_size` is 0"),
+        (2**32 - 1, {}, "`ipc` asks for 12,884,901,885 images in an epoch; valid are at most 100,000,000"),
+    ],
+)
+def test_an_endless_stream_refuses(pipe, ipc, options, message):
+    with pytest.raises(ValueError, match=message):
+        DiMDataset(pipe, ipc).to_iterable_dataset(**options)
 
 
 def test_soft_labels_fit_no_column_of_labels(taught):

@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from .batches import BatchStream
 from .models import DiMGenerator
 from .pipelines.pipeline_dim import DiMPipeline, labelled_features
-from .sampling import check_count, check_epoch, epoch_order, latents_at
+from .sampling import check_count, check_epoch, check_shuffled, epoch_order, latents_at
 
 
 # Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
@@ -74,9 +74,14 @@ class DiMDataset(Dataset):
         self.num_classes = pipe.generator.config.num_classes
         counts = [0] * self.num_classes
         if isinstance(ipc, Mapping):
+            keys: dict[int, int | str] = {}
             for label, (key, count) in zip(pipe.get_label_ids(list(ipc)), ipc.items(), strict=True):
                 check_count(f"ipc[{key!r}]", count, least=0)
-                counts[label] += count
+                if label in keys:
+                    raise ValueError(
+                        f"`ipc` has {keys[label]!r} and {key!r}, which are one class; valid is one of them."
+                    )
+                keys[label], counts[label] = key, int(count)
         else:
             check_count("ipc", ipc, least=1)
             counts = [int(ipc)] * self.num_classes
@@ -199,13 +204,16 @@ class DiMDataset(Dataset):
             block_size (`int`, *optional*, defaults to 256): At most so many images are made at once.
 
         Raises:
-            ValueError: If a class is not one of `features`, or labels are soft.
+            ValueError: If a class is not one of `features`, labels are soft, or there are fewer images than shards.
         """
         if self.soft_labels:
             raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
-        for name, value in (("num_shards", num_shards), ("block_size", block_size)):
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        if not 1 <= num_shards <= len(self):
+            # A worker whose shards are empty would go through empty epochs for ever.
+            raise ValueError(f"`num_shards` is {num_shards}; for {len(self)} images it must be from 1 to {len(self)}.")
+        if block_size < 1:
+            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        check_shuffled(len(self))
         label_ids = [label for label, count in enumerate(self.counts) if count]
         features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
 
