@@ -249,7 +249,7 @@ class GeneratedStream(BatchStream):
         block_size (`int`, *optional*):
             Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
             default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
-            one block is held.
+            one block is held, and an epoch that is asked for again, or an earlier one, makes its own.
         options: `soft_labels`, `max_attempts` and `noise_scale` of [`DiMDataset`].
     """
 
@@ -271,23 +271,34 @@ class GeneratedStream(BatchStream):
             raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
         largest_batch = math.ceil(self.length / self.steps_per_epoch)
         self.block_steps = max(1, block_size // largest_batch)
-        self._number = -1
+        self._epoch = self._number = -1
         self._block: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._order: tuple[int, tuple[torch.Tensor, ...]] = (-1, ())
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.block_steps == 1:
             for positions in self._shuffled(epoch):
                 yield self.dataset.make(epoch, positions)
             return
+        if epoch <= self._epoch:
+            # What comes again is made again: the weights may be others by now.
+            self._number = -1
+        self._epoch = epoch
         for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
             number, offset = divmod(step, self.block_steps)
             if self._number != number:
-                self._block = []
+                self._number, self._block = -1, []
                 self._block = self._make_block(number)
                 self._number = number
             images, labels = self._block[offset]
             # A copy, because a part that the caller still has would keep the whole of an old block.
             yield images.clone(), labels.clone()
+
+    def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
+        # The latest is kept, for all the blocks of an epoch.
+        if self._order[0] != epoch:
+            self._order = (epoch, super()._shuffled(epoch))
+        return self._order[1]
 
     def _make_block(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The `block_steps` batches from step `number * block_steps`, counted through all epochs, in one pass."""
