@@ -43,7 +43,8 @@ class DiMDataset(Dataset):
         seed (`int`, *optional*, defaults to 0): Seeds the noise.
         soft_labels (`bool`, *optional*, defaults to `False`):
             Whether `labels` are the probabilities that the pipeline's `labeler` gives, float32 of shape
-            `(num_classes,)`, instead of the class.
+            `(num_classes,)`, instead of the class. Models of transformers take them for several labels at once, a
+            loss of another kind, so `Trainer` needs a `compute_loss_func`: docs/use.md has one.
         max_attempts (`int`, *optional*, defaults to 1):
             Above 1, an image that the pipeline's `labeler` takes for another class is drawn again, at most so many
             times in all; the last draw stays. It is as pure a function as without, but where the teacher is undecided
@@ -117,7 +118,10 @@ class DiMDataset(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses which images the items are, in running workers too. Accelerate and `Trainer` call it themselves."""
+        """
+        Chooses which images the items are, in running workers too. Accelerate calls it in plain cases alone, and
+        `Trainer` needs a callback to: docs/use.md says who calls it where.
+        """
         check_epoch(epoch)
         self._epoch.fill_(epoch)
 
