@@ -8,10 +8,24 @@ import argparse
 import tempfile
 
 import numpy as np
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments, set_seed
+from transformers import (
+    ResNetConfig,
+    ResNetForImageClassification,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
 
 from dim_hf import DiMDataset, DiMPipeline
 from dim_hf.data import load_image_data, normalise
+
+
+class FreshImages(TrainerCallback):
+    """Tells the data set the epoch, which Trainer does not with several processes or after a resume in mid-epoch."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
+        train_dataloader.dataset.set_epoch(int(state.epoch))
 
 
 def main(input_args: list[str] | None = None) -> float:
@@ -55,8 +69,15 @@ def main(input_args: list[str] | None = None) -> float:
             save_strategy="no",
             report_to="none",
         )
-        trainer = Trainer(model, arguments, train_dataset=train, eval_dataset=real_test, compute_metrics=accuracy_of)
-        trainer.train()  # which calls train.set_epoch, so every epoch has fresh images
+        trainer = Trainer(
+            model,
+            arguments,
+            train_dataset=train,
+            eval_dataset=real_test,
+            compute_metrics=accuracy_of,
+            callbacks=[FreshImages],
+        )
+        trainer.train()
         accuracy = trainer.evaluate()["eval_accuracy"]
     print(f"accuracy on {len(test)} real test images: {100 * accuracy:.2f} %")
     return accuracy

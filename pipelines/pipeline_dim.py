@@ -38,7 +38,7 @@ from huggingface_hub.utils import httpx
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED_IS_REFUSED = "{} is pickled, and reading it can run code; only safetensors are read."
-# Images of `to_dataset`, which are kept as PIL images until all are made.
+# Images of one call, which are kept until all are made.
 _MOST_IN_MEMORY = 1_000_000
 
 EXAMPLE_DOC_STRING = """
@@ -316,7 +316,13 @@ class DiMPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` is {value!r}; valid is a whole number from 1.")
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f"`output_type` is {output_type!r}; valid are 'pil', 'np' and 'pt'.")
-        num_images = len(self.get_label_ids(class_labels)) * ipc
+        label_ids = self.get_label_ids(class_labels)
+        num_images = len(label_ids) * ipc
+        if num_images > _MOST_IN_MEMORY:
+            raise ValueError(
+                f"`ipc` is {ipc}, for {len(label_ids)} classes; valid are at most {_MOST_IN_MEMORY:,} images in "
+                "memory. training/generate_dim.py of dim_hf writes any number to disk."
+            )
         generators = generator if isinstance(generator, list) else [generator]
         for each in generators:
             if not isinstance(each, torch.Generator) and generator is not None:
@@ -487,11 +493,6 @@ class DiMPipeline(DiffusionPipeline):
         """
         self.check_inputs(class_labels, ipc, generator, None, batch_size, "pil")
         label_ids = self.get_label_ids(class_labels)
-        if ipc * len(label_ids) > _MOST_IN_MEMORY:
-            raise ValueError(
-                f"`ipc` is {ipc}, for {len(label_ids)} classes; valid are at most {_MOST_IN_MEMORY:,} images in "
-                "memory. training/generate_dim.py writes any number to disk."
-            )
         features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
         images, labels = self(class_labels, ipc, generator, batch_size=batch_size, return_dict=False)
         content = {image_column: images, label_column: [label_of[label] for label in labels]}

@@ -62,7 +62,15 @@ def test_the_whole_set_is_read_through(generator):
 
 
 @pytest.mark.parametrize("stream", [GeneratedStream, RealStream, WholeSetStream])
-@pytest.mark.parametrize(("ipc", "batch_size", "message"), [(0, 4, "`ipc` is 0"), (1, 0, "`batch_size` is 0")])
+@pytest.mark.parametrize(
+    ("ipc", "batch_size", "message"),
+    [
+        (0, 4, "`ipc` is 0"),
+        (1, 0, "`batch_size` is 0"),
+        (10**8, 4, "`ipc` asks for [23]00,000,000 images in an epoch; valid are at most 100,000,000"),
+        (2**32 - 1, 4, "`ipc` asks for"),
+    ],
+)
 def test_refusals(stream, generator, ipc, batch_size, message):
     source = generator if stream is GeneratedStream else numbered([2, 2])
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""DiMDataset: pure images, workers, samplers, Accelerate, Trainer; teachers, real data beside it."""
+"""DiMDataset: pure images, workers, samplers, Accelerate; teachers, real data beside it."""
 
 import copy
 import os
@@ -9,12 +9,12 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader, DistributedSampler
-from transformers import ResNetConfig, ResNetForImageClassification, Trainer, TrainingArguments
+from transformers import ViTImageProcessor
 
 from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
 from dim_hf.sampling import latents_at
@@ -91,12 +91,29 @@ def test_a_generator_alone_will_do(pipe):
     assert alone.class_names == ["0", "1", "2"]
 
 
-def test_a_transform_gets_the_pictures_that_the_pipeline_would_give(pipe):
-    dataset = DiMDataset(pipe, 2, transform=lambda image: np.asarray(image.convert("RGB")))
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pictures_are_those_that_the_pipeline_would_give(channels, mode):
+    pipe = make_pipeline(channels=channels)
+    dataset = DiMDataset(pipe, 2, transform=lambda image: image)
     latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
     pictures = pipe(ipc=2, latents=latents).images
     for item, picture in zip(dataset, pictures, strict=True):
-        np.testing.assert_allclose(item["pixel_values"], np.asarray(picture.convert("RGB")), atol=1)
+        assert item["pixel_values"].mode == picture.mode == mode
+        np.testing.assert_allclose(np.asarray(item["pixel_values"], int), np.asarray(picture, int), atol=1)
+    rows = list(dataset.to_iterable_dataset().take(6))
+    assert {row["image"].tobytes() for row in rows} == {item["pixel_values"].tobytes() for item in dataset}
+
+
+@pytest.mark.parametrize("tensors", [None, "pt"])
+def test_an_image_processor_is_a_transform(tensors):
+    pipe = make_pipeline(channels=3)
+    processor = ViTImageProcessor(size={"height": 4, "width": 4})
+    transform = processor if tensors is None else lambda image: processor(image, return_tensors=tensors)
+    images, _ = everything(DataLoader(DiMDataset(pipe, 2, transform=transform), 3))
+    latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
+    wanted = processor(pipe(ipc=2, latents=latents).images, return_tensors="pt").pixel_values
+    assert images.shape == (6, 3, 4, 4)
+    torch.testing.assert_close(images, wanted, atol=0.02, rtol=0)
 
 
 def test_noise_scale_multiplies_the_noise(pipe):
@@ -204,30 +221,41 @@ def test_accelerate_sets_the_epoch(pipe):
     torch.testing.assert_close(second, torch.stack([item["pixel_values"] for item in dataset]))
 
 
-@pytest.mark.slow
-def test_trainer_trains_on_fresh_images_unchanged(pipe, tmp_path):
-    config = ResNetConfig(
-        num_channels=1, embedding_size=8, hidden_sizes=[8], depths=[1], num_labels=3, layer_type="basic"
-    )
-    dataset, epochs = DiMDataset(pipe, 8), []
-
-    class Recording(Trainer):
-        def training_step(self, model, inputs, *args, **kwargs):
+def test_an_accelerate_loop_goes_on_in_mid_epoch(pipe):
+    dataset = DiMDataset(pipe, 4)
+    configuration = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=configuration)
+    loader = accelerator.prepare(DataLoader(dataset, 6, shuffle=True))
+    epochs = []
+    for epoch in (5, 6):
+        loader.set_epoch(epoch)
+        dataset.set_epoch(epoch)
+        for batch in skip_first_batches(loader, 1) if epoch == 5 else loader:
+            whole = torch.stack([item["pixel_values"] for item in dataset])
+            for image in batch["pixel_values"]:
+                assert (whole - image).abs().amax(dim=(1, 2, 3)).min() < 1e-5
             epochs.append(dataset.epoch)
-            assert inputs["pixel_values"].shape == (12, 1, 8, 8) and inputs["labels"].dtype == torch.int64
-            return super().training_step(model, inputs, *args, **kwargs)
-
-    arguments = TrainingArguments(
-        tmp_path, per_device_train_batch_size=12, num_train_epochs=3, report_to="none", use_cpu=True, disable_tqdm=True
-    )
-    result = Recording(ResNetForImageClassification(config), arguments, train_dataset=dataset).train()
-    assert epochs == [0, 0, 1, 1, 2, 2] and result.training_loss > 0
+    assert epochs == [5, 6, 6]
 
 
 def test_a_generator_on_another_device_is_not_for_workers(pipe):
-    generator = copy.deepcopy(pipe.generator).to("meta")
-    with pytest.raises(RuntimeError, match="the generator is on meta.*`num_workers=0`"):
-        next(iter(DataLoader(DiMDataset(generator, 2), 2, num_workers=1)))
+    dataset = DiMDataset(copy.deepcopy(pipe.generator), 2)
+    stream = dataset.to_iterable_dataset()
+    dataset.generator.to("meta")
+    for each in (dataset, stream):
+        with pytest.raises(RuntimeError, match="the generator is on meta.*`num_workers=0`"):
+            next(iter(DataLoader(each, 2, num_workers=1)))
+
+
+@pytest.mark.parametrize("name", ["generator", "labeler"])
+def test_a_network_in_training_mode_makes_no_images(name):
+    pipe = make_pipeline(labeler=True)
+    dataset = DiMDataset(pipe, 2, soft_labels=True)
+    stream = GeneratedStream(pipe, 2, 0, 6)
+    getattr(pipe, name).train()
+    for make in (lambda: dataset[0], lambda: next(stream.batches(0))):
+        with pytest.raises(RuntimeError, match=f"the {name} is in training mode, .* call its `eval\\(\\)` first"):
+            make()
 
 
 # Teachers
@@ -275,6 +303,7 @@ def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size)
         ({"ipc": {"Cot": 1}}, "holds 'Cot'; valid are the labels 0 to 2 and the names 'T-shirt', 'Coat', 'Bag'"),
         ({"ipc": {"Coat": 0}}, "`ipc` asks for no image of any class"),
         ({"ipc": {}}, "is empty"),
+        ({"ipc": {"Coat": 2, 0: 1, 1: 2}}, "`ipc` has 'Coat' and 1, which are one class"),
         ({"seed": -1}, r"`seed` is -1; it must be from 0 to 2\*\*63 - 1"),
     ],
 )
@@ -343,6 +372,20 @@ def test_features_without_one_image_and_one_label_column_are_refused(pipe):
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image(), "label": datasets.Value("int64")})
     with pytest.raises(ValueError, match=r"`features` has the Image columns \['a', 'b'\]; valid is exactly one"):
         DiMDataset(pipe, 2).to_iterable_dataset(features=features)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "options", "message"),
+    [
+        (2, {"num_shards": 7}, "`num_shards` is 7; for 6 images it must be from 1 to 6"),
+        (2, {"num_shards": 0}, "`num_shards` is 0"),
+        (2, {"block_size": 0}, "`block_size` is 0"),
+        (2**32 - 1, {}, "`ipc` asks for 12,884,901,885 images in an epoch; valid are at most 100,000,000"),
+    ],
+)
+def test_an_endless_stream_refuses(pipe, ipc, options, message):
+    with pytest.raises(ValueError, match=message):
+        DiMDataset(pipe, ipc).to_iterable_dataset(**options)
 
 
 def test_soft_labels_fit_no_column_of_labels(taught):

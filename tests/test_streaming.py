@@ -1,5 +1,7 @@
 """GeneratedStream: even batches, images that depend on nothing else, blocks."""
 
+import copy
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -80,6 +82,30 @@ def test_a_block_may_span_epochs(generator):
         assert len(list(stream.batches(epoch))) == 2
     hook.remove()
     assert calls == [24]
+
+
+@pytest.mark.parametrize("block_size", [6, 24])
+def test_an_epoch_that_comes_again_is_made_with_the_weights_of_then(generator, block_size):
+    generator = copy.deepcopy(generator)
+    stream = GeneratedStream(generator, ipc=2, seed=0, batch_size=3, block_size=block_size)
+    before = torch.cat([images for images, _ in stream.batches(0)])
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(0.5)
+    after = torch.cat([images for images, _ in stream.batches(0)])
+    assert not torch.allclose(before, after)
+    plain = GeneratedStream(generator, ipc=2, seed=0, batch_size=3, block_size=3)
+    torch.testing.assert_close(after, torch.cat([images for images, _ in plain.batches(0)]))
+
+
+def test_the_order_of_an_epoch_is_drawn_once_for_all_its_blocks(generator, monkeypatch):
+    drawn = []
+    permutation = torch.randperm
+    monkeypatch.setattr(torch, "randperm", lambda *args, **kwargs: drawn.append(args) or permutation(*args, **kwargs))
+    stream = GeneratedStream(generator, ipc=8, seed=0, batch_size=2, block_size=4)
+    for epoch in range(3):
+        assert len(list(stream.batches(epoch))) == 12
+    assert drawn == [(24,)] * 3
 
 
 def test_a_stream_of_counts_per_class(generator):

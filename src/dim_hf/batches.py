@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from .data import ImageData, normalise
-from .sampling import ShuffledOrder, check_count, check_epoch, epoch_order
+from .sampling import ShuffledOrder, check_count, check_epoch, check_shuffled, epoch_order
 
 
 class BatchStream(ABC):
@@ -16,6 +16,7 @@ class BatchStream(ABC):
     def __init__(self, num_classes: int, length: int, seed: int, batch_size: int, device: torch.device):
         if batch_size < 1:
             raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+        check_shuffled(length)
         self.num_classes, self.length, self.seed, self.device = num_classes, length, seed, device
         self.steps_per_epoch = math.ceil(length / batch_size)
 

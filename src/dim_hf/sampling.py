@@ -10,6 +10,8 @@ import torch
 
 _MASK = 0xFFFFFFFF
 _STEP = 0x9E3779B9
+# Images of a shuffled epoch, of which each takes 8 bytes of memory.
+_MOST_SHUFFLED = 100_000_000
 
 
 def _mix(value: Any) -> Any:
@@ -102,6 +104,15 @@ def check_count(name: str, value: Any, least: int) -> None:
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**32:
         # The running number of an image takes part in its noise with 32 bits.
         raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least {least} and below 2**32.")
+
+
+def check_shuffled(length: int) -> None:
+    """Refuses an epoch whose order would not fit into memory."""
+    if length > _MOST_SHUFFLED:
+        raise ValueError(
+            f"`ipc` asks for {length:,} images in an epoch; valid are at most {_MOST_SHUFFLED:,} where they are "
+            "shuffled, since their order is kept in memory."
+        )
 
 
 def check_epoch(epoch: Any) -> None:

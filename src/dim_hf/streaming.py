@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, get_worker_info
 from .batches import BatchStream
 from .models import DiMGenerator
 from .pipelines.pipeline_dim import DiMPipeline, labelled_features
-from .sampling import check_count, check_epoch, epoch_order, latents_at
+from .sampling import check_count, check_epoch, check_shuffled, epoch_order, latents_at
 
 
 # Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
@@ -43,7 +43,8 @@ class DiMDataset(Dataset):
         seed (`int`, *optional*, defaults to 0): Seeds the noise.
         soft_labels (`bool`, *optional*, defaults to `False`):
             Whether `labels` are the probabilities that the pipeline's `labeler` gives, float32 of shape
-            `(num_classes,)`, instead of the class.
+            `(num_classes,)`, instead of the class. Models of transformers take them for several labels at once, a
+            loss of another kind, so `Trainer` needs a `compute_loss_func`: docs/use.md has one.
         max_attempts (`int`, *optional*, defaults to 1):
             Above 1, an image that the pipeline's `labeler` takes for another class is drawn again, at most so many
             times in all; the last draw stays. It is as pure a function as without, but where the teacher is undecided
@@ -51,8 +52,9 @@ class DiMDataset(Dataset):
         noise_scale (`float`, *optional*, defaults to 1.0):
             Factor of the noise. Above 1 images vary more, below 1 less.
         transform (`Callable`, *optional*):
-            Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, such as an image processor or transforms of
-            torchvision. Without it they are float32 of shape `(channels, size, size)` in [-1, 1].
+            Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, as transforms of torchvision do, or to a
+            mapping whose `pixel_values` are a batch of one, as an image processor does. Without it they are float32 of
+            shape `(channels, size, size)` in [-1, 1].
 
     Raises:
         ValueError: If an argument is not valid, or a teacher is asked for that the pipeline does not have.
@@ -73,9 +75,14 @@ class DiMDataset(Dataset):
         self.num_classes = pipe.generator.config.num_classes
         counts = [0] * self.num_classes
         if isinstance(ipc, Mapping):
+            keys: dict[int, int | str] = {}
             for label, (key, count) in zip(pipe.get_label_ids(list(ipc)), ipc.items(), strict=True):
                 check_count(f"ipc[{key!r}]", count, least=0)
-                counts[label] += count
+                if label in keys:
+                    raise ValueError(
+                        f"`ipc` has {keys[label]!r} and {key!r}, which are one class; valid is one of them."
+                    )
+                keys[label], counts[label] = key, int(count)
         else:
             check_count("ipc", ipc, least=1)
             counts = [int(ipc)] * self.num_classes
@@ -111,7 +118,10 @@ class DiMDataset(Dataset):
         return int(self._epoch)
 
     def set_epoch(self, epoch: int) -> None:
-        """Chooses which images the items are, in running workers too. Accelerate and `Trainer` call it themselves."""
+        """
+        Chooses which images the items are, in running workers too. Accelerate calls it in plain cases alone, and
+        `Trainer` needs a callback to: docs/use.md says who calls it where.
+        """
         check_epoch(epoch)
         self._epoch.fill_(epoch)
 
@@ -127,8 +137,21 @@ class DiMDataset(Dataset):
         Returns:
             Images `(batch_size, channels, size, size)` in [-1, 1] and labels, int64 of shape `(batch_size,)` or soft
             ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
+
+        Raises:
+            RuntimeError: If a network is in training mode, or on a device that this process cannot use.
         """
         device = self.generator.device
+        if get_worker_info() is not None and device.type != "cpu":
+            raise RuntimeError(
+                f"the generator is on {device}, which a worker of a DataLoader cannot use; valid are `num_workers=0` "
+                "(for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
+            )
+        for name, model in (("generator", self.generator), ("labeler", self.labeler)):
+            if model is not None and model.training:
+                raise RuntimeError(
+                    f"the {name} is in training mode, in which an image depends on its batch; call its `eval()` first."
+                )
         positions = positions.to(device)
         labels = torch.searchsorted(self._ends.to(device), positions, right=True)
         indices = positions - self._starts.to(device)[labels]
@@ -159,16 +182,14 @@ class DiMDataset(Dataset):
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
         """The items at some positions. A `DataLoader` calls this with all of a batch."""
-        if get_worker_info() is not None and self.generator.device.type != "cpu":
-            raise RuntimeError(
-                f"the generator is on {self.generator.device}, which a worker of a DataLoader cannot use; valid are "
-                "`num_workers=0` (for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
-            )
         length = len(self)
         if wrong := [position for position in positions if not -length <= position < length]:
             raise IndexError(f"position {wrong[0]} is out of range; the data set has {length} images.")
         images, labels = self.make(self.epoch, torch.tensor([position % length for position in positions]))
-        pixels = images.cpu() if self.transform is None else [self.transform(image) for image in to_pil(images)]
+        pixels: Any = images.cpu()
+        if self.transform is not None:
+            made = [self.transform(image) for image in to_pil(images)]
+            pixels = [each["pixel_values"][0] if isinstance(each, Mapping) else each for each in made]
         rows = labels.cpu() if self.soft_labels else labels.tolist()
         return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
 
@@ -187,13 +208,16 @@ class DiMDataset(Dataset):
             block_size (`int`, *optional*, defaults to 256): At most so many images are made at once.
 
         Raises:
-            ValueError: If a class is not one of `features`, or labels are soft.
+            ValueError: If a class is not one of `features`, labels are soft, or there are fewer images than shards.
         """
         if self.soft_labels:
             raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
-        for name, value in (("num_shards", num_shards), ("block_size", block_size)):
-            if value < 1:
-                raise ValueError(f"`{name}` is {value}; it must be at least 1.")
+        if not 1 <= num_shards <= len(self):
+            # A worker whose shards are empty would go through empty epochs for ever.
+            raise ValueError(f"`num_shards` is {num_shards}; for {len(self)} images it must be from 1 to {len(self)}.")
+        if block_size < 1:
+            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        check_shuffled(len(self))
         label_ids = [label for label, count in enumerate(self.counts) if count]
         features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
 
@@ -213,8 +237,9 @@ class DiMDataset(Dataset):
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Images `(batch_size, channels, size, size)` in [-1, 1] as PIL images of mode `L` or `RGB`."""
-    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(image.squeeze(2)) for image in pixels.permute(0, 2, 3, 1).cpu().numpy()]
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    pixels = pixels.squeeze(3) if pixels.shape[3] == 1 else pixels
+    return [Image.fromarray(image) for image in pixels.cpu().numpy()]
 
 
 class GeneratedStream(BatchStream):
@@ -228,7 +253,7 @@ class GeneratedStream(BatchStream):
         block_size (`int`, *optional*):
             Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
             default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
-            one block is held.
+            one block is held, and an epoch that is asked for again, or an earlier one, makes its own.
         options: `soft_labels`, `max_attempts` and `noise_scale` of [`DiMDataset`].
     """
 
@@ -250,23 +275,34 @@ class GeneratedStream(BatchStream):
             raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
         largest_batch = math.ceil(self.length / self.steps_per_epoch)
         self.block_steps = max(1, block_size // largest_batch)
-        self._number = -1
+        self._epoch = self._number = -1
         self._block: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._order: tuple[int, tuple[torch.Tensor, ...]] = (-1, ())
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         if self.block_steps == 1:
             for positions in self._shuffled(epoch):
                 yield self.dataset.make(epoch, positions)
             return
+        if epoch <= self._epoch:
+            # What comes again is made again: the weights may be others by now.
+            self._number = -1
+        self._epoch = epoch
         for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
             number, offset = divmod(step, self.block_steps)
             if self._number != number:
-                self._block = []
+                self._number, self._block = -1, []
                 self._block = self._make_block(number)
                 self._number = number
             images, labels = self._block[offset]
             # A copy, because a part that the caller still has would keep the whole of an old block.
             yield images.clone(), labels.clone()
+
+    def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
+        # The latest is kept, for all the blocks of an epoch.
+        if self._order[0] != epoch:
+            self._order = (epoch, super()._shuffled(epoch))
+        return self._order[1]
 
     def _make_block(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The `block_steps` batches from step `number * block_steps`, counted through all epochs, in one pass."""

@@ -210,6 +210,7 @@ def test_progress_bar_counts_batches(capsys):
         ({"ipc": 0}, r"`ipc` is 0; valid is a whole number from 1"),
         ({"ipc": 1.5}, r"`ipc` is 1\.5"),
         ({"ipc": "1"}, r"`ipc` is '1'"),
+        ({"ipc": 10**12}, r"`ipc` is 1000000000000, for 3 classes; valid are at most 1,000,000 images in memory"),
         ({"batch_size": 0}, r"`batch_size` is 0"),
         ({"output_type": "latent"}, r"`output_type` is 'latent'; valid are 'pil', 'np' and 'pt'"),
         ({"output_type": None}, r"`output_type` is None"),
