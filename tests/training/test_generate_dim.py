@@ -28,9 +28,9 @@ def pipeline(tmp_path_factory):
     return folder
 
 
-def save_pipeline(folder, seed):
+def save_pipeline(folder, seed, channels=1):
     torch.manual_seed(seed)
-    generator = DiMGenerator(3, 8, 1, 6, 4, (8,), (0,))
+    generator = DiMGenerator(3, 8, channels, 6, 4, (8,), (0,))
     DiMPipeline(generator, dict(enumerate(NAMES))).save_pretrained(folder)
 
 
@@ -50,8 +50,20 @@ def content(folder):
     return {path.name: path.read_bytes() for path in (folder / "data").iterdir()}
 
 
-def test_shards_hold_the_images_of_the_stream(generate, pipeline, tmp_path):
-    folder = generate("--seed", "3")
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_shards_hold_the_images_of_the_stream(generate, tmp_path, channels, mode):
+    pipeline = tmp_path / "pipeline"
+    save_pipeline(pipeline, 0, channels)
+    passes = []
+
+    def record(module, inputs):
+        if isinstance(module, DiMGenerator):
+            passes.append(len(inputs[0]))
+
+    with torch.nn.modules.module.register_module_forward_pre_hook(record):
+        folder = generate("--seed", "3", "--pipeline", str(pipeline))
+    # Whatever is asked for, so many images are made at once.
+    assert max(passes) == 3 and sum(passes) == 21
     assert sorted(content(folder)) == [f"train-{n:05d}-of-00003.parquet" for n in range(3)]
     dataset = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
     assert dataset.features == datasets.Features(
@@ -62,7 +74,7 @@ def test_shards_hold_the_images_of_the_stream(generate, pipeline, tmp_path):
     images = torch.stack([item["pixel_values"] for item in stream])
     for row, (image, label) in enumerate(zip(dataset["image"], dataset["label"], strict=True)):
         wanted = to_pil(images[7 * label + row // 3][None])[0]
-        assert image.mode == "L"
+        assert image.mode == mode
         np.testing.assert_allclose(np.asarray(image, int), np.asarray(wanted, int), atol=1)
 
 
