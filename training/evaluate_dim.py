@@ -290,8 +290,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     accelerator.wait_for_everyone()
     # Two rows of the same weights, as before and after matching where matching did not help, are one job.
     wanted: dict[str, tuple[Source, str, int, int]] = {}
-    for seed, row in itertools.product(args.seeds, rows):
-        wanted.setdefault(job_key(job(*row, seed)), (*row, seed))
+    for seed, (source, name, ipc) in itertools.product(args.seeds, rows):
+        wanted.setdefault(job_key(job(source, name, ipc, seed)), (source, name, ipc, seed))
     missing = [each for key, each in wanted.items() if key not in finished]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for source, name, ipc, seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
