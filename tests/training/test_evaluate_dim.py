@@ -80,6 +80,7 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
     capsys_out = capsys.readouterr().out
     folder = tmp_path / "run" / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == [
+        ".lock",
         "metrics.json",
         "report.html",
         "report.md",
