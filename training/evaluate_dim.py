@@ -347,12 +347,14 @@ def main(args: argparse.Namespace) -> list[Row]:
             stored * len(train) / png_bytes(train),
         )
         if sets_take_pool:
-            protocol += (
-                f" Fixed sets: k-means and herding choose among {args.candidates:,} samples for each image, by the "
-                f"features of {public_name(split_entry(args.pool[-1])[0])}; latent steps match the pool "
-                f"{', '.join(map(public_name, args.pool))}. "
-                f"Its networks were trained on the real images for {args.pool_steps:,} steps."
-            )
+            if args.selection != ["random"]:
+                protocol += (
+                    f" k-means and herding choose among {args.candidates:,} samples for each image, by the features "
+                    f"of {public_name(split_entry(args.pool[-1])[0])}."
+                )
+            if any(args.latent_steps):
+                protocol += f" Latent steps match the pool {', '.join(map(public_name, args.pool))}."
+            protocol += f" These networks were trained on the real images for {args.pool_steps:,} steps."
         if "before_matching" in args.controls and pipeline_before is None and {*args.protocols} != {"C"}:
             protocol += " There is no control from before matching, as no pipeline of that time was found."
         write_report(output_dir, table, protocol, details, ranking)
