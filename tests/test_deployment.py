@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 
@@ -133,6 +134,16 @@ def test_smoothed_labels_make_a_classifier_as_certain_as_they_are(digits):
     # The largest probability of a label is 1 without, and 0.5 + 0.5 / 10 with smoothing by a half.
     assert certainty[0.0] > 0.75
     assert 0.35 < certainty[0.5] < 0.6
+
+
+def test_what_was_trained_can_be_saved_and_goes_on_alike(digits, tmp_path):
+    train_data, test = digits
+    trained = train(train_data, name="resnet10", epochs=2)
+    save_file(trained.state_dict(), tmp_path / "weights.safetensors")
+    again = build_classifier("resnet10", 10, 1, 8).eval()
+    again.load_state_dict(load_file(tmp_path / "weights.safetensors"))
+    images = normalise(test.batch(torch.arange(20))[0])
+    assert torch.equal(again(images), trained(images))
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -19,6 +19,7 @@ import argparse
 import hashlib
 import itertools
 import json
+import statistics
 import time
 from dataclasses import asdict
 from datetime import timedelta
@@ -54,7 +55,14 @@ from dim_hf.reporting import (
     warn_of_slow_precision,
     write_report,
 )
-from dim_hf.selection import SELECTIONS, choose_latents, load_latents, optimise_latents, save_latents
+from dim_hf.selection import (
+    SELECTIONS,
+    choose_latents,
+    latents_settings,
+    load_latents,
+    optimise_latents,
+    save_latents,
+)
 
 
 CONTROLS = ("before_matching", *REAL)
@@ -355,6 +363,8 @@ def main(args: argparse.Namespace) -> list[Row]:
             if any(args.latent_steps):
                 protocol += f" Latent steps match the pool {', '.join(map(public_name, args.pool))}."
             protocol += f" These networks were trained on the real images for {args.pool_steps:,} steps."
+        if "A" in args.protocols:
+            protocol += f" Seconds to make one fixed set: {describe_times(fixed_sets[pipeline])}."
         if "before_matching" in args.controls and pipeline_before is None and {*args.protocols} != {"C"}:
             protocol += " There is no control from before matching, as no pipeline of that time was found."
         write_report(output_dir, table, protocol, details, ranking)
@@ -502,16 +512,31 @@ def make_fixed_sets(
     mine = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
     progress = accelerator.is_main_process
     for (selection, ipc, seed), sets in tqdm(mine, unit="set", disable=not progress):
+        start = time.perf_counter()
         latents, labels = choose_latents(
             generator, ipc, selection, seed=seed, candidates=args.candidates, teacher=teacher
         )
+        choosing = time.perf_counter() - start
         for path, settings in sets:
-            moved = latents
+            start, moved = time.perf_counter(), latents
             if steps := settings.get("latent_steps"):
                 moved = optimise_latents(generator, latents, labels, train, pool, steps, seed=seed, progress=progress)
-            save_latents(path, moved, labels, settings)
+            seconds = round(choosing + time.perf_counter() - start, 1)
+            save_latents(path, moved, labels, settings | {"seconds": seconds})
     accelerator.wait_for_everyone()
     return paths
+
+
+def describe_times(sets: dict[tuple[str, int, int, int], Path]) -> str:
+    """How long the fixed sets took to make, means over the seeds, as their files say."""
+    times: dict[tuple[str, int], dict[int, list[float]]] = {}
+    for (selection, steps, ipc, _), path in sets.items():
+        times.setdefault((selection, steps), {}).setdefault(ipc, []).append(latents_settings(path)["seconds"])
+    return "; ".join(
+        f"{selection}{f', {steps} latent steps' if steps else ''} "
+        + ", ".join(f"{statistics.mean(own):,.1f} at ipc {ipc}" for ipc, own in by_ipc.items())
+        for (selection, steps), by_ipc in times.items()
+    )
 
 
 if __name__ == "__main__":

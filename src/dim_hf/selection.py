@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.cluster import KMeans
 from torch import nn
@@ -223,3 +224,9 @@ def load_latents(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor]:
     """
     content = load_file(path)
     return content["latents"], content["labels"]
+
+
+def latents_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings that [`save_latents`] wrote into a file's header."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["settings"])

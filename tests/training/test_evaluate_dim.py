@@ -23,7 +23,7 @@ from dim_hf.data import holdout, load_image_data
 from dim_hf.metrics import label_robust_score
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.selection import load_latents
+from dim_hf.selection import latents_settings, load_latents
 
 
 DIGITS = {label: str(label) for label in range(10)}
@@ -340,7 +340,14 @@ def test_fixed_sets_are_rows_of_their_own_and_their_latents_are_kept(evaluate, t
     assert (
         DiMPipeline.from_pretrained(tmp_path / "run")(class_labels=labels, latents=latents).labels == labels.tolist()
     )
-    assert "3 samples for each image, by the features of convnet3" in (folder / "report.md").read_text()
+    report = (folder / "report.md").read_text()
+    assert "3 samples for each image, by the features of convnet3" in report
+    # The files are those of two seeds of herding, then of random.
+    seconds = [latents_settings(path)["seconds"] for path in files]
+    assert (
+        f"Seconds to make one fixed set: random, 2 latent steps {sum(seconds[2:]) / 2:,.1f} at ipc 2; "
+        f"herding, 2 latent steps {sum(seconds[:2]) / 2:,.1f} at ipc 2."
+    ) in report
     # What is there is not made again, and other settings leave it alone.
     before = {path: path.stat().st_mtime_ns for path in files}
     lines = (folder / "results.jsonl").read_text()
