@@ -163,7 +163,11 @@ def test_save_to_disk(tmp_path, load):
 def test_a_single_parquet_file(parquet, load):
     features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
     folder = parquet(features, train={"image": [png(Image.fromarray(pixels(i))) for i in (0, 1)], "label": [0, 1]})
-    assert len(load(f"{folder}/data/train-00000-of-00001.parquet")) == 2
+    file = f"{folder}/data/train-00000-of-00001.parquet"
+    assert len(load(file)) == 2
+    # The same images again would pass for a test split.
+    with pytest.raises(ValueError, match="is a file and has no split 'test'; valid is train"):
+        load(file, "test")
 
 
 GREY = pixels(3)
@@ -374,6 +378,21 @@ def test_batches_and_selection():
     assert images[:, 0, 0, 0].tolist() == [3, 0] and labels.tolist() == [1, 0]
     part = data.select(torch.tensor([2, 1]))
     assert part.images[:, 0, 0, 0].tolist() == [2, 1] and part.fingerprint != data.fingerprint
+
+
+def test_images_that_do_not_fit_into_memory_stay_on_disk(load, monkeypatch):
+    data, cpu = load("digits"), torch.device("cpu")
+    in_memory = [part.to(cpu) for part in holdout(data)]
+    monkeypatch.setattr("dim_hf.data.SHARE_OF_MEMORY", 0.0)
+    on_disk = [part.to(cpu) for part in holdout(data)]
+    indices = torch.tensor([5, 0, 5, 99])
+    for here, there in zip(in_memory, on_disk, strict=True):
+        assert there.stored.data_ptr() == data.stored.data_ptr() != here.stored.data_ptr()
+        assert len(here) == len(there) == len(here.stored) and here.fingerprint == there.fingerprint
+        assert torch.equal(here.images, there.images)
+        for part in (lambda part: part, lambda part: part.select(torch.tensor([3] * 2 + list(range(100, 0, -1))))):
+            (images, labels), (others, other_labels) = (part(each).batch(indices) for each in (here, there))
+            assert torch.equal(images, others) and torch.equal(labels, other_labels)
 
 
 def test_normalise():

@@ -6,7 +6,7 @@ from torch import nn
 
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.deployment import evaluate_accuracy
-from dim_hf.legacy import LegacyStream, batch_accuracy, change_colours, legacy_accuracy
+from dim_hf.legacy import LegacyStream, batch_accuracy, change_colours, evaluated_epochs, legacy_accuracy
 from dim_hf.models import DiMGenerator
 
 
@@ -61,6 +61,13 @@ def test_batch_norm_is_scored_with_the_statistics_of_the_batch():
     # Half of a batch is darker than its mean, but all of it brighter than 0.
     assert batch_accuracy(network.train(), data) == 1.0
     assert evaluate_accuracy(network, data) == 0.5
+
+
+def test_there_are_five_evaluations_whatever_the_number_of_epochs():
+    assert evaluated_epochs(1000) == {200, 400, 600, 800, 1000}
+    for epochs in range(1, 40):
+        evaluated = evaluated_epochs(epochs)
+        assert len(evaluated) == min(5, epochs) and min(evaluated) >= 1 and max(evaluated) == epochs
 
 
 def test_the_best_evaluation_counts(generator, test_split):

@@ -470,6 +470,11 @@ def load_splits(
         train, test = holdout(train, training["validation_fraction"], training["seed"])
     else:
         test = load(args.test_split, train.class_names, None)
+        if test.fingerprint == train.fingerprint:
+            raise ValueError(
+                f"`--test_split` {args.test_split} of `--dataset_name` {args.dataset_name} holds the images of "
+                f"`--train_split` {args.train_split}; valid is one that nothing is trained on."
+            )
     return train.to(accelerator.device), test.to(accelerator.device)
 
 

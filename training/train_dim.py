@@ -23,12 +23,13 @@ import random
 import signal
 import sys
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from diffusers.optimization import SchedulerType, get_scheduler
 from presets import PRESETS, default_augmentation, doublings, network_configs
 from tqdm.auto import tqdm
@@ -259,12 +260,17 @@ def main(args: argparse.Namespace) -> None:
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
+    # Processes wait for the first one to decode, to train a pool and to validate, longer than the usual time-out.
+    kwargs_handlers = [
+        DistributedDataParallelKwargs(broadcast_buffers=False),
+        InitProcessGroupKwargs(timeout=timedelta(days=1)),
+    ]
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=output_dir / args.logging_dir,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        kwargs_handlers=kwargs_handlers,
     )
     if accelerator.is_main_process:
         warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
@@ -346,6 +352,11 @@ def main(args: argparse.Namespace) -> None:
         progress = read_progress(checkpoint, deciding_options, may_still_change)
         branched = checkpoint.parent.resolve() != output_dir.resolve()
         if branched:
+            if progress["step"] >= total_steps:
+                raise ValueError(
+                    f"`--resume_from_checkpoint` {checkpoint} is of step {progress['step']:,}, and the run ends at "
+                    f"step {total_steps:,}; more steps are needed (--max_train_steps, --max_match_steps)."
+                )
             # The best pipeline so far lies in the other run's folder.
             progress["best"] = {"accuracy": -1.0}
     if accelerator.is_main_process:

@@ -5,14 +5,15 @@ the teacher takes for another class.
     python training/train_labeler.py                                    # the embedded digits, for out/digits
     python training/train_labeler.py --pipeline out/fashion --dataset_name zalando-datasets/fashion_mnist
 
-The teacher is a ConvNet-3. With the `--seed` and `--validation_fraction` of the generator's training it sees the same
-part of *train*, and its accuracy is that on the part held out.
+The teacher is a ConvNet-3. It sees the part of *train* that the generator was trained on, as options.json in the
+pipeline's folder says, and its accuracy is that on the part held out.
 """
 
 import argparse
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
 
@@ -37,7 +38,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
     parser.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
     parser.add_argument("--revision", help="revision of a data set on the Hub")
-    parser.add_argument("--train_split", default="train")
+    parser.add_argument("--train_split", help="default: that of the training run in --pipeline, or train")
     parser.add_argument("--image_column", help="found from the features unless given")
     parser.add_argument("--label_column", help="found from the features unless given")
     parser.add_argument("--cache_dir", help="where decoded images are kept")
@@ -63,14 +64,15 @@ def main(args: argparse.Namespace) -> float:
     output_dir = Path(args.output_dir or args.pipeline)
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is no local folder.")
+    run = read_options(Path(args.pipeline))
+    if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
+        raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
     # What the run held out stays unseen, so that evaluate_dim.py --validation may score with this teacher's labels.
-    run = Path(args.pipeline) / "options.json"
-    held_out = {"seed": 0, "validation_fraction": 0.1} | (json.loads(run.read_text()) if run.exists() else {})
-    seed = held_out["seed"] if args.seed is None else args.seed
-    fraction = held_out["validation_fraction"] if args.validation_fraction is None else args.validation_fraction
+    defaults: dict[str, Any] = {"train_split": "train", "validation_fraction": 0.1, "seed": 0}
+    settings = defaults | run | {name: value for name in defaults if (value := getattr(args, name)) is not None}
     data = load_image_data(
         args.dataset_name,
-        args.train_split,
+        settings["train_split"],
         dataset_config_name=args.dataset_config_name,
         train_data_dir=args.train_data_dir,
         image_column=args.image_column,
@@ -79,9 +81,16 @@ def main(args: argparse.Namespace) -> float:
         resolution=config.sample_size,
         channels=config.out_channels,
         cache_dir=args.cache_dir,
+        max_samples=run.get("max_train_samples"),
         revision=args.revision,
     )
-    train, validation = (part.to(device) for part in holdout(data, fraction, seed))
+    if run.get("data_fingerprint", data.fingerprint) != data.fingerprint:
+        raise ValueError(
+            f"`--dataset_name` {args.dataset_name} is not the data that `--pipeline` {args.pipeline} was trained on, "
+            f"{run['dataset_name']} (options.json)."
+        )
+    seed = settings["seed"]
+    train, validation = (part.to(device) for part in holdout(data, settings["validation_fraction"], seed))
     labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
     check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
 
@@ -104,6 +113,12 @@ def main(args: argparse.Namespace) -> float:
         replace_pipeline(DiMPipeline(pipe.generator, pipe.config.id2label, labeler), output_dir)
     print(f"teacher in {output_dir}: accuracy {accuracy:.4f} on the {len(validation):,} images held out of train")
     return accuracy
+
+
+def read_options(folder: Path) -> dict[str, Any]:
+    """The options of the training run that made a folder; none of what a run did not make."""
+    path = folder / "options.json"
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 if __name__ == "__main__":

@@ -28,22 +28,30 @@ SHARE_OF_MEMORY = 0.5
 @dataclass(frozen=True)
 class ImageData:
     """
-    A labelled image data set in memory.
+    A labelled image data set, in memory or on disk.
 
     Args:
-        images (`torch.Tensor` of shape `(N, channels, size, size)`): uint8; in memory or memory-mapped.
+        stored (`torch.Tensor` of shape `(M, channels, size, size)`): uint8; in memory, or memory-mapped.
         labels (`torch.Tensor` of shape `(N,)`): int64, `0 .. num_classes - 1`.
         class_names (`tuple[str, ...]`): The name of each label.
         fingerprint (`str`): Of images, labels and class names; keys caches, results and checkpoints.
+        rows (`torch.Tensor` of shape `(N,)`, *optional*):
+            Of memory-mapped images, those of the data set: int64, on the CPU. In memory, `stored` holds them alone.
     """
 
-    images: torch.Tensor
+    stored: torch.Tensor
     labels: torch.Tensor
     class_names: tuple[str, ...]
     fingerprint: str
+    rows: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def images(self) -> torch.Tensor:
+        """uint8 of shape `(N, channels, size, size)`; where they are on disk, all are read."""
+        return self.stored if self.rows is None else self.stored[self.rows]
 
     @property
     def num_classes(self) -> int:
@@ -52,20 +60,21 @@ class ImageData:
     @property
     def channels(self) -> int:
         """1 (grey) or 3 (RGB)."""
-        return self.images.shape[1]
+        return self.stored.shape[1]
 
     @property
     def size(self) -> int:
         """Height and width in pixels."""
-        return self.images.shape[2]
+        return self.stored.shape[2]
 
     def to(self, device: torch.device) -> "ImageData":
         """Moves the labels to a device, and the images where they take at most half of its free memory."""
+        moved = replace(self, labels=self.labels.to(device))
         cuda = device.type == "cuda"
         free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-        fits = self.images.nbytes <= SHARE_OF_MEMORY * free
-        images = self.images.to(device, copy=True) if fits else self.images
-        return replace(self, images=images, labels=self.labels.to(device))
+        if len(self) * self.stored[:1].nbytes <= SHARE_OF_MEMORY * free:
+            moved = replace(moved, stored=self.images.to(device), rows=None)
+        return moved
 
     def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -75,20 +84,20 @@ class ImageData:
         Returns:
             The images, uint8, and their labels, both on the device of the labels.
         """
-        if self.images.device == self.labels.device:
-            return self.images[indices], self.labels[indices]
-        return self.images[indices.cpu()].to(self.labels.device, non_blocking=True), self.labels[indices]
+        device = self.labels.device
+        if self.stored.device == device and self.rows is None:
+            return self.stored[indices], self.labels[indices]
+        positions = indices.cpu() if self.rows is None else self.rows[indices.cpu()]
+        return self.stored[positions].to(device, non_blocking=True), self.labels[indices]
 
     def select(self, indices: torch.Tensor) -> "ImageData":
-        """The images at `indices`, as a data set with a fingerprint of its own."""
+        """The images at `indices`, as a data set with a fingerprint of its own; what is on disk stays there."""
         chosen = indices.cpu()
         digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
-        return replace(
-            self,
-            images=self.images[chosen.to(self.images.device)],
-            labels=self.labels[chosen.to(self.labels.device)],
-            fingerprint=digest[:16],
-        )
+        part = replace(self, labels=self.labels[chosen.to(self.labels.device)], fingerprint=digest[:16])
+        if self.rows is None:
+            return replace(part, stored=self.stored[chosen.to(self.stored.device)])
+        return replace(part, rows=self.rows[chosen])
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
@@ -172,7 +181,7 @@ def load_image_data(
     )
     content = json.dumps([digest, own_labels.tolist(), own_names])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return ImageData(images, own_labels, own_names, fingerprint)
+    return ImageData(images, own_labels, own_names, fingerprint, rows=torch.arange(len(images)))
 
 
 def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[ImageData, ImageData]:
@@ -242,6 +251,8 @@ def _open(name: str, split: str, config: str | None, revision: str | None) -> da
     if path.is_file():
         if path.suffix != ".parquet":
             raise ValueError(f"`dataset_name` {name} is a file; valid are parquet files and folders.")
+        if split != "train":
+            raise ValueError(f"`dataset_name` {name} is a file and has no split {split!r}; valid is train.")
         return _read(name, split, None, None, builder="parquet")
     if not path.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
         raise FileNotFoundError(f"`dataset_name` {name} is no folder or file, and no id of the Hub.")

@@ -7,6 +7,7 @@ are drawn at random; the learning rate is constant; and colours are augmented. T
 steps where an epoch is smaller than a batch, and test images that are normalised unlike the training images.
 """
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -75,15 +76,21 @@ def legacy_accuracy(
     optimizer = torch.optim.SGD(classifier.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
     rng = torch.Generator(device).manual_seed(seed)
     best = 0.0
+    evaluated = evaluated_epochs(epochs)
     for epoch in tqdm(range(1, epochs + 1), desc=name, unit="epoch", leave=False, disable=not progress):
         for images, labels in stream.batches(epoch - 1):
             loss = F.cross_entropy(classifier(random_crop(change_colours(images, rng), rng)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        if epoch % max(1, epochs // EVALUATIONS) == 0:
+        if epoch in evaluated:
             best = max(best, batch_accuracy(classifier, test))
     return best
+
+
+def evaluated_epochs(epochs: int) -> set[int]:
+    """After which of so many epochs, from 1, a classifier is scored: five, the last of them too, or all if fewer."""
+    return {math.ceil(epochs * part / EVALUATIONS) for part in range(1, EVALUATIONS + 1)}
 
 
 def change_colours(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:

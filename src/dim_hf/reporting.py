@@ -4,7 +4,6 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
@@ -340,5 +340,9 @@ def peak_memory_mib(device: torch.device) -> float:
     """The most memory held so far, in MiB: of tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if platform.system() == "Windows":
+        return psutil.Process().memory_info().peak_wset / 2**20
+    import resource  # Of Unix alone.
+
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage / (2**20 if platform.system() == "Darwin" else 2**10)

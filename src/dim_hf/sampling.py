@@ -43,6 +43,10 @@ def latents_at(
         `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
         within rounding.
     """
+    if labels.device.type == "mps":
+        # Apple's GPUs have no float64.
+        on_cpu = epoch.cpu() if isinstance(epoch, torch.Tensor) else epoch
+        return latents_at(seed, on_cpu, labels.cpu(), indices.cpu(), latent_dim, attempt).to(labels.device)
     # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs. What all
     # images share is mixed as numbers, and both keys as one tensor: launching operations costs more than they do.
     numbers = [seed & _MASK, seed >> 32]

@@ -45,7 +45,7 @@ def kmeans_medoids(features: torch.Tensor, count: int, seed: int = 0) -> torch.T
     Returns:
         Different row numbers, int64 of shape `(count,)`, ascending.
     """
-    rows = features.double().cpu()
+    rows = features.cpu().double()
     clusters = KMeans(count, n_init=1, random_state=seed).fit(rows.numpy())
     distances = torch.cdist(rows, torch.from_numpy(clusters.cluster_centers_))
     # Of equal rows there are fewer clusters than asked for; an empty one takes what no other has.
@@ -70,7 +70,7 @@ def herding(features: torch.Tensor, count: int) -> torch.Tensor:
     Returns:
         Different row numbers, int64 of shape `(count,)`, in the order in which they were chosen.
     """
-    rows = features.double().cpu()
+    rows = features.cpu().double()
     mean, total = rows.mean(dim=0), torch.zeros(rows.shape[1], dtype=torch.float64)
     chosen: list[int] = []
     for number in range(1, count + 1):

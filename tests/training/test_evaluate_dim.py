@@ -171,7 +171,7 @@ def test_labels_of_the_test_split_mean_what_those_of_train_do(tmp_path):
     make_pipeline(tmp_path / "run")
     folder = tmp_path / "data" / "data"
     folder.mkdir(parents=True)
-    splits = {"train": "0123456789", "test": "987654321", "other": "012z"}
+    splits = {"train": "0123456789", "test": "987654321", "other": "012z", "again": "0123456789"}
     for split, names in splits.items():
         # The image tells the place of its class among the digits.
         images = [Image.fromarray(np.full((8, 8), "0123456789z".index(name), np.uint8)) for name in names]
@@ -184,6 +184,9 @@ def test_labels_of_the_test_split_mean_what_those_of_train_do(tmp_path):
     assert test.labels.tolist() == test.images[:, 0, 0, 0].tolist() == list(range(9, 0, -1))
     args = evaluate_dim.parse_args([*more, "--test_split", "other"])
     with pytest.raises(ValueError, match="of split 'other' of .* has the classes z that are unknown; valid are 0, 1"):
+        evaluate_dim.load_splits(args, pipeline, Accelerator(), None)
+    args = evaluate_dim.parse_args([*more, "--test_split", "again"])
+    with pytest.raises(ValueError, match="`--test_split` again of .* holds the images of `--train_split` train"):
         evaluate_dim.load_splits(args, pipeline, Accelerator(), None)
 
 

@@ -138,6 +138,9 @@ def test_a_run_branches_off_another_before_matching(tiny, tmp_path):
         run(tiny("late", *steps, *other, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
     with pytest.raises(ValueError, match="`adversarial_steps` was 6 and is now 7"):
         run(tiny("late", *steps, *longer, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
+    with pytest.raises(ValueError, match="checkpoint-10 is of step 10, and the run ends at step 10; more"):
+        run(tiny("late", *steps, "--resume_from_checkpoint", str(trunk / "checkpoint-10")))
+    assert not (tmp_path / "late").exists()
 
 
 def test_a_schedule_that_depends_on_the_length_keeps_it(tiny, tmp_path):

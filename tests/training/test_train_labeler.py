@@ -32,13 +32,16 @@ def run(tmp_path, *more):
 
 def test_the_pipeline_gets_a_teacher_that_knows_what_was_held_out(tmp_path):
     save_pipeline(tmp_path / "run")
-    # What the training run held out.
-    options = json.dumps({"seed": 3, "validation_fraction": 0.2})
+    # What the training run held out, of a part of train.
+    data = load_image_data("digits", cache_dir=tmp_path / "cache", max_samples=500)
+    options = {"seed": 3, "validation_fraction": 0.2, "train_split": "train", "max_train_samples": 500}
+    options = json.dumps(options | {"dataset_name": "digits", "data_fingerprint": data.fingerprint})
     (tmp_path / "run" / "options.json").write_text(options)
     before = DiMPipeline.from_pretrained(tmp_path / "run").generator.state_dict()
-    accuracy = run(tmp_path, "--num_train_epochs", "4")
+    accuracy = run(tmp_path, "--num_train_epochs", "12")
     pipe = DiMPipeline.from_pretrained(tmp_path / "run")
-    held_out = holdout(load_image_data("digits", cache_dir=tmp_path / "cache"), 0.2, 3)[1]
+    held_out = holdout(data, 0.2, 3)[1]
+    assert len(held_out) == 100
     assert accuracy > 0.3
     assert accuracy == evaluate_accuracy(Logits(pipe.labeler), held_out)
     assert all(torch.equal(value, before[name]) for name, value in pipe.generator.state_dict().items())
@@ -68,6 +71,17 @@ def test_refusals_before_anything_is_made(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *more)
     assert not (tmp_path / "run" / "labeler").exists()
+
+
+def test_other_data_and_the_folder_of_another_run_are_refused(tmp_path):
+    for name in ("run", "other"):
+        save_pipeline(tmp_path / name)
+        (tmp_path / name / "options.json").write_text('{"dataset_name": "mine", "data_fingerprint": "0"}')
+    with pytest.raises(ValueError, match="`--dataset_name` digits is not the data that .* was trained on, mine"):
+        run(tmp_path)
+    with pytest.raises(FileExistsError, match="`--output_dir` .*other holds another training run"):
+        run(tmp_path, "--output_dir", str(tmp_path / "other"))
+    assert not (tmp_path / "run" / "labeler").exists() and not (tmp_path / "other" / "labeler").exists()
 
 
 def test_a_folder_that_another_process_writes_to_is_refused(tmp_path):
