@@ -1,7 +1,9 @@
 """
 `training/train_dim.py` with the pool of DiM's released code in place of the persistent one, to compare the two.
 
-    python benchmarks/released_pool.py --match_interval 1 --output_dir out/released       # flags of train_dim.py
+    python benchmarks/released_pool.py --max_match_steps 500 --match_interval 1 --output_dir out/released
+
+The flags are those of `train_dim.py`.
 
 In every epoch a network is drawn from `--pool` and initialised anew; before every matching loss it is trained for 16
 steps on real images. Nothing of it is kept, so a run cannot be resumed. `benchmarks/ablation.py` runs it.
