@@ -3,7 +3,7 @@ Trains classifiers on a distilled data set and scores them on real test images (
 
     accelerate launch training/evaluate_dim.py                                   # what train_dim.py made of the digits
     accelerate launch training/evaluate_dim.py --pipeline out/fashion --dataset_name zalando-datasets/fashion_mnist \
-        --protocols A B --selection random kmeans --ipc 1 10 --classifiers convnet3 resnet18 --seeds 0 1 2
+        --protocols A B --selection random kmeans --ipc 1 10 --epochs 500 150 --classifiers convnet3 --seeds 0 1
 
 Protocol A is a fixed set of generated images, B a stream of fresh ones, C the deployment of the released code. But for
 C, all rows of an ipc are trained by one recipe for the same number of steps: on generated images, on those of the same

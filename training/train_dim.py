@@ -17,6 +17,7 @@ run: options.json, environment.json, metrics.jsonl, samples/, logs/, before_matc
 
 import argparse
 import copy
+import inspect
 import json
 import math
 import random
@@ -298,10 +299,8 @@ def main(args: argparse.Namespace) -> None:
     # 2. Networks, their average and their optimisers.
     generator_config, discriminator_config = network_configs(args.preset, data.size, data.channels, data.num_classes)
     discriminator_config["auxiliary"] = args.class_loss_weight > 0
-    if args.generator_config:
-        generator_config |= json.loads(Path(args.generator_config).read_text())
-    if args.discriminator_config:
-        discriminator_config |= json.loads(Path(args.discriminator_config).read_text())
+    generator_config |= read_config("generator_config", args.generator_config, DiMGenerator)
+    discriminator_config |= read_config("discriminator_config", args.discriminator_config, DiMDiscriminator)
     generator = DiMGenerator(**generator_config)
     discriminator = DiMDiscriminator(**discriminator_config)
     if args.class_loss_weight and discriminator.class_head is None:
@@ -576,6 +575,21 @@ def main(args: argparse.Namespace) -> None:
                 args.hub_model_id, token=args.hub_token, private=args.hub_private_repo or None
             )
             print(f"Pushed to {args.hub_model_id}: {url}")
+
+
+def read_config(argument: str, path: str | None, network: type[torch.nn.Module]) -> dict[str, Any]:
+    """The entries of a network's config that a JSON file gives, if there is one."""
+    if path is None:
+        return {}
+    valid = list(inspect.signature(network).parameters)
+    try:
+        entries = json.loads(Path(path).read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"`--{argument}` {path} is no JSON: {error}.") from error
+    if not isinstance(entries, dict) or (unknown := [name for name in entries if name not in valid]):
+        wrong = f"the unknown {', '.join(unknown)}" if isinstance(entries, dict) else f"{entries!r}"
+        raise ValueError(f"`--{argument}` {path} has {wrong}; valid is an object with any of {', '.join(valid)}.")
+    return entries
 
 
 def validate(

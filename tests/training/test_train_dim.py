@@ -309,6 +309,22 @@ def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('{"norm": "spectral", "width": 4}', "has the unknown width; valid is an object with any of num_classes, "),
+        ("[8]", r"has \[8\]; valid is an object with any of num_classes, "),
+        ("latent_dim: 8", "is no JSON: "),
+    ],
+)
+def test_a_config_of_other_entries_is_refused(tiny, tmp_path, content, message):
+    arguments = tiny("run")
+    (tmp_path / "discriminator.json").write_text(content)
+    with pytest.raises(ValueError, match=f"`--discriminator_config` .*discriminator.json {message}"):
+        run(arguments)
+    assert not (tmp_path / "run").exists()
+
+
 def test_epochs_win_over_the_steps_of_a_preset_and_steps_over_its_epochs():
     args = train_dim.parse_args(["--preset", "base", "--num_train_epochs", "3", "--num_match_epochs", "0"])
     assert (args.num_train_epochs, args.max_train_steps) == (3, None)
