@@ -3,11 +3,13 @@
 from setuptools import setup
 
 
+ROOMS = ["classifiers", "data", "distillation", "evaluation", "hub", "models", "streams"]
+
 setup(
     # `pipelines/` at the top of the repository is the package `dim_hf.pipelines`.
-    packages=["dim_hf", "dim_hf.models", "dim_hf.classifiers", "dim_hf.pipelines"],
+    packages=["dim_hf", *(f"dim_hf.{room}" for room in ROOMS), "dim_hf.pipelines"],
     package_dir={"dim_hf": "src/dim_hf", "dim_hf.pipelines": "pipelines"},
-    package_data={"dim_hf": ["py.typed", "templates/*"]},
+    package_data={"dim_hf": ["py.typed"], "dim_hf.evaluation": ["report.html"], "dim_hf.hub": ["model_card.md"]},
     # Lower bounds; constraints.txt pins the releases that were tested.
     install_requires=[
         "torch>=2.6",

@@ -24,7 +24,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from dim_hf.reporting import environment
+from dim_hf.machine import environment
 
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"

@@ -22,10 +22,10 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
-from dim_hf.deployment import DeploymentRecipe, Stream, train_classifier
+from dim_hf.evaluation.judges import DeploymentRecipe, Stream, train_classifier
+from dim_hf.machine import environment
 from dim_hf.models import DiMGenerator
-from dim_hf.reporting import environment
-from dim_hf.streaming import DiMDataset, GeneratedStream
+from dim_hf.streams.generated import DiMDataset, GeneratedStream
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))

@@ -19,10 +19,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from dim_hf.augmentation import draw_augmentation
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, normalise
-from dim_hf.pool import PoolRecipe
+from dim_hf.distillation.augmentation import draw_augmentation
+from dim_hf.distillation.pool import PoolRecipe
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -33,7 +33,7 @@ STEPS_BEFORE_EACH_LOSS = 16
 
 
 class ReleasedPool(Sequence[nn.Module]):
-    """Takes the place of the list that [`dim_hf.pool.build_pool`] returns; to draw from it is to train."""
+    """Takes the place of the list that `build_pool` returns; to draw from it is to train."""
 
     def __init__(
         self,

@@ -35,7 +35,7 @@ from torchvision.transforms.functional import to_tensor
 
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, load_image_data, normalise
-from dim_hf.losses import (
+from dim_hf.distillation.losses import (
     class_loss,
     generator_loss,
     gradient_penalty,
@@ -43,8 +43,8 @@ from dim_hf.losses import (
     pairwise_matching_loss,
     wasserstein_discriminator_loss,
 )
+from dim_hf.machine import environment, peak_memory_mib
 from dim_hf.models import DiMDiscriminator, DiMGenerator
-from dim_hf.reporting import environment, peak_memory_mib
 
 
 ROOT = Path(__file__).resolve().parents[1]

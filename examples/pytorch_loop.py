@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 from dim_hf import DiMDataset, DiMPipeline
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import load_image_data
-from dim_hf.deployment import evaluate_accuracy
+from dim_hf.evaluation.judges import evaluate_accuracy
 
 
 def main(input_args: list[str] | None = None) -> float:

@@ -24,9 +24,9 @@ from torch import nn
 
 from dim_hf import DiMPipeline
 from dim_hf.data import ImageData, load_image_data, normalise
-from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
-from dim_hf.reporting import sample_grid
-from dim_hf.streaming import GeneratedStream
+from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.sample_grid import sample_grid
+from dim_hf.streams.generated import GeneratedStream
 
 
 MAX_IPC = 20

@@ -53,7 +53,7 @@ def test_wheel_holds_every_module_and_its_requirements(built):
         files = {name: wheel.read(name) for name in wheel.namelist()}
     metadata = Parser().parsestr(next(text.decode() for name, text in files.items() if name.endswith("/METADATA")))
     package = {name: text for name, text in files.items() if ".dist-info/" not in name}
-    for template in ("dim_hf/templates/model_card.md", "dim_hf/templates/report.html"):
+    for template in ("dim_hf/hub/model_card.md", "dim_hf/evaluation/report.html"):
         assert package.pop(template) == (ROOT / "src" / template).read_bytes()
     assert package.pop("dim_hf/py.typed") == b""
     assert package == modules()

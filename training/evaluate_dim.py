@@ -32,30 +32,11 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from tqdm.auto import tqdm
 
-from dim_hf.cards import local_or_hub, weights_digest
-from dim_hf.checkpointing import check_output_dir, lock_output_dir
 from dim_hf.classifiers import check_classifier, local_fingerprint, public_name
-from dim_hf.comparison import REAL, LatentsOf, Source, list_sources, module_bytes, png_bytes, scores
 from dim_hf.data import ImageData, holdout, load_image_data
-from dim_hf.decoding import default_cache_dir
-from dim_hf.deployment import DeploymentRecipe, predict, train_classifier
-from dim_hf.html_report import write_html_report
-from dim_hf.legacy import LegacyStream, legacy_accuracy
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
-from dim_hf.publishing import prepare_repository
-from dim_hf.reporting import (
-    Row,
-    describe_protocol,
-    environment,
-    read_json_lines,
-    results_table,
-    save_sample_grid,
-    scores_table,
-    warn_of_slow_precision,
-    write_report,
-)
-from dim_hf.selection import (
+from dim_hf.data.decoding import default_cache_dir
+from dim_hf.distillation.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
+from dim_hf.evaluation.fixed_sets import (
     SELECTIONS,
     choose_latents,
     latents_settings,
@@ -63,6 +44,18 @@ from dim_hf.selection import (
     optimise_latents,
     save_latents,
 )
+from dim_hf.evaluation.html_report import write_html_report
+from dim_hf.evaluation.judges import DeploymentRecipe, predict, train_classifier
+from dim_hf.evaluation.protocol_c import LegacyStream, legacy_accuracy
+from dim_hf.evaluation.sample_grid import save_sample_grid
+from dim_hf.evaluation.sources import REAL, LatentsOf, Source, list_sources, png_bytes, scores
+from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores_table, write_report
+from dim_hf.files import check_output_dir, lock_output_dir, read_json_lines
+from dim_hf.hub.card import local_or_hub
+from dim_hf.hub.push import prepare_repository
+from dim_hf.machine import environment, warn_of_slow_precision
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.weights import module_bytes, weights_digest
 
 
 CONTROLS = ("before_matching", *REAL)

@@ -24,12 +24,11 @@ from accelerate import Accelerator
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
-from dim_hf.cards import HUB_ERRORS, existing_card, merge_cards
-from dim_hf.checkpointing import check_output_dir, lock_output_dir
+from dim_hf.files import check_output_dir, lock_output_dir, replace_text
+from dim_hf.hub.card import HUB_ERRORS, existing_card, merge_cards
+from dim_hf.hub.push import prepare_repository
 from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
-from dim_hf.publishing import prepare_repository
-from dim_hf.reporting import replace_text
-from dim_hf.streaming import DiMDataset, to_pil
+from dim_hf.streams.generated import DiMDataset, to_pil
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:

@@ -35,23 +35,18 @@ from diffusers.optimization import SchedulerType, get_scheduler
 from presets import PRESETS, default_augmentation, doublings, network_configs
 from tqdm.auto import tqdm
 
-from dim_hf.augmentation import AUGMENTATIONS, draw_augmentation
-from dim_hf.cards import local_or_hub
-from dim_hf.checkpointing import (
-    check_output_dir,
+from dim_hf.classifiers import CLASSIFIERS, check_classifier
+from dim_hf.data import ImageData, holdout, load_image_data, normalise
+from dim_hf.data.decoding import default_cache_dir
+from dim_hf.distillation.augmentation import AUGMENTATIONS, draw_augmentation
+from dim_hf.distillation.checkpointing import (
     find_checkpoint,
     leave_models_to_diffusers,
     load_models,
-    lock_output_dir,
     read_progress,
-    replace_pipeline,
     save_checkpoint,
 )
-from dim_hf.classifiers import CLASSIFIERS, check_classifier
-from dim_hf.data import ImageData, holdout, load_image_data, normalise
-from dim_hf.decoding import default_cache_dir
-from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
-from dim_hf.losses import (
+from dim_hf.distillation.losses import (
     FEATURE_LOSSES,
     MATCHING_LOSSES,
     class_loss,
@@ -62,13 +57,17 @@ from dim_hf.losses import (
     r1_penalty,
     wasserstein_discriminator_loss,
 )
+from dim_hf.distillation.pool import PoolRecipe, build_pool, split_entry
+from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.sample_grid import save_sample_grid
+from dim_hf.files import check_output_dir, lock_output_dir, replace_pipeline
+from dim_hf.hub.card import local_or_hub
+from dim_hf.hub.push import prepare_repository
+from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.pool import PoolRecipe, build_pool, split_entry
-from dim_hf.publishing import prepare_repository
-from dim_hf.reporting import environment, peak_memory_mib, save_sample_grid, warn_of_slow_precision
-from dim_hf.sampling import ShuffledOrder
-from dim_hf.streaming import GeneratedStream
+from dim_hf.streams.generated import GeneratedStream
+from dim_hf.streams.randomness import ShuffledOrder
 
 
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number

@@ -1,9 +1,9 @@
 """Distil a labelled image data set into a conditional generator and train any classifier from it (DiM)."""
 
+from .hub.push import push_to_hub
 from .models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from .pipelines import DiMPipeline, DiMPipelineOutput
-from .publishing import push_to_hub
-from .streaming import DiMDataset
+from .streams.generated import DiMDataset
 
 
 # An installed pipeline is pushed with a model card.

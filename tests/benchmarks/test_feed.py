@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from dim_hf.models import DiMGenerator
-from dim_hf.streaming import GeneratedStream
+from dim_hf.streams.generated import GeneratedStream
 
 
 def test_memory_holds_the_very_images_of_the_stream():

@@ -16,11 +16,11 @@ from PIL import Image
 from sklearn.neighbors import KNeighborsClassifier
 
 from dim_hf.data import ImageData, load_image_data
-from dim_hf.deployment import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.sample_grid import sample_grid
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.reporting import sample_grid
-from dim_hf.streaming import GeneratedStream
+from dim_hf.streams.generated import GeneratedStream
 
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ def test_without_a_pipeline_it_says_how_to_get_one(tmp_path, monkeypatch):
 
 
 def test_a_pipeline_without_class_names_goes_by_numbers(digits, tmp_path, monkeypatch):
-    monkeypatch.setattr("dim_hf.decoding.HF_HOME", tmp_path)
+    monkeypatch.setattr("dim_hf.data.decoding.HF_HOME", tmp_path)
     pipeline = build_pipeline(names=False)
     assert app.class_names(pipeline) == [str(label) for label in range(10)]
     assert torch.equal(app.load_test_images("digits", pipeline).images, digits[1].images)

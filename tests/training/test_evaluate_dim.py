@@ -16,14 +16,14 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from dim_hf.cards import model_card
-from dim_hf.checkpointing import lock_output_dir
-from dim_hf.comparison import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.data import holdout, load_image_data
-from dim_hf.metrics import label_robust_score
+from dim_hf.evaluation.fixed_sets import latents_settings, load_latents
+from dim_hf.evaluation.metrics import label_robust_score
+from dim_hf.evaluation.sources import BEFORE_MATCHING, GENERATED, REAL
+from dim_hf.files import lock_output_dir
+from dim_hf.hub.card import model_card
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
-from dim_hf.selection import latents_settings, load_latents
 
 
 DIGITS = {label: str(label) for label in range(10)}

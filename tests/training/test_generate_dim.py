@@ -14,8 +14,8 @@ from accelerate.state import AcceleratorState
 from datasets import load_dataset
 
 from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
-from dim_hf.checkpointing import lock_output_dir
-from dim_hf.streaming import to_pil
+from dim_hf.files import lock_output_dir
+from dim_hf.streams.generated import to_pil
 
 
 NAMES = ["T-shirt", "Coat", "7"]

@@ -14,7 +14,7 @@ import train_dim
 from accelerate.state import AcceleratorState, GradientState
 from safetensors.torch import load_file
 
-from dim_hf.checkpointing import lock_output_dir
+from dim_hf.files import lock_output_dir
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 
 

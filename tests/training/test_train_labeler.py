@@ -7,9 +7,9 @@ import torch
 import train_labeler
 
 from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
-from dim_hf.checkpointing import lock_output_dir
 from dim_hf.data import holdout, load_image_data
-from dim_hf.deployment import evaluate_accuracy
+from dim_hf.evaluation.judges import evaluate_accuracy
+from dim_hf.files import lock_output_dir
 
 
 def save_pipeline(folder, names=tuple("0123456789")):

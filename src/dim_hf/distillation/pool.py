@@ -1,0 +1,158 @@
+"""
+The matching pool: classifiers at several stages of training on real images, trained once and cached.
+
+The released code of DiM trains a fresh network for 16 steps before every generator step. A snapshot is as good a
+judge at any later step as when it was taken, so here each network of the pool is trained once, kept at stages that
+are spread evenly on a logarithmic scale, and drawn from at random; after that the pool costs nothing but its forward
+and backward passes.
+"""
+
+import hashlib
+import json
+import os
+import random
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..classifiers import build_classifier, check_classifier, local_fingerprint
+from ..data import ImageData, normalise
+from .augmentation import draw_augmentation
+
+
+POOL_FORMAT = 2
+
+
+@dataclass(frozen=True)
+class PoolRecipe:
+    """
+    How the networks of a pool are trained.
+
+    Args:
+        steps (`int`): Optimiser steps until a network's last snapshot.
+        snapshots (`int`): Snapshots per network: its state after `steps` steps, after half as many steps per octave,
+            and so on, evenly on a logarithmic scale from 16 steps.
+        batch_size (`int`): Real images per step.
+        learning_rate (`float`): Constant learning rate of SGD with momentum 0.9 and weight decay 5e-4.
+        augmentation (`tuple[str, ...]`): See [`draw_augmentation`].
+    """
+
+    steps: int = 1000
+    snapshots: int = 6
+    batch_size: int = 64
+    learning_rate: float = 0.01
+    augmentation: tuple[str, ...] = ("shift",)
+
+    def snapshot_steps(self) -> list[int]:
+        """The steps after which a snapshot is taken, ascending; fewer than `snapshots` where they would coincide."""
+        if self.snapshots == 1:
+            return [self.steps]
+        first = min(16, self.steps)
+        ratio = (self.steps / first) ** (1 / (self.snapshots - 1))
+        return sorted({round(first * ratio**i) for i in range(self.snapshots)})
+
+
+def split_entry(entry: str) -> tuple[str, int]:
+    """
+    The classifier and the weight of an entry of a pool, `name` or `name@weight`.
+
+    Raises:
+        ValueError: If the weight is no whole number from 1, or the classifier's name is wrong.
+    """
+    name, at, weight = entry.rpartition("@")
+    if not at:
+        name, weight = entry, "1"
+    if not weight.isdecimal() or int(weight) < 1:
+        raise ValueError(f"{entry!r} has the weight {weight!r}; it must be a whole number from 1, as in convnet3@2.")
+    check_classifier(name)
+    return name, int(weight)
+
+
+def build_pool(
+    entries: Sequence[str],
+    data: ImageData,
+    recipe: PoolRecipe,
+    *,
+    seed: int,
+    cache_dir: str | os.PathLike,
+    device: torch.device,
+    show_progress: bool = True,
+) -> list[nn.Module]:
+    """
+    Trains the networks of a pool, or reads them from the cache, and returns their snapshots, frozen and in `eval()`.
+
+    Args:
+        entries: Classifiers, as [`build_classifier`] knows them; a name given twice is two networks. `name@weight`,
+            with a whole number, lists each snapshot so many times: one drawn from the list is of `convnet3@2` twice
+            as often as of `resnet18`.
+        data: The real training images.
+        seed: Seeds the weights and the order of the images; the second network of one name has `seed + 1`, and so on.
+        cache_dir: Folder of the cache, which runs share. A file is keyed by the data's fingerprint, name, seed and
+            recipe, and by what a local folder holds that a name points to.
+
+    Raises:
+        ValueError: If `entries` is empty or one is wrong, before anything is trained.
+    """
+    if not entries:
+        raise ValueError("`pool` is empty; matching needs at least one classifier.")
+    named = [split_entry(entry) for entry in entries]
+    for name, _ in named:
+        check_classifier(name, data.channels, data.size)
+    pool = []
+    for i, (name, weight) in enumerate(named):
+        own_seed = seed + [other for other, _ in named[:i]].count(name)
+        path = _cache_file(name, data, recipe, own_seed, Path(cache_dir))
+        if not path.exists():
+            _train_snapshots(name, data, recipe, own_seed, path, device, show_progress)
+        weights = load_file(path)
+        for step in recipe.snapshot_steps():
+            prefix = f"{step}/"
+            network = build_classifier(name, data.num_classes, data.channels, data.size)
+            network.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+            pool += [network.to(device).eval().requires_grad_(False)] * weight
+    return pool
+
+
+def _cache_file(name: str, data: ImageData, recipe: PoolRecipe, seed: int, cache_dir: Path) -> Path:
+    key = [POOL_FORMAT, data.fingerprint, name, seed, asdict(recipe)]
+    if folder := local_fingerprint(name):
+        key.append(folder)
+    digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
+    return cache_dir / "pool" / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:80]}-{digest}.safetensors"
+
+
+def _train_snapshots(
+    name: str, data: ImageData, recipe: PoolRecipe, seed: int, path: Path, device: torch.device, show_progress: bool
+) -> None:
+    order = torch.Generator(data.labels.device).manual_seed(seed)
+    rng = random.Random(seed)
+    stages = set(recipe.snapshot_steps())
+    weights: dict[str, torch.Tensor] = {}
+    # Dropout draws from the global generators, as initial weights do.
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        # A judge of the same seed does not begin as a network of the pool.
+        torch.manual_seed(random.Random(f"pool/{seed}").getrandbits(63))
+        network = build_classifier(name, data.num_classes, data.channels, data.size).to(device).train()
+        optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
+        for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):
+            indices = torch.randint(len(data), (recipe.batch_size,), generator=order, device=data.labels.device)
+            images, labels = data.batch(indices)
+            augment = draw_augmentation(recipe.augmentation, data.size, rng)
+            loss = F.cross_entropy(network(augment(normalise(images))), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            if step in stages:
+                weights |= {f"{step}/{k}": v.detach().cpu().clone() for k, v in network.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+        save_file(weights, Path(aside) / path.name)
+        os.replace(Path(aside) / path.name, path)

@@ -1,0 +1,1 @@
+"""Training classifiers on generated and on real images, and what is reported of it."""

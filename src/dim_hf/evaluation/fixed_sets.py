@@ -1,0 +1,232 @@
+"""
+Fixed sets of generated images (protocol A): which latents are kept, chosen among many samples on a teacher's features
+and optimised on request. What is stored are the latents, `ipc x classes x latent_dim` numbers; the generator makes the
+same images of them again.
+"""
+
+import hashlib
+import json
+import os
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from sklearn.cluster import KMeans
+from torch import nn
+from tqdm.auto import tqdm
+
+from ..classifiers import logits_and_features
+from ..data import ImageData, normalise
+from ..distillation.augmentation import draw_augmentation
+from ..distillation.losses import matching_loss
+from ..models import DiMGenerator
+from ..streams.randomness import latents_at
+
+
+SELECTIONS = ("random", "kmeans", "herding")
+# At most so many images of a class, and in all, take part in a step of `optimise_latents`.
+PER_CLASS, PER_STEP = 16, 256
+
+
+def kmeans_medoids(features: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
+    """
+    The images nearest to the centres of `count` clusters, one of each, as DREAM chooses them (arXiv 2302.14416).
+
+    Args:
+        features (`torch.Tensor` of shape `(n, dim)`): One row per image, `n` at least `count`.
+        count (`int`): Clusters.
+        seed (`int`, *optional*, defaults to 0): Seeds the first centres.
+
+    Returns:
+        Different row numbers, int64 of shape `(count,)`, ascending.
+    """
+    rows = features.cpu().double()
+    clusters = KMeans(count, n_init=1, random_state=seed).fit(rows.numpy())
+    distances = torch.cdist(rows, torch.from_numpy(clusters.cluster_centers_))
+    # Of equal rows there are fewer clusters than asked for; an empty one takes what no other has.
+    cluster_of = torch.from_numpy(clusters.labels_)
+    free = torch.ones(len(rows), dtype=torch.bool)
+    for cluster in torch.bincount(cluster_of, minlength=count).argsort(descending=True).tolist():
+        members = torch.nonzero(cluster_of == cluster).squeeze(1)
+        members = members if len(members) else torch.nonzero(free).squeeze(1)
+        free[members[distances[members, cluster].argmin()]] = False
+    return torch.nonzero(~free).squeeze(1)
+
+
+def herding(features: torch.Tensor, count: int) -> torch.Tensor:
+    """
+    Images whose mean features stay near the mean of all, one after the other: each is the one that, added to those
+    before it, brings their mean nearest (Welling, 2009; arXiv 1611.07725, algorithm 4).
+
+    Args:
+        features (`torch.Tensor` of shape `(n, dim)`): One row per image, `n` at least `count`.
+        count (`int`): How many are chosen.
+
+    Returns:
+        Different row numbers, int64 of shape `(count,)`, in the order in which they were chosen.
+    """
+    rows = features.cpu().double()
+    mean, total = rows.mean(dim=0), torch.zeros(rows.shape[1], dtype=torch.float64)
+    chosen: list[int] = []
+    for number in range(1, count + 1):
+        distances = (number * mean - total - rows).square().sum(dim=1)
+        distances[chosen] = torch.inf
+        chosen.append(int(distances.argmin()))
+        total += rows[chosen[-1]]
+    return torch.tensor(chosen, dtype=torch.int64)
+
+
+@torch.no_grad()
+def choose_latents(
+    generator: DiMGenerator,
+    ipc: int,
+    selection: str,
+    *,
+    seed: int,
+    candidates: int = 100,
+    teacher: nn.Module | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The latents of `ipc` images per class.
+
+    Args:
+        generator ([`DiMGenerator`]): In `eval()`.
+        ipc (`int`): Images per class.
+        selection (`str`):
+            `"random"`: the first that a stream of this seed makes. `"kmeans"` and `"herding"`: [`kmeans_medoids`] or
+            [`herding`] of each class among the first `candidates * ipc`, on what the last feature layer of the
+            teacher makes of them.
+        seed (`int`): Seeds the noise and the first centres.
+        candidates (`int`, *optional*, defaults to 100): Samples per image that is kept.
+        teacher (`torch.nn.Module`, *optional*): As [`build_classifier`] makes it, in `eval()`, on the generator's
+            device; needed for all but `"random"`.
+
+    Returns:
+        Latents, float32 of shape `(classes * ipc, latent_dim)`, class by class, and labels, int64 of shape
+        `(classes * ipc,)`, both on the generator's device.
+    """
+    device, latent_dim = generator.device, generator.config.latent_dim
+    kept, labels = [], []
+    for label in range(generator.config.num_classes):
+        count = ipc if selection == "random" else ipc * candidates
+        of_class = torch.full((count,), label, device=device)
+        latents = latents_at(seed, 0, of_class, torch.arange(count, device=device), latent_dim)
+        if selection != "random":
+            if teacher is None:
+                raise ValueError(f"`selection` is {selection!r}, which takes a `teacher`.")
+            features = []
+            for part, part_labels in zip(latents.split(512), of_class.split(512), strict=True):
+                images = generator(part.to(generator.dtype), part_labels).sample.float()
+                layers = logits_and_features(teacher, images)[1]
+                features.append(list(layers.values())[-1].flatten(1).cpu())
+            chosen = (
+                kmeans_medoids(torch.cat(features), ipc, seed)
+                if selection == "kmeans"
+                else herding(torch.cat(features), ipc)
+            )
+            latents = latents[chosen.to(device)]
+        kept.append(latents)
+        labels.append(of_class[:ipc])
+    return torch.cat(kept), torch.cat(labels)
+
+
+def optimise_latents(
+    generator: DiMGenerator,
+    latents: torch.Tensor,
+    labels: torch.Tensor,
+    data: ImageData,
+    pool: Sequence[nn.Module],
+    steps: int,
+    *,
+    seed: int,
+    learning_rate: float = 0.01,
+    progress: bool = False,
+) -> torch.Tensor:
+    """
+    Moves latents so that networks of a pool see their images as they see real ones of the same class; the generator
+    stays as it is. Each step draws a network, images of the set, as many real ones of their classes and one shared
+    shift, and takes a step of Adam on the matching losses: mean features per class and energy distance of the logits,
+    or, where there is one image per class, the features of single images.
+
+    Args:
+        generator ([`DiMGenerator`]): In `eval()`.
+        latents (`torch.Tensor` of shape `(n, latent_dim)`), labels (`torch.Tensor` of shape `(n,)`):
+            Those of the set, as many of each class, class by class.
+        data ([`ImageData`]): Real images, with every class.
+        pool (`Sequence[torch.nn.Module]`): Frozen classifiers, as [`build_pool`] makes them.
+        steps (`int`): Steps of Adam.
+        seed (`int`): Seeds what is drawn.
+        learning_rate (`float`, *optional*, defaults to 0.01): Of Adam.
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the steps.
+
+    Returns:
+        New latents of the same shape.
+    """
+    rng, draw = random.Random(seed), torch.Generator().manual_seed(seed)
+    ipc = len(labels) // data.num_classes
+    per_class = min(ipc, PER_CLASS)
+    weights = {"features": 1.0, "energy": 1.0} if ipc > 1 else {"sample_features": 1.0}
+    members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+    latents = latents.clone().requires_grad_(True)
+    optimizer = torch.optim.Adam([latents], lr=learning_rate)
+    for _ in tqdm(range(steps), desc="latents", unit="step", leave=False, disable=not progress):
+        classes = torch.randperm(data.num_classes, generator=draw)[: max(1, PER_STEP // per_class)].tolist()
+        of_set = torch.cat([c * ipc + torch.randperm(ipc, generator=draw)[:per_class] for c in classes])
+        of_set = of_set.to(labels.device)
+        real = torch.cat(
+            [
+                members[c][torch.randint(len(members[c]), (per_class,), generator=draw).to(labels.device)]
+                for c in classes
+            ]
+        )
+        augment = draw_augmentation(("shift",), data.size, rng)
+        fake_images = generator(latents[of_set].to(generator.dtype), labels[of_set]).sample.float()
+        real_images = normalise(data.batch(real)[0])
+        loss = matching_loss(weights, rng.choice(pool), augment(real_images), augment(fake_images), labels[of_set])
+        # The generator's weights get no gradient.
+        (latents.grad,) = torch.autograd.grad(loss, [latents])
+        optimizer.step()
+    return latents.detach()
+
+
+def fixed_set(pipeline: DiffusionPipeline, latents: torch.Tensor, labels: torch.Tensor) -> ImageData:
+    """The images that a pipeline makes of latents `(n, latent_dim)` and labels `(n,)`, on the device of the labels."""
+    images = pipeline(class_labels=labels, latents=latents, output_type="pt").images
+    digest = hashlib.sha256(latents.cpu().numpy().tobytes() + labels.cpu().numpy().tobytes())
+    pixels = (images * 255).round().to(torch.uint8).to(labels.device)
+    return ImageData(pixels, labels, tuple(pipeline.class_names), digest.hexdigest()[:16])
+
+
+def save_latents(
+    path: str | os.PathLike, latents: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
+) -> None:
+    """
+    Writes latents and labels of a fixed set as safetensors, and in its header the settings that made them. The folder
+    is made, and a file that was there is whole until the new one is.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.incomplete")
+    content = {"latents": latents.cpu().contiguous(), "labels": labels.cpu()}
+    save_file(content, aside, metadata={"settings": json.dumps(settings, sort_keys=True)})
+    os.replace(aside, path)
+
+
+def load_latents(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    What [`save_latents`] wrote: latents `(n, latent_dim)` and labels `(n,)`, on the CPU. The images are
+    `pipe(class_labels=labels, latents=latents).images`.
+    """
+    content = load_file(path)
+    return content["latents"], content["labels"]
+
+
+def latents_settings(path: str | os.PathLike) -> dict[str, Any]:
+    """The settings that [`save_latents`] wrote into a file's header."""
+    with safe_open(path, framework="pt") as file:
+        return json.loads(file.metadata()["settings"])

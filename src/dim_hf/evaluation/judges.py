@@ -1,0 +1,178 @@
+"""
+Deployment, protocol B: a fresh classifier is trained on a stream and scored once, after its last epoch.
+
+One recipe serves every row of a comparison: generated images, real images streamed at the same rate, fixed subsets.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from ..classifiers import build_classifier
+from ..data import ImageData, normalise
+
+
+@dataclass(frozen=True)
+class DeploymentRecipe:
+    """
+    How a classifier is trained: SGD with momentum, one-cycle learning rate, random crops, hard labels, smoothed.
+
+    Args:
+        epochs (`int`): Epochs; each sees `ipc` images per class.
+        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
+        learning_rate (`float`): The largest of the one-cycle schedule.
+        momentum (`float`), weight_decay (`float`): Of SGD.
+        label_smoothing (`float`): Share of a hard label that is spread evenly over all classes (arXiv 1512.00567). The
+            labels of generated images are less certain than those of real ones.
+        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scored in float32 in any case.
+    """
+
+    epochs: int = 1000
+    batch_size: int = 64
+    learning_rate: float = 0.02
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.1
+    mixed_precision: str = "no"
+
+    def __post_init__(self) -> None:
+        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
+        for name, value in positive.items():
+            if value <= 0:
+                raise ValueError(f"`{name}` is {value}; it must be above 0.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must be from 0 to below 1.")
+        if self.mixed_precision not in ("no", "bf16"):
+            raise ValueError(f"`mixed_precision` is {self.mixed_precision!r}; valid are 'no' and 'bf16'.")
+
+
+class Stream(Protocol):
+    """What a classifier is trained on; see [`GeneratedStream`] and [`RealStream`]."""
+
+    num_classes: int
+    steps_per_epoch: int
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+# Initial weights and dropout draw from the global generator.
+@torch.random.fork_rng(devices=[])
+def train_classifier(
+    stream: Stream,
+    name: str,
+    recipe: DeploymentRecipe,
+    *,
+    channels: int,
+    size: int,
+    seed: int,
+    device: torch.device,
+    augment: bool = True,
+    progress: bool = False,
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> nn.Module:
+    """
+    Trains a fresh classifier on a stream.
+
+    Args:
+        stream: Gives `batches(epoch)` of images in [-1, 1] and labels, hard ones or probabilities.
+        name (`str`): A classifier that [`build_classifier`] knows.
+        recipe ([`DeploymentRecipe`]): How.
+        channels (`int`), size (`int`): Of the images.
+        seed (`int`): Seeds the weights, the crops and any dropout; with the stream it decides the result.
+        device (`torch.device`): Where the classifier is trained.
+        augment (`bool`, *optional*, defaults to `True`): Whether images are moved by [`random_crop`].
+        progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
+        on_epoch (`Callable`, *optional*): Called after each epoch with its number, from 0, and the classifier in
+            `eval()`; what it trains to is the same with and without.
+
+    Returns:
+        The classifier after the last epoch, in `eval()`.
+    """
+    torch.manual_seed(seed)
+    classifier = build_classifier(name, stream.num_classes, channels, size)
+    if device.type == "cpu" and name != "convnet3":
+        # Up to a fifth less time (docs/results.md); the group norm of ConvNet-3 is slow on that layout.
+        classifier.to(memory_format=torch.channels_last)
+    classifier.to(device).train()
+    optimizer = torch.optim.SGD(
+        classifier.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+        foreach=True,
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer,
+        max_lr=recipe.learning_rate,
+        total_steps=recipe.epochs * stream.steps_per_epoch,
+        cycle_momentum=False,
+    )
+    rng = torch.Generator(device).manual_seed(seed)
+    for epoch in tqdm(range(recipe.epochs), desc=name, unit="epoch", leave=False, disable=not progress):
+        for images, labels in stream.batches(epoch):
+            optimizer.zero_grad(set_to_none=True)
+            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+                logits = classifier(random_crop(images, rng) if augment else images)
+                # A teacher's probabilities are uncertain where it is.
+                smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
+                loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+        if on_epoch is not None:
+            on_epoch(epoch, classifier.eval())
+            classifier.train()
+    # Safetensors saves ordinary strides alone.
+    return classifier.to(memory_format=torch.contiguous_format).eval()
+
+
+def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+    """
+    Moves each image by up to an eighth of its size in both directions, edges repeated.
+
+    Args:
+        images (`torch.Tensor` of shape `(batch_size, channels, size, size)`): Any values.
+        rng (`torch.Generator`): On the device of the images.
+    """
+    count, channels, size, _ = images.shape
+    reach = max(1, size // 8)
+    shifts = torch.randint(-reach, reach + 1, (2, count, 1), generator=rng, device=images.device)
+    rows, columns = (torch.arange(size, device=images.device) + shifts).clamp(0, size - 1)
+    image = torch.arange(count, device=images.device)[:, None, None, None]
+    channel = torch.arange(channels, device=images.device)[:, None, None]
+    # Indexing all four axes gives ordinary strides. Those of a permuted single channel also pass for channels-last,
+    # which convolutions then follow, more slowly on a CPU.
+    return images[image, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> float:
+    """
+    The share of images, in [0, 1], that a classifier in `eval()` names right.
+
+    Args:
+        classifier, data, batch_size: Those of [`predict`].
+    """
+    return (predict(classifier, data, batch_size) == data.labels).sum().item() / len(data)
+
+
+@torch.no_grad()
+def predict(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> torch.Tensor:
+    """
+    The classes that a classifier in `eval()` gives to images.
+
+    Args:
+        classifier: Maps images in [-1, 1] to logits.
+        data ([`ImageData`]): Real images.
+        batch_size (`int`, *optional*, defaults to 512): Images per forward pass.
+
+    Returns:
+        `torch.Tensor` of shape `(len(data),)`: int64, on the device of the data's labels.
+    """
+    classifier.eval()
+    batches = torch.arange(len(data), device=data.labels.device).split(batch_size)
+    return torch.cat([classifier(normalise(data.batch(indices)[0])).argmax(dim=1) for indices in batches])

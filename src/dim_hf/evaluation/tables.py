@@ -1,0 +1,224 @@
+"""Tables, sample grids and reports, and what is to be known of the machine a figure was made on."""
+
+import json
+import math
+import os
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import ImageData
+from ..files import replace_text
+from ..machine import environment
+from .judges import DeploymentRecipe
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One row of an evaluation: several classifiers of one kind, trained on one source.
+
+    Args:
+        source (`str`): What they were trained on.
+        classifier (`str`): Their architecture.
+        ipc (`int`): Images per class and epoch; of a fixed set, images per class.
+        steps (`int`): Optimiser steps of each.
+        distinct_images (`int`): Different images that each one saw.
+        bytes (`int`): What has to be stored for the source: weights as saved, or images as PNG.
+        accuracies (`list[float]`): In [0, 1], one per seed.
+        seconds (`float`): Mean time to train and score one, without making the generator or a fixed set.
+        protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
+        labels (`str`): `"hard"`, or `"soft"` for those of a teacher.
+        augment (`bool`): Whether they were trained with augmentation.
+        control (`bool`): Whether the row is no result of the distilled data set.
+    """
+
+    source: str
+    classifier: str
+    ipc: int
+    steps: int
+    distinct_images: int
+    bytes: int
+    accuracies: list[float]
+    seconds: float
+    protocol: str
+    labels: str
+    augment: bool
+    control: bool
+
+    @property
+    def title(self) -> str:
+        """What the classifiers were trained on, and how, where it is not as usual."""
+        return row_title(self.source, self.labels, self.augment)
+
+    @property
+    def mean(self) -> float:
+        return statistics.mean(self.accuracies)
+
+    @property
+    def std(self) -> float | None:
+        """Standard deviation of the sample, over the seeds; `None` where there is one seed, which tells of none."""
+        return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
+
+
+def row_title(source: str, labels: str, augment: bool) -> str:
+    """The name of a source with what is not as usual: soft labels, or training without augmentation."""
+    return source + (", soft labels" if labels == "soft" else "") + ("" if augment else ", no augmentation")
+
+
+def results_table(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table that also reads well as plain text; accuracies in percent."""
+    return _markdown_table(*results_cells(rows))
+
+
+def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of results."""
+    header = [
+        "trained on",
+        "protocol",
+        "classifier",
+        "ipc",
+        "steps",
+        "distinct images",
+        "size",
+        "accuracy %",
+        "seeds",
+        "s",
+    ]
+    cells = [
+        [
+            row.title,
+            row.protocol,
+            row.classifier,
+            str(row.ipc),
+            f"{row.steps:,}",
+            f"{row.distinct_images:,}",
+            f"{row.bytes / 2**20:.2f} MiB" if row.bytes >= 2**17 else f"{row.bytes / 2**10:.2f} KiB",
+            f"{100 * row.mean:.2f}" + ("" if row.std is None else f" ± {100 * row.std:.2f}"),
+            str(len(row.accuracies)),
+            f"{row.seconds:.1f}",
+        ]
+        for row in rows
+    ]
+    return header, cells
+
+
+def scores_table(scores: Sequence[dict[str, Any]]) -> str:
+    """The scores of DD-Ranking, as `comparison.scores` gives them, as a Markdown table; empty without any."""
+    return _markdown_table(*scores_cells(scores)) if scores else ""
+
+
+def scores_cells(scores: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """Header and cells of the table of scores."""
+    cells = [
+        [
+            row_title(score["source"], score["labels"], augment=True),
+            score["classifier"],
+            str(score["ipc"]),
+            *("" if score[name] is None else f"{score[name]:.4f}" for name in ("lrs", "ars")),
+        ]
+        for score in scores
+    ]
+    return ["trained on", "classifier", "ipc", "LRS", "ARS"], cells
+
+
+def _markdown_table(header: list[str], cells: list[list[str]]) -> str:
+    widths = [max(len(line[i]) for line in [header, *cells]) for i in range(len(header))]
+    lines = [
+        " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) for line in [header, *cells]
+    ]
+    lines.insert(1, " | ".join("-" * width for width in widths))
+    return "\n".join(f"| {line} |" for line in lines)
+
+
+def describe_protocol(
+    protocols: Sequence[str],
+    recipes: Mapping[int, DeploymentRecipe],
+    seeds: Sequence[int],
+    test: ImageData,
+    scored_on: str,
+    stored: int,
+    as_many_images: float,
+) -> str:
+    """
+    How the figures of an evaluation were made, in words.
+
+    Args:
+        protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
+        recipes (`Mapping[int, DeploymentRecipe]`):
+            Of A, B and the controls, by ipc. They differ in their epochs alone.
+        seeds (`Sequence[int]`): Of each row.
+        test ([`ImageData`]): What classifiers were scored on.
+        scored_on (`str`): What that is called.
+        stored (`int`): Bytes of the generator.
+        as_many_images (`float`): Real images that take as many bytes.
+    """
+    of_protocol = {
+        "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
+        "B": "Protocol B: ipc fresh images per class and epoch.",
+        "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test "
+        "images and batch norm in training mode; for comparison with its own figures only.",
+    }
+    parts = [of_protocol[name] for name in sorted(protocols)]
+    recipe = next(iter(recipes.values()))
+    lengths = [f"{each.epochs:,} at ipc {ipc}" for ipc, each in sorted(recipes.items())]
+    if len({each.epochs for each in recipes.values()}) == 1:
+        lengths = [f"{recipe.epochs:,}"]
+    parts.append(f"Epochs of training: {', '.join(lengths)}.")
+    if set(protocols) != {"C"}:
+        parts.append(
+            f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: SGD with a one-cycle "
+            f"learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size, mixed "
+            f"precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the same "
+            f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise; "
+            "those of a teacher are not smoothed. Scored once, after the last epoch."
+        )
+    spread = "one seed, which tells of no spread"
+    if len(seeds) > 1:
+        # The standard error of a normal sample's standard deviation is about 1 / sqrt(2 (n - 1)) of it.
+        spread = (
+            f"mean and standard deviation over the seeds {', '.join(map(str, seeds))} (a deviation over {len(seeds)} "
+            f"seeds is itself known to some {100 / math.sqrt(2 * (len(seeds) - 1)):.0f} %)"
+        )
+    parts.append(
+        f"Accuracy on the {len(test):,} images of {scored_on}; {spread}. A seed is one of a classifier, its noise and "
+        f"its sets of images; the generator is one, and what another run of its training gives is not in the spread. "
+        f"Real images are at the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: "
+        f"weights as saved, with the latents of a fixed set and what soft labels take, or images as PNG. The "
+        f"generator takes {stored:,} bytes, as many as {as_many_images:,.0f} real images do as PNG. s: seconds to "
+        f"train and score one classifier, without making the generator or a set."
+    )
+    return " ".join(parts)
+
+
+def write_report(
+    folder: str | os.PathLike,
+    rows: Sequence[Row],
+    protocol: str,
+    details: dict[str, Any],
+    scores: Sequence[dict[str, Any]] = (),
+) -> None:
+    """
+    Writes `metrics.json` and `report.md`; the report shows `samples.png`, which lies beside it.
+
+    Args:
+        protocol (`str`): How the figures were made, in words.
+        details: JSON values that go into `metrics.json` as they are: options, environment and the like.
+        scores: Those of `comparison.scores`.
+    """
+    folder = Path(folder)
+    metrics = details | {
+        "protocol": protocol,
+        "rows": [asdict(row) | {"mean": row.mean, "std": row.std} for row in rows],
+        "scores": list(scores),
+    }
+    replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    machine = "\n".join(f"- {name}: {value}" for name, value in environment().items())
+    ranking = f"## Scores of DD-Ranking\n\n{scores_table(scores)}\n\n" if scores else ""
+    text = (
+        f"# Evaluation\n\n{results_table(rows)}\n\n{protocol}\n\n{ranking}"
+        f"![Generated images, one row per class](samples.png)\n\n## Machine\n\n{machine}\n"
+    )
+    replace_text(folder / "report.md", text)

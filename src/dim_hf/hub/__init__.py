@@ -1,0 +1,1 @@
+"""What goes to the Hub: the model card and the push."""

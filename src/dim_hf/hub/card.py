@@ -1,0 +1,286 @@
+"""The card of a repository on the Hub: what it tells of a pipeline, and what of it a later push replaces."""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard, dataset_info
+from huggingface_hub.errors import RemoteEntryNotFoundError
+from huggingface_hub.utils import httpx
+
+from ..classifiers.names import public_name
+from ..evaluation.tables import Row, results_table
+from ..weights import weights_digest
+
+
+TEMPLATE = Path(__file__).parent / "model_card.md"
+TAGS = ["dim", "dataset-distillation", "synthetic-data", "image-classification", "dim_hf"]
+DIGITS = "the digits embedded in scikit-learn (Optical Recognition of Handwritten Digits, UCI)"
+LOCAL = "a labelled image data set of a local folder"
+
+# Options of a run that say nothing of its result, or name things of one machine.
+NOT_ON_CARD = {
+    "dataset_name", "train_data_dir", "output_dir", "logging_dir", "cache_dir", "report_to", "logging_steps",
+    "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
+    "data_fingerprint", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
+}  # fmt: skip
+
+# A part of a card that is written anew when more is known, or when it would tell of other weights or images.
+PART = re.compile(r"<!-- (model|start|results|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+# What a card's metadata say of the data set.
+OF_DATA = ("license", "license_name", "license_link", "datasets")
+Card = TypeVar("Card", bound=RepoCard)
+
+HUB_ERRORS = (OSError, RuntimeError, httpx.HTTPError)
+
+
+def local_or_hub(dataset_name: str) -> str:
+    """The absolute path of a local data set, or the name as it is: so that the two can be told apart anywhere."""
+    path = Path(dataset_name)
+    return str(path.resolve()) if dataset_name != "digits" and path.exists() else dataset_name
+
+
+def existing_card(kind: type[Card], repo_id: str, token: str | None) -> Card | None:
+    """The card that a repository has, if any; `kind` is `ModelCard` or `DatasetCard`."""
+    try:
+        return kind.load(repo_id, token=token, ignore_metadata_errors=True)
+    except RemoteEntryNotFoundError:
+        return None
+
+
+def model_card(
+    pipeline: DiffusionPipeline,
+    repo_id: str,
+    token: str | None = None,
+    existing: ModelCard | None = None,
+    evaluation_dir: str | os.PathLike | None = None,
+) -> ModelCard:
+    """
+    Writes a model card from what is known of a pipeline, into an existing card where there is one. Neither a token nor
+    a path of this machine gets on it.
+    """
+    config = pipeline.generator.config
+    digest = weights_digest(pipeline)
+    run = Path(pipeline.name_or_path or "")
+    options = read_json(run / "options.json") if pipeline.name_or_path else None
+    metrics = read_evaluation(pipeline, evaluation_dir)
+    data = options or (metrics or {}).get("options")
+    hub_id, data_name = describe_data(data)
+    names = pipeline.config.id2label or {label: str(label) for label in range(config.num_classes)}
+    listed = [f"{label} {name}" if pipeline.config.id2label else str(label) for label, name in names.items()]
+    classes = ", ".join(listed[:100]) + (f" and {len(listed) - 100} more" if len(listed) > 100 else "")
+    same_data = existing is None or tells_of_data(existing, digest, data_name, classes)
+    kept_licence = existing.data.get("license") if existing and same_data else None
+    licence = kept_licence or data_licence(data, hub_id, token)
+    about = [digest, names, pipeline.labeler is not None]
+    parameters = pipeline.generator.num_parameters()
+    stored = sum(value.numel() * value.element_size() for value in pipeline.generator.state_dict().values())
+    model_name = repo_id.rpartition("/")[2]
+    results = eval_results(metrics, hub_id, data_name) if metrics else []
+    card = ModelCard.from_template(
+        ModelCardData(
+            library_name="diffusers",
+            pipeline_tag="unconditional-image-generation",
+            license=licence,
+            datasets=[hub_id] if hub_id else None,
+            metrics=["accuracy"],
+            tags=TAGS,
+            model_name=model_name if results else None,
+            eval_results=results or None,
+        ),
+        template_path=str(TEMPLATE),
+        title=model_name,
+        repo_id=repo_id,
+        digest=digest,
+        about=hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16],
+        labeler=pipeline.labeler is not None,
+        data_name=data_name,
+        data_licence=licence if licence else "not known; see where it comes from",
+        size=config.sample_size,
+        channels=config.out_channels,
+        num_classes=config.num_classes,
+        parameters=f"{parameters:,}",
+        megabytes=f"{stored / 1e6:.2f}",
+        sample_rows="every class" if config.num_classes <= 10 else "the first 10 classes",
+        classes=classes,
+        example_class=repr(names[0]) if pipeline.config.id2label else 0,
+        results=describe_results(metrics),
+        training=describe_training(options, read_json(run / "environment.json") if options else None),
+    )
+    if existing is None:
+        return card
+    known = {name for name, found in (("results", metrics), ("training", options)) if found}
+    return merge_cards(existing, card, known, () if same_data else OF_DATA)
+
+
+def tells_of_data(card: ModelCard, digest: str, data_name: str, classes: str) -> bool:
+    """
+    Whether a card tells of a generator of the same data set: of these weights, or one with this name of its data set
+    and, where that is a local folder, with these classes. A card without our part on training tells of no other.
+    """
+    trained = {part[1]: part for part in PART.finditer(card.text)}.get("training")
+    if trained is None or trained[2] == digest:
+        return True
+    named = f"- **Data set:** {data_name}\n" in trained[0]
+    return named and (data_name != LOCAL or f"Classes: {classes}.\n" in card.text)
+
+
+def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collection[str] = ()) -> Card:
+    """
+    What a repository's card becomes. Its text stays, but for the parts that are known better now or that tell of other
+    weights or images; so do its metadata, but for the `outdated` fields, to which the new ones are added.
+    """
+    before = {part[1]: part for part in PART.finditer(existing.text)}
+    stale = {part[1] for part in PART.finditer(card.text) if part[1] in before and part[2] != before[part[1]][2]}
+    text = existing.text
+    for part in PART.finditer(card.text):
+        if part[1] in before and part[1] in known | stale:
+            text = text.replace(before[part[1]][0], part[0])
+    # Dumping a card puts its metadata into the order of its file, which reading alone does not keep.
+    str(existing), str(card)
+    old = {name: value for name, value in existing.data.to_dict().items() if name not in outdated}
+    new = card.data.to_dict()
+    merged = {**old, **new}
+    if old.get("license"):
+        merged["license"] = old["license"]
+    if "configs" in new:
+        replaced = {config["config_name"] for config in new["configs"]}
+        kept = [config for config in old.get("configs") or [] if config.get("config_name") not in replaced]
+        merged["configs"] = [*new["configs"], *kept]
+    for name in ("tags", "datasets", "metrics", "task_categories"):
+        both = [*(old.get(name) or []), *(new.get(name) or [])]
+        if both:
+            merged[name] = list(dict.fromkeys(both))
+    if "results" in stale - known:
+        merged.pop("model-index", None)
+    data = type(card.data)(**merged, ignore_metadata_errors=True)
+    metadata = data.to_yaml(original_order=list(merged))
+    return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file, or `None` if there is no such file."""
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:
+    """
+    The evaluation in a folder, by default that in `evaluation/` of the pipeline's, with no path of this machine in it.
+    One of other weights or of a release with other tables is an error where it was asked for, else as good as none.
+    """
+    folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
+    metrics = read_json(folder / "metrics.json")
+    of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)
+    if metrics and not of_other_weights and all(field.name in row for row in metrics["rows"] for field in fields(Row)):
+        rows = [row | {"classifier": public_name(row["classifier"])} for row in metrics["rows"]]
+        return metrics | {"rows": rows}
+    if evaluation_dir:
+        other = "of other weights" if of_other_weights else "by another release of dim_hf"
+        what = f"is an evaluation {other}" if metrics else "holds no metrics.json"
+        raise ValueError(f"`evaluation_dir` {folder} {what}; valid is an output folder of evaluate_dim.py.")
+    return None
+
+
+def describe_data(options: dict[str, Any] | None) -> tuple[str | None, str]:
+    """The data set's id on the Hub, if it has one, and what the card calls it."""
+    if options is None:
+        return None, "a labelled image data set"
+    name = options["dataset_name"]
+    if options.get("train_data_dir") or Path(name).is_absolute() or (name != "digits" and Path(name).exists()):
+        return None, LOCAL
+    if name == "digits":
+        return None, DIGITS
+    config = options.get("dataset_config_name")
+    return name, f"the labelled images of [{name}](https://huggingface.co/datasets/{name})" + (
+        f", configuration {config}" if config else ""
+    )
+
+
+def data_licence(options: dict[str, Any] | None, hub_id: str | None, token: str | None) -> str | None:
+    """The licence of the data as its page on the Hub states it; `None` where it states none or several."""
+    if hub_id is None:
+        return "cc-by-4.0" if options and describe_data(options)[1] == DIGITS else None
+    try:
+        card = dataset_info(hub_id, token=token).card_data
+    except HUB_ERRORS:
+        return None
+    stated = (card.get("license") if card else None) or []
+    listed = [stated] if isinstance(stated, str) else stated
+    return listed[0] if len(listed) == 1 else None
+
+
+def describe_results(metrics: dict[str, Any] | None) -> str:
+    if metrics is None:
+        return (
+            "Not measured yet. `training/evaluate_dim.py --push_to_hub` of dim_hf measures it and writes a table here."
+        )
+    rows = [Row(**{field.name: row[field.name] for field in fields(Row)}) for row in metrics["rows"]]
+    return f"{results_table(rows)}\n\n{metrics['protocol']}"
+
+
+def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) -> list[EvalResult]:
+    """
+    What the model achieves in protocols A and B. Controls are no results of the model, and neither are rows without
+    augmentation, which others are compared with, or legacy ones, which are chosen on the test split.
+    """
+    options = metrics["options"]
+    return [
+        EvalResult(
+            task_type="image-classification",
+            dataset_type=hub_id or ("digits" if data_name == DIGITS else "local"),
+            dataset_name=hub_id or data_name,
+            dataset_config=options.get("dataset_config_name"),
+            dataset_split="held out of train" if options.get("validation") else options["test_split"],
+            metric_type="accuracy",
+            metric_value=round(row["mean"], 4),
+            metric_name=metric_name(row),
+            metric_args={
+                "protocol": row["protocol"],
+                "labels": row["labels"],
+                "classifier": row["classifier"],
+                "ipc": row["ipc"],
+                "steps": row["steps"],
+                "seeds": len(row["accuracies"]),
+            }
+            | ({} if row["std"] is None else {"std": round(row["std"], 4)}),
+        )
+        for row in metrics["rows"]
+        if row["protocol"] in ("A", "B") and row["augment"] and not row["control"]
+    ]
+
+
+def metric_name(row: dict[str, Any]) -> str:
+    """What the accuracy of a row is one of: a reader sees no table beside it."""
+    images = f"{row['ipc']} images per class and epoch"
+    if row["protocol"] == "A":
+        images = f"a {row['source']}, of {row['ipc']} images per class"
+    labels = " with a teacher's soft labels" if row["labels"] == "soft" else ""
+    return f"accuracy of {row['classifier']} trained on {images}{labels}"
+
+
+def describe_training(options: dict[str, Any] | None, environment: dict[str, Any] | None) -> str:
+    if options is None:
+        return "Its options were not recorded."
+    shown = {name: public_value(value) for name, value in sorted(options.items()) if name not in NOT_ON_CARD}
+    cells = {name: json.dumps(value).replace("|", "\\|") for name, value in shown.items() if value is not None}
+    table = "\n".join(f"| `{name}` | `{cell}` |" for name, cell in cells.items())
+    made_with = ", ".join(f"{name} {value}" for name, value in (environment or {}).items())
+    return (
+        f"`training/train_dim.py` of dim_hf, with\n\n| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
+    )
+
+
+def public_value(value: Any) -> Any:
+    """An option's value as it may be told to others; `None` for a path of this machine, or a list that holds one."""
+    if isinstance(value, list):
+        values = [public_value(each) for each in value]
+        return None if None in values else values
+    if not isinstance(value, str):
+        return value
+    return None if Path(value).is_absolute() or value.startswith(("~", ".")) else public_name(value)

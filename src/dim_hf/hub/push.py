@@ -1,0 +1,118 @@
+"""What goes to the Hub with a pipeline: its model card and sample grid, and nothing else of a run."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from diffusers import DiffusionPipeline
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, create_repo, get_token
+from huggingface_hub.errors import HFValidationError
+
+from ..evaluation.sample_grid import save_sample_grid
+from ..pipelines.pipeline_dim import hub_reason
+from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
+
+
+def prepare_repository(repo_id: str, token: str | None, private: bool | None, repo_type: str = "model") -> str:
+    """
+    Makes sure, before any work, that a run can be pushed at its end: creates the repository unless it exists, and asks
+    whether the token may write to it.
+
+    Args:
+        repo_type (`str`, *optional*, defaults to `"model"`): Or `"dataset"`.
+
+    Returns:
+        `str`: Its full id, with the namespace of the token's owner where `repo_id` has none.
+
+    Raises:
+        ValueError: If there is no token, or `repo_id` is no valid id.
+        OSError: If the Hub cannot be reached or refuses.
+    """
+    check_token(token, "`--push_to_hub`", "--hub_token")
+    try:
+        repo_id = create_repo(repo_id, private=private, token=token, repo_type=repo_type, exist_ok=True).repo_id
+        # Of a repository that exists, the client says nothing of a token that may only read it.
+        HfApi().auth_check(repo_id, repo_type=repo_type, token=token, write=True)
+        return repo_id
+    except HFValidationError as error:
+        raise ValueError(f"`--hub_{repo_type}_id` is not valid: {error}") from error
+    except HUB_ERRORS as error:
+        raise OSError(f"`--push_to_hub` cannot push to {repo_id!r}: {hub_reason(error)}") from error
+
+
+def check_token(token: str | None, needed_by: str, argument: str) -> None:
+    """Raises a `ValueError` if there is no token at all."""
+    if not (token or get_token()):
+        raise ValueError(
+            f"{needed_by} needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or give "
+            f"{argument}."
+        )
+
+
+def push_to_hub(
+    pipeline: DiffusionPipeline,
+    repo_id: str,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    create_pr: bool = False,
+    safe_serialization: bool = True,
+    variant: str | None = None,
+    subfolder: str | None = None,
+    evaluation_dir: str | os.PathLike | None = None,
+) -> str:
+    """
+    Pushes a pipeline to the Hub in one commit: its weights, configs and source, a model card and a sample grid. What
+    has not changed is not uploaded, and where nothing has, there is no commit. Of a card that exists on the Hub, only
+    the parts are written anew that are known better now or tell of other weights; a variant or a subfolder leaves it
+    as it is.
+
+    The card tells what the folder that the pipeline was loaded from knows of its training and evaluation.
+
+    Args:
+        pipeline ([`DiMPipeline`]): What to push.
+        repo_id (`str`): `"name"` or `"namespace/name"`; it is created unless it exists.
+        commit_message, private, token, create_pr, safe_serialization, variant, subfolder:
+            As in [`DiffusionPipeline.push_to_hub`].
+        evaluation_dir (`str` or `os.PathLike`, *optional*):
+            Output folder of `training/evaluate_dim.py`, for the card's table; by default `evaluation/` in the folder
+            that the pipeline was loaded from.
+
+    Returns:
+        `str`: The URL of the commit.
+
+    Raises:
+        OSError: If the push fails. The repository is then as it was, and so is the local folder.
+        ValueError: If there is no token, an argument is not valid, or the evaluation is one of other weights.
+    """
+    check_token(token, "`push_to_hub`", "`token`")
+    read_evaluation(pipeline, evaluation_dir)
+    try:
+        with tempfile.TemporaryDirectory() as aside:
+            folder = Path(aside)
+            pipeline.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
+            # What is wrong with an argument has come up by now.
+            repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            existing = existing_card(ModelCard, repo_id, token)
+            if not subfolder and not (variant and existing):
+                card = model_card(pipeline, repo_id, token, existing, evaluation_dir)
+                card.save(folder / "README.md")
+                save_sample_grid(pipeline, folder / "samples.png")
+            prefix = f"{subfolder}/" if subfolder else ""
+            files = sorted(path for path in folder.rglob("*") if path.is_file())
+            return HfApi().create_commit(
+                repo_id,
+                [CommitOperationAdd(f"{prefix}{path.relative_to(folder).as_posix()}", str(path)) for path in files],
+                commit_message=commit_message or "Upload DiMPipeline",
+                token=token,
+                create_pr=create_pr,
+            )
+    except HUB_ERRORS as error:
+        message = f"The push to {repo_id!r} failed: {hub_reason(error)}"
+        if pipeline.name_or_path:
+            arguments = repr(repo_id) + (f", evaluation_dir={str(evaluation_dir)!r}" if evaluation_dir else "")
+            message += (
+                f" {pipeline.name_or_path} is complete all the same; push it later with "
+                f"DiMPipeline.from_pretrained({str(pipeline.name_or_path)!r}).push_to_hub({arguments})."
+            )
+        raise OSError(message) from error

@@ -1,0 +1,1 @@
+"""Endless streams of generated and of real images, and the randomness behind them."""

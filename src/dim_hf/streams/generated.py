@@ -1,0 +1,318 @@
+"""
+Streams of generated images for classifiers to be trained on.
+
+Every image is a pure function of (weights, seed, epoch, class, index), whatever the batch it is made in.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import datasets
+import torch
+from diffusers import DiffusionPipeline
+from PIL import Image
+from torch.utils.data import Dataset, get_worker_info
+
+from ..models import DiMGenerator
+from ..pipelines.pipeline_dim import DiMPipeline, labelled_features
+from .randomness import check_count, check_epoch, check_shuffled, epoch_order, latents_at
+from .real import BatchStream
+
+
+# Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
+# blocks of several batches gain nothing.
+_GPU_BLOCK = 1024
+
+
+class DiMDataset(Dataset):
+    """
+    A map-style data set of generated images that are fresh in every epoch: for a `DataLoader` with or without workers,
+    `DistributedSampler`, `transformers.Trainer`, Accelerate and Lightning.
+
+    An item is `{"pixel_values": ..., "labels": ...}`, on the CPU. Each image is a pure function of (weights, seed,
+    epoch, class, index), equal within rounding in any batch. A `DataLoader` gets a whole batch from one forward pass.
+    Items go class by class, so shuffle.
+
+    Args:
+        source ([`DiMPipeline`] or [`DiMGenerator`]): What makes the images, on its own device, in `eval()`.
+        ipc (`int` or `dict[int | str, int]`):
+            Images per class and epoch. A `dict` gives the number for each class by its label or name, and leaves the
+            others out: `{"Coat": 500, 7: 20}` repairs an imbalance.
+        seed (`int`, *optional*, defaults to 0): Seeds the noise.
+        soft_labels (`bool`, *optional*, defaults to `False`):
+            Whether `labels` are the probabilities that the pipeline's `labeler` gives, float32 of shape
+            `(num_classes,)`, instead of the class. Models of transformers take them for several labels at once, a
+            loss of another kind, so `Trainer` needs a `compute_loss_func`: docs/use.md has one.
+        max_attempts (`int`, *optional*, defaults to 1):
+            Above 1, an image that the pipeline's `labeler` takes for another class is drawn again, at most so many
+            times in all; the last draw stays. It is as pure a function as without, but where the teacher is undecided
+            to within rounding.
+        noise_scale (`float`, *optional*, defaults to 1.0):
+            Factor of the noise. Above 1 images vary more, below 1 less.
+        transform (`Callable`, *optional*):
+            Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, as transforms of torchvision do, or to a
+            mapping whose `pixel_values` are a batch of one, as an image processor does. Without it they are float32 of
+            shape `(channels, size, size)` in [-1, 1].
+
+    Raises:
+        ValueError: If an argument is not valid, or a teacher is asked for that the pipeline does not have.
+    """
+
+    def __init__(
+        self,
+        source: DiMPipeline | DiMGenerator,
+        ipc: int | Mapping[int | str, int],
+        seed: int = 0,
+        *,
+        soft_labels: bool = False,
+        max_attempts: int = 1,
+        noise_scale: float = 1.0,
+        transform: Callable[[Image.Image], Any] | None = None,
+    ):
+        pipe = source if isinstance(source, DiffusionPipeline) else DiMPipeline(source)
+        self.num_classes = pipe.generator.config.num_classes
+        counts = [0] * self.num_classes
+        if isinstance(ipc, Mapping):
+            keys: dict[int, int | str] = {}
+            for label, (key, count) in zip(pipe.get_label_ids(list(ipc)), ipc.items(), strict=True):
+                check_count(f"ipc[{key!r}]", count, least=0)
+                if label in keys:
+                    raise ValueError(
+                        f"`ipc` has {keys[label]!r} and {key!r}, which are one class; valid is one of them."
+                    )
+                keys[label], counts[label] = key, int(count)
+        else:
+            check_count("ipc", ipc, least=1)
+            counts = [int(ipc)] * self.num_classes
+        if sum(counts) == 0:
+            raise ValueError("`ipc` asks for no image of any class; at least one count must be above 0.")
+        if not 0 <= seed < 2**63:
+            raise ValueError(f"`seed` is {seed}; it must be from 0 to 2**63 - 1.")
+        if max_attempts < 1:
+            raise ValueError(f"`max_attempts` is {max_attempts}; it must be at least 1.")
+        if not 0 < noise_scale < math.inf:
+            raise ValueError(f"`noise_scale` is {noise_scale}; it must be a finite number above 0.")
+        if (soft_labels or max_attempts > 1) and pipe.labeler is None:
+            asked = "`soft_labels` is True" if soft_labels else f"`max_attempts` is {max_attempts}"
+            raise ValueError(
+                f"{asked}, which takes a teacher, but the pipeline has no `labeler`; training/train_labeler.py adds "
+                "one."
+            )
+        self.generator, self.labeler = pipe.generator.eval(), pipe.labeler
+        self.class_names, self.counts, self.seed = pipe.class_names, counts, seed
+        self.soft_labels, self.max_attempts, self.noise_scale = soft_labels, max_attempts, noise_scale
+        self.transform = transform
+        self._length = sum(counts)
+        self._ends = torch.tensor(counts).cumsum(0)
+        self._starts = self._ends - torch.tensor(counts)
+        # In shared memory, so that workers which live on see the epoch change.
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return self._length
+
+    @property
+    def epoch(self) -> int:
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """
+        Chooses which images the items are, in running workers too. Accelerate calls it in plain cases alone, and
+        `Trainer` needs a callback to: docs/use.md says who calls it where.
+        """
+        check_epoch(epoch)
+        self._epoch.fill_(epoch)
+
+    @torch.no_grad()
+    def make(self, epoch: int | torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The images at some positions of an epoch, in one forward pass.
+
+        Args:
+            epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Of all images, or of each.
+            positions (`torch.Tensor` of shape `(batch_size,)`): int64, from 0 to below the length.
+
+        Returns:
+            Images `(batch_size, channels, size, size)` in [-1, 1] and labels, int64 of shape `(batch_size,)` or soft
+            ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
+
+        Raises:
+            RuntimeError: If a network is in training mode, or on a device that this process cannot use.
+        """
+        device = self.generator.device
+        if get_worker_info() is not None and device.type != "cpu":
+            raise RuntimeError(
+                f"the generator is on {device}, which a worker of a DataLoader cannot use; valid are `num_workers=0` "
+                "(for Trainer `dataloader_num_workers=0`), or a pipeline on the CPU."
+            )
+        for name, model in (("generator", self.generator), ("labeler", self.labeler)):
+            if model is not None and model.training:
+                raise RuntimeError(
+                    f"the {name} is in training mode, in which an image depends on its batch; call its `eval()` first."
+                )
+        positions = positions.to(device)
+        labels = torch.searchsorted(self._ends.to(device), positions, right=True)
+        indices = positions - self._starts.to(device)[labels]
+        images = self._draw(epoch, labels, indices, attempt=0)
+        candidates, rejected = images, torch.arange(len(labels), device=device)
+        for attempt in range(1, self.max_attempts):
+            rejected = rejected[self._teacher_logits(candidates).argmax(dim=1) != labels[rejected]]
+            if len(rejected) == 0:
+                break
+            epochs = epoch[rejected] if isinstance(epoch, torch.Tensor) else epoch
+            candidates = self._draw(epochs, labels[rejected], indices[rejected], attempt)
+            images[rejected] = candidates
+        return images, self._teacher_logits(images).softmax(dim=1) if self.soft_labels else labels
+
+    def _draw(
+        self, epoch: int | torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, attempt: int
+    ) -> torch.Tensor:
+        latents = latents_at(self.seed, epoch, labels, indices, self.generator.config.latent_dim, attempt)
+        if self.noise_scale != 1:
+            latents = self.noise_scale * latents
+        return self.generator(latents.to(self.generator.dtype), labels).sample.float()
+
+    def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
+        return self.labeler(images.to(self.labeler.dtype)).logits.float()
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        return self.__getitems__([position])[0]
+
+    def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
+        """The items at some positions. A `DataLoader` calls this with all of a batch."""
+        length = len(self)
+        if wrong := [position for position in positions if not -length <= position < length]:
+            raise IndexError(f"position {wrong[0]} is out of range; the data set has {length} images.")
+        images, labels = self.make(self.epoch, torch.tensor([position % length for position in positions]))
+        pixels: Any = images.cpu()
+        if self.transform is not None:
+            made = [self.transform(image) for image in to_pil(images)]
+            pixels = [each["pixel_values"][0] if isinstance(each, Mapping) else each for each in made]
+        rows = labels.cpu() if self.soft_labels else labels.tolist()
+        return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
+
+    def to_iterable_dataset(
+        self, num_shards: int = 1, features: datasets.Features | None = None, block_size: int = 256
+    ) -> datasets.IterableDataset:
+        """
+        An endless `datasets.IterableDataset` of PIL images and class labels, shuffled, one epoch after the other from
+        [`set_epoch`]'s on: to be mixed with real data by `datasets.interleave_datasets`.
+
+        Args:
+            num_shards (`int`, *optional*, defaults to 1): In how many parts `DataLoader` workers can share it.
+            features (`datasets.Features`, *optional*):
+                Those of the data set it will be mixed with. Its image and label columns give the names of the columns
+                and the number of each class, which are matched by name. By default `image` and `label`.
+            block_size (`int`, *optional*, defaults to 256): At most so many images are made at once.
+
+        Raises:
+            ValueError: If a class is not one of `features`, labels are soft, or there are fewer images than shards.
+        """
+        if self.soft_labels:
+            raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
+        if not 1 <= num_shards <= len(self):
+            # A worker whose shards are empty would go through empty epochs for ever.
+            raise ValueError(f"`num_shards` is {num_shards}; for {len(self)} images it must be from 1 to {len(self)}.")
+        if block_size < 1:
+            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        check_shuffled(len(self))
+        label_ids = [label for label, count in enumerate(self.counts) if count]
+        features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
+
+        def rows(shards: list[int]) -> Iterator[dict[str, Any]]:
+            for epoch in itertools.count(self.epoch):
+                order = epoch_order(len(self), self.seed, epoch)
+                mine = torch.cat([order[shard::num_shards] for shard in shards])
+                for block in mine.split(block_size):
+                    images, labels = self.make(epoch, block)
+                    for image, label in zip(to_pil(images), labels.tolist(), strict=True):
+                        yield {image_column: image, label_column: label_of[label]}
+
+        return datasets.IterableDataset.from_generator(
+            rows, features=features, gen_kwargs={"shards": list(range(num_shards))}
+        )
+
+
+def to_pil(images: torch.Tensor) -> list[Image.Image]:
+    """Images `(batch_size, channels, size, size)` in [-1, 1] as PIL images of mode `L` or `RGB`."""
+    pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
+    pixels = pixels.squeeze(3) if pixels.shape[3] == 1 else pixels
+    return [Image.fromarray(image) for image in pixels.cpu().numpy()]
+
+
+class GeneratedStream(BatchStream):
+    """
+    Whole batches of the images of a [`DiMDataset`], shuffled, on the generator's device: the fast way to feed a loop
+    of one's own.
+
+    Args:
+        source ([`DiMPipeline`] or [`DiMGenerator`]), ipc, seed: Those of [`DiMDataset`].
+        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
+        block_size (`int`, *optional*):
+            Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
+            default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
+            one block is held, and an epoch that is asked for again, or an earlier one, makes its own.
+        options: `soft_labels`, `max_attempts` and `noise_scale` of [`DiMDataset`].
+    """
+
+    def __init__(
+        self,
+        source: DiMPipeline | DiMGenerator,
+        ipc: int | Mapping[int | str, int],
+        seed: int,
+        batch_size: int,
+        block_size: int | None = None,
+        **options: Any,
+    ):
+        self.dataset = DiMDataset(source, ipc, seed, **options)
+        device = self.dataset.generator.device
+        super().__init__(self.dataset.num_classes, len(self.dataset), seed, batch_size, device)
+        if block_size is None:
+            block_size = batch_size if device.type == "cpu" else max(batch_size, _GPU_BLOCK)
+        if block_size < 1:
+            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        largest_batch = math.ceil(self.length / self.steps_per_epoch)
+        self.block_steps = max(1, block_size // largest_batch)
+        self._epoch = self._number = -1
+        self._block: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._order: tuple[int, tuple[torch.Tensor, ...]] = (-1, ())
+
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if self.block_steps == 1:
+            for positions in self._shuffled(epoch):
+                yield self.dataset.make(epoch, positions)
+            return
+        if epoch <= self._epoch:
+            # What comes again is made again: the weights may be others by now.
+            self._number = -1
+        self._epoch = epoch
+        for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
+            number, offset = divmod(step, self.block_steps)
+            if self._number != number:
+                self._number, self._block = -1, []
+                self._block = self._make_block(number)
+                self._number = number
+            images, labels = self._block[offset]
+            # A copy, because a part that the caller still has would keep the whole of an old block.
+            yield images.clone(), labels.clone()
+
+    def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
+        # The latest is kept, for all the blocks of an epoch.
+        if self._order[0] != epoch:
+            self._order = (epoch, super()._shuffled(epoch))
+        return self._order[1]
+
+    def _make_block(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The `block_steps` batches from step `number * block_steps`, counted through all epochs, in one pass."""
+        steps = range(number * self.block_steps, (number + 1) * self.block_steps)
+        positions: list[torch.Tensor] = []
+        epochs: list[torch.Tensor] = []
+        for epoch, of_epoch in itertools.groupby(steps, lambda step: step // self.steps_per_epoch):
+            batches = self._shuffled(epoch)
+            positions += [batches[step % self.steps_per_epoch] for step in of_epoch]
+            epochs += [torch.full_like(part, epoch) for part in positions[len(epochs) :]]
+        images, labels = self.dataset.make(torch.cat(epochs), torch.cat(positions))
+        sizes = [len(part) for part in positions]
+        return list(zip(images.split(sizes), labels.split(sizes), strict=True))

@@ -1,0 +1,411 @@
+"""Data sets as users bring them, each with a small local one of the same schema."""
+
+import io
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
+from datasets import Image as ImageFeature
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from dim_hf.data import ImageData, holdout, load_image_data, normalise, stratified_order
+from dim_hf.data.decoding import to_pixels
+
+
+def pixels(seed, size=8, channels=1):
+    shape = (size, size) if channels == 1 else (size, size, channels)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    return {"bytes": buffer.getvalue(), "path": None}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(*args, **kwargs):
+        return load_image_data(*args, cache_dir=tmp_path / "cache", num_workers=1, **kwargs)
+
+    return load
+
+
+@pytest.fixture
+def parquet(tmp_path):
+    """Writes splits as the Hub holds them, data/{split}-00000-of-00001.parquet, and returns the folder."""
+
+    def write(features, folder="dataset", **splits):
+        for split, columns in splits.items():
+            path = tmp_path / folder / "data" / f"{split}-00000-of-00001.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Dataset.from_dict(columns, features=Features(features)).to_parquet(path)
+        return str(tmp_path / folder)
+
+    return write
+
+
+# Columns, size, channels and splits of data sets on the Hub.
+SCHEMAS = {
+    "ylecun/mnist": ({"image": ImageFeature(), "label": ClassLabel(names=list("0123456789"))}, 28, 1),
+    "zalando-datasets/fashion_mnist": ({"image": ImageFeature(), "label": ClassLabel(names=["Top", "Coat"])}, 28, 1),
+    "uoft-cs/cifar10": ({"img": ImageFeature(), "label": ClassLabel(names=["airplane", "cat", "dog"])}, 32, 3),
+    "ufldl-stanford/svhn": ({"image": ImageFeature(), "label": ClassLabel(names=list("0123456789"))}, 32, 3),
+}
+
+
+@pytest.mark.parametrize("name", SCHEMAS)
+def test_schemas_of_the_hub(name, parquet, load):
+    features, size, channels = SCHEMAS[name]
+    image_column, label_column = features
+    classes = features[label_column].num_classes
+    arrays = [pixels(i, size, channels) for i in range(2 * classes)]
+    columns = {image_column: [png(Image.fromarray(a)) for a in arrays], label_column: [*range(classes)] * 2}
+    folder = parquet(features, train=columns, test=columns, extra=columns)
+    data = load(folder, "test")
+    assert data.images.shape == (2 * classes, channels, size, size) and data.images.dtype == torch.uint8
+    assert data.class_names == tuple(features[label_column].names)
+    assert data.labels.tolist() == [*range(classes)] * 2
+    for image, array in zip(data.images, arrays, strict=True):
+        assert np.array_equal(image.permute(1, 2, 0).squeeze(2).numpy(), array)
+
+
+def test_a_configuration_is_asked_for_and_used(tmp_path, load):
+    folder = tmp_path / "svhn"
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["0", "1"])})
+    for config, count in (("cropped_digits", 2), ("full_numbers", 4)):
+        (folder / config).mkdir(parents=True)
+        columns = {"image": [png(Image.fromarray(pixels(i))) for i in range(count)], "label": [0, 1] * (count // 2)}
+        Dataset.from_dict(columns, features=features).to_parquet(folder / config / "train.parquet")
+    (folder / "README.md").write_text(
+        "---\nconfigs:\n- config_name: cropped_digits\n  data_files:\n  - split: train\n    path: cropped_digits/*\n"
+        "- config_name: full_numbers\n  data_files:\n  - split: train\n    path: full_numbers/*\n---\n"
+    )
+    assert len(load(str(folder), dataset_config_name="cropped_digits")) == 2
+    assert len(load(str(folder), dataset_config_name="full_numbers")) == 4
+    with pytest.raises(ValueError, match="`dataset_config_name` None.*cropped_digits.*full_numbers"):
+        load(str(folder))
+
+
+def test_two_label_columns_must_be_chosen_from(parquet, load):
+    features = {
+        "img": ImageFeature(),
+        "fine_label": ClassLabel(names=["apple", "bear", "whale"]),
+        "coarse_label": ClassLabel(names=["plant", "animal"]),
+    }
+    images = [png(Image.fromarray(pixels(i, channels=3))) for i in range(3)]
+    folder = parquet(features, train={"img": images, "fine_label": [0, 1, 2], "coarse_label": [0, 1, 1]})
+    with pytest.raises(ValueError, match="`label_column` must be given, since several.*fine_label, coarse_label"):
+        load(folder)
+    assert load(folder, label_column="coarse_label").labels.tolist() == [0, 1, 1]
+    assert load(folder, label_column="fine_label").class_names == ("apple", "bear", "whale")
+
+
+@pytest.mark.parametrize(
+    ("values", "dtype", "names", "labels"),
+    [
+        (["dog", "cat", "dog"], "string", ("cat", "dog"), [1, 0, 1]),
+        ([10, 2, 10], "int64", ("2", "10"), [1, 0, 1]),
+    ],
+)
+def test_labels_without_names(parquet, load, values, dtype, names, labels):
+    images = [png(Image.fromarray(pixels(i))) for i in range(3)]
+    data = load(parquet({"image": ImageFeature(), "kind": Value(dtype)}, train={"image": images, "kind": values}))
+    assert data.class_names == names and data.labels.tolist() == labels
+
+
+def test_a_test_split_takes_the_labels_of_train(parquet, load):
+    images = [png(Image.fromarray(pixels(i))) for i in range(3)]
+    features = {"image": ImageFeature(), "kind": Value("string")}
+    folder = parquet(
+        features,
+        train={"image": images, "kind": ["a", "b", "c"]},
+        test={"image": images, "kind": ["c", "b", "c"]},
+        other={"image": images, "kind": ["c", "b", "z"]},
+    )
+    names = load(folder).class_names
+    assert load(folder, "test", class_names=names).labels.tolist() == [2, 1, 2]
+    with pytest.raises(ValueError, match="classes z that are unknown; valid are a, b, c"):
+        load(folder, "other", class_names=names)
+
+
+def test_imagefolder_two_ways(tmp_path, load):
+    for split in ("train", "test"):
+        for name in ("cat", "dog"):
+            for i in range(2):
+                path = tmp_path / "pets" / split / name / f"{i}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels(i, channels=3)).save(path)
+    first = load(str(tmp_path / "pets"))
+    second = load("ignored", train_data_dir=str(tmp_path / "pets" / "train"))
+    for data in (first, second):
+        assert data.class_names == ("cat", "dog") and data.labels.tolist() == [0, 0, 1, 1]
+    assert torch.equal(first.images, second.images)
+    assert len(load(str(tmp_path / "pets"), "test")) == 4
+
+
+def test_save_to_disk(tmp_path, load):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    part = Dataset.from_dict({"image": [Image.fromarray(pixels(i)) for i in range(2)], "label": [0, 1]}, features)
+    DatasetDict(train=part, test=part).save_to_disk(tmp_path / "both")
+    part.save_to_disk(tmp_path / "one")
+    assert torch.equal(load(str(tmp_path / "both"), "test").images, load(str(tmp_path / "one")).images)
+    with pytest.raises(ValueError, match="no split 'validation'; valid are train, test"):
+        load(str(tmp_path / "both"), "validation")
+
+
+def test_a_single_parquet_file(parquet, load):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    folder = parquet(features, train={"image": [png(Image.fromarray(pixels(i))) for i in (0, 1)], "label": [0, 1]})
+    file = f"{folder}/data/train-00000-of-00001.parquet"
+    assert len(load(file)) == 2
+    # The same images again would pass for a test split.
+    with pytest.raises(ValueError, match="is a file and has no split 'test'; valid is train"):
+        load(file, "test")
+
+
+GREY = pixels(3)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(GREY), GREY[None]),
+        (Image.fromarray(GREY.astype(np.uint16) * 257), GREY[None]),
+        (Image.fromarray(GREY.astype(np.int32) * 257), GREY[None]),
+        (Image.fromarray(GREY > 127), np.where(GREY > 127, 255, 0)[None]),
+        (Image.fromarray(pixels(4, channels=3)), pixels(4, channels=3).transpose(2, 0, 1)),
+        (Image.new("P", (8, 8), 0), np.zeros((3, 8, 8))),
+        (Image.new("RGBA", (8, 8), (200, 0, 0, 0)), np.full((3, 8, 8), 255)),
+        (Image.new("RGBA", (8, 8), (200, 10, 0, 255)), np.tile([[[200]], [[10]], [[0]]], (8, 8))),
+        (Image.new("CMYK", (8, 8), (0, 255, 255, 0)), np.tile([[[255]], [[0]], [[0]]], (8, 8))),
+    ],
+)
+def test_every_mode(image, expected):
+    assert np.array_equal(to_pixels(image, 8, len(expected)), expected)
+
+
+def test_grey_and_colour_together_are_colour(parquet, load):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    images = [png(Image.fromarray(GREY)), png(Image.fromarray(pixels(1, channels=3)))]
+    data = load(parquet(features, train={"image": images, "label": [0, 1]}))
+    assert data.channels == 3 and torch.equal(data.images[0, 0], data.images[0, 2])
+
+
+def test_mixed_sizes_need_a_resolution(parquet, load):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    wide = np.zeros((10, 20), np.uint8)
+    wide[:, 5:15] = 255
+    folder = parquet(
+        features, train={"image": [png(Image.fromarray(wide)), png(Image.fromarray(GREY))], "label": [0, 1]}
+    )
+    with pytest.raises(ValueError, match=r"not all square and of one size \(8x8, 20x10\).*--resolution"):
+        load(folder)
+    # The middle is kept: of the wide image, its white square.
+    assert (load(folder, resolution=10).images[0] == 255).all()
+    assert load(folder, resolution=16, channels=3).images.shape == (2, 3, 16, 16)
+
+
+def test_digits_are_stratified_and_disjoint(load):
+    train, test = load("digits"), load("digits", "test")
+    assert (len(train), len(test)) == (1437, 360)
+    assert train.images.min() == 0 and train.images.max() == 255
+    assert torch.bincount(test.labels).min() >= 35
+    seen = {image.numpy().tobytes() for image in train.images}
+    assert sum(image.numpy().tobytes() in seen for image in test.images) <= 1
+    assert torch.equal(load("digits").images, train.images)
+    with pytest.raises(ValueError, match="no split 'validation'; valid are train, test"):
+        load("digits", "validation")
+
+
+def test_the_cache_is_read_the_second_time(load, tmp_path):
+    first = load("digits")
+    (file,) = (tmp_path / "cache" / "images").glob("*.npy")
+    written = file.stat().st_mtime_ns
+    second = load("digits")
+    assert file.stat().st_mtime_ns == written and torch.equal(first.images, second.images)
+    assert first.fingerprint == second.fingerprint
+    assert load("digits", resolution=16).fingerprint != first.fingerprint
+    assert load("digits", max_samples=100).fingerprint != first.fingerprint
+    assert len(list((tmp_path / "cache" / "images").glob("*.npy"))) == 3
+
+
+def test_the_fingerprint_is_that_of_the_content_wherever_it_lies(parquet, load):
+    images = [png(Image.fromarray(pixels(i))) for i in range(3)]
+
+    def fingerprint(folder, labels=(0, 1, 0), images=images, names=("a", "b"), image="image"):
+        columns = {image: ImageFeature(), "label": ClassLabel(names=list(names))}
+        return load(parquet(columns, folder, train={image: images, "label": list(labels)})).fingerprint
+
+    assert fingerprint("here") == fingerprint("there") == fingerprint("renamed", image="img")
+    changed = png(Image.fromarray(pixels(2) ^ np.eye(8, dtype=np.uint8)))
+    others = [
+        fingerprint("labels", labels=(0, 1, 1)),
+        fingerprint("names", names=("a", "c")),
+        fingerprint("order", images=images[::-1]),
+        fingerprint("pixel", images=[*images[:2], changed]),
+    ]
+    assert len({fingerprint("here"), *others}) == 5
+
+
+def test_two_readers_at_once_both_end_up_right(load):
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: load("digits", resolution=12), range(2))
+    assert torch.equal(first.images, second.images) and first.images.float().std() > 10
+
+
+def test_decoding_in_processes_gives_the_same(tmp_path):
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    images = [Image.fromarray(pixels(i)) for i in range(4100)]
+    Dataset.from_dict({"image": images, "label": [0, 1] * 2050}, features).save_to_disk(tmp_path / "set")
+    one = load_image_data(str(tmp_path / "set"), cache_dir=tmp_path / "one", num_workers=1)
+    two = load_image_data(str(tmp_path / "set"), cache_dir=tmp_path / "two", num_workers=2)
+    assert torch.equal(one.images, two.images)
+
+
+def test_a_corrupt_image_is_named_by_its_row(parquet, load, tmp_path):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    images = [png(Image.fromarray(GREY)), {"bytes": b"no image", "path": None}]
+    folder = parquet(features, train={"image": images, "label": [0, 1]})
+    with pytest.raises(ValueError, match="image in row 1 of split 'train' of .*dataset cannot be decoded"):
+        load(folder)
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dataset_name": "./nowhere"}, FileNotFoundError, "`dataset_name` ./nowhere is no folder or file"),
+        ({"dataset_name": "a/b/c"}, FileNotFoundError, "`dataset_name` a/b/c is no folder or file"),
+        ({"train_data_dir": "nowhere"}, FileNotFoundError, "`train_data_dir` nowhere is no folder"),
+        ({"resolution": 3}, ValueError, "`resolution` is 3"),
+        ({"channels": 2}, ValueError, "`channels` is 2; valid are 1"),
+        ({"image_column": "picture"}, ValueError, "`image_column` 'picture'.*valid are image"),
+        ({"label_column": "kind"}, ValueError, "`label_column` 'kind'.*valid are label"),
+        ({"max_samples": 5}, ValueError, "`max_samples` is 5; there are 10 classes"),
+    ],
+)
+def test_refusals(load, arguments, error, message):
+    with pytest.raises(error, match=message):
+        load(**{"dataset_name": "digits"} | arguments)
+
+
+def test_unknown_split_lists_the_splits(parquet, load):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    columns = {"image": [png(Image.fromarray(pixels(i))) for i in (0, 1)], "label": [0, 1]}
+    folder = parquet(features, train=columns, test=columns)
+    with pytest.raises(ValueError, match="split 'training' of .*train.*test"):
+        load(folder, "training")
+
+
+def test_a_data_set_of_the_hub_without_a_network(load, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="`dataset_name` nobody/nothing cannot be found"):
+        load("nobody/nothing")
+
+
+def test_empty_classes_and_missing_labels(parquet, load):
+    images = [png(Image.fromarray(pixels(i))) for i in range(3)]
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"])}
+    folder = parquet(
+        features,
+        train={"image": images, "label": [0, 2, 2]},
+        few={"image": images[:2], "label": [0, 1]},
+        unlabelled={"image": images, "label": [0, 1, -1]},
+    )
+    with pytest.raises(ValueError, match="has no image of the class b"):
+        load(folder)
+    with pytest.raises(ValueError, match="has 2 images of 3 classes"):
+        load(folder, "few")
+    with pytest.raises(
+        ValueError, match="`label_column` label of split 'unlabelled' of .*dataset has no label in row 2"
+    ):
+        load(folder, "unlabelled")
+
+
+def numbered(labels):
+    labels = torch.tensor(labels)
+    images = torch.arange(len(labels)).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    return ImageData(images, labels, tuple(str(n) for n in range(int(labels.max()) + 1)), "numbered")
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    counts=st.lists(st.integers(2, 30), min_size=1, max_size=5),
+    fraction=st.floats(0.01, 0.99),
+    seed=st.integers(0, 1000),
+)
+def test_holdout_is_a_stratified_partition(counts, fraction, seed):
+    data = numbered([label for label, count in enumerate(counts) for _ in range(count)])
+    train, held_out = holdout(data, fraction, seed)
+    rows = [set(part.images[:, 0, 0, 0].tolist()) for part in (train, held_out)]
+    assert not rows[0] & rows[1] and len(rows[0] | rows[1]) == len(data)
+    for label, count in enumerate(counts):
+        size = int((held_out.labels == label).sum())
+        assert 1 <= size <= count - 1
+        assert abs(size - count * fraction) <= 1
+    again = holdout(data, fraction, seed)[1]
+    assert torch.equal(again.images, held_out.images) and again.fingerprint == held_out.fingerprint
+
+
+def test_holdout_needs_two_images_of_a_class():
+    with pytest.raises(ValueError, match="the class 1 has fewer than 2 images"):
+        holdout(numbered([0, 0, 0, 1]))
+
+
+@settings(max_examples=50, deadline=None)
+@given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_every_beginning_of_the_stratified_order_is_in_proportion(counts, seed):
+    labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
+    order = stratified_order(labels, seed)
+    assert sorted(order.tolist()) == list(range(len(labels)))
+    assert labels[order[: len(counts)]].unique().numel() == len(counts)
+    half = labels[order[: max(len(counts), len(labels) // 2)]]
+    for label, count in enumerate(counts):
+        assert abs(int((half == label).sum()) - count * len(half) / len(labels)) <= 2 + len(counts) / 2
+
+
+def test_batches_and_selection():
+    data = numbered([0, 1, 0, 1]).to(torch.device("cpu"))
+    images, labels = data.batch(torch.tensor([3, 0]))
+    assert images[:, 0, 0, 0].tolist() == [3, 0] and labels.tolist() == [1, 0]
+    part = data.select(torch.tensor([2, 1]))
+    assert part.images[:, 0, 0, 0].tolist() == [2, 1] and part.fingerprint != data.fingerprint
+
+
+def test_images_that_do_not_fit_into_memory_stay_on_disk(load, monkeypatch):
+    data, cpu = load("digits"), torch.device("cpu")
+    in_memory = [part.to(cpu) for part in holdout(data)]
+    monkeypatch.setattr("dim_hf.data.images.SHARE_OF_MEMORY", 0.0)
+    on_disk = [part.to(cpu) for part in holdout(data)]
+    indices = torch.tensor([5, 0, 5, 99])
+    for here, there in zip(in_memory, on_disk, strict=True):
+        assert there.stored.data_ptr() == data.stored.data_ptr() != here.stored.data_ptr()
+        assert len(here) == len(there) == len(here.stored) and here.fingerprint == there.fingerprint
+        assert torch.equal(here.images, there.images)
+        for part in (lambda part: part, lambda part: part.select(torch.tensor([3] * 2 + list(range(100, 0, -1))))):
+            (images, labels), (others, other_labels) = (part(each).batch(indices) for each in (here, there))
+            assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_normalise():
+    assert normalise(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1.0, 1.0]
+
+
+def test_the_cache_survives_a_changed_file(parquet, load):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    first = parquet(features, train={"image": [png(Image.fromarray(pixels(i))) for i in (0, 1)], "label": [0, 1]})
+    before = load(first)
+    second = parquet(
+        features, "other", train={"image": [png(Image.fromarray(pixels(i))) for i in (5, 6)], "label": [0, 1]}
+    )
+    after = load(second)
+    assert not torch.equal(before.images, after.images) and before.fingerprint != after.fingerprint
+    assert json.dumps(before.fingerprint)

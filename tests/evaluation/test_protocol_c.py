@@ -1,0 +1,96 @@
+"""Protocol C: what makes it legacy, and that it is a function of its seed."""
+
+import pytest
+import torch
+from torch import nn
+
+from dim_hf.data import ImageData, load_image_data
+from dim_hf.evaluation.judges import evaluate_accuracy
+from dim_hf.evaluation.protocol_c import (
+    LegacyStream,
+    batch_accuracy,
+    change_colours,
+    evaluated_epochs,
+    legacy_accuracy,
+)
+from dim_hf.models import DiMGenerator
+
+
+@pytest.fixture(scope="module")
+def test_split(tmp_path_factory):
+    return load_image_data("digits", "test", cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def generator():
+    torch.manual_seed(0)
+    return DiMGenerator(10, 8, 1, 4, 4, (8,), (0,)).eval()
+
+
+@pytest.mark.parametrize(("ipc", "sizes"), [(1, [10]), (12, [120]), (13, [128]), (50, [128] * 3)])
+def test_whole_batches_of_random_labels(generator, ipc, sizes):
+    stream = LegacyStream(generator, ipc, seed=0)
+    batches = list(stream.batches(0))
+    assert [len(labels) for _, labels in batches] == sizes and stream.steps_per_epoch == len(sizes)
+    labels = torch.cat([labels for _, labels in batches])
+    assert labels.bincount(minlength=10).tolist() != [ipc] * 10
+    again = torch.cat([images for images, _ in stream.batches(0)])
+    assert torch.equal(again, torch.cat([images for images, _ in batches]))
+    assert not torch.equal(again, torch.cat([images for images, _ in stream.batches(1)]))
+
+
+def test_a_wrong_count_or_epoch_is_refused(generator):
+    with pytest.raises(ValueError, match="`ipc` is 0; it must be"):
+        LegacyStream(generator, 0, seed=0)
+    with pytest.raises(ValueError, match="`epoch` is -1"):
+        LegacyStream(generator, 1, seed=0).batches(-1)
+
+
+def test_colours_change_image_by_image():
+    images = torch.rand(200, 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    changed = change_colours(images, torch.Generator().manual_seed(1))
+    # The mean of an image moves by its brightness alone.
+    brightness = changed.mean(dim=(1, 2, 3)) - images.mean(dim=(1, 2, 3))
+    assert brightness.abs().max() <= 0.5 + 1e-5 and brightness.std() > 0.2
+    # What differs between channels is scaled by saturation and contrast, 0 to 3 in all, the same for each pixel.
+    before, after = (x - x.mean(dim=1, keepdim=True) for x in (images, changed))
+    factors = (after / before).flatten(1).median(dim=1).values
+    assert torch.allclose(after, before * factors[:, None, None, None], atol=1e-5)
+    assert 0 <= factors.min() < 0.3 and 1.5 < factors.max() <= 3
+
+
+def test_batch_norm_is_scored_with_the_statistics_of_the_batch():
+    images = torch.tensor([200, 220, 240, 255], dtype=torch.uint8).reshape(4, 1, 1, 1)
+    data = ImageData(images, torch.tensor([0, 0, 1, 1]), ("dark", "bright"), "hand")
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(1), nn.Linear(1, 2, bias=False))
+    network[2].weight.data = torch.tensor([[-1.0], [1.0]])
+    # Half of a batch is darker than its mean, but all of it brighter than 0.
+    assert batch_accuracy(network.train(), data) == 1.0
+    assert evaluate_accuracy(network, data) == 0.5
+
+
+def test_there_are_five_evaluations_whatever_the_number_of_epochs():
+    assert evaluated_epochs(1000) == {200, 400, 600, 800, 1000}
+    for epochs in range(1, 40):
+        evaluated = evaluated_epochs(epochs)
+        assert len(evaluated) == min(5, epochs) and min(evaluated) >= 1 and max(evaluated) == epochs
+
+
+def test_the_best_evaluation_counts(generator, test_split):
+    # Runs of up to five epochs are scored after each, and the shorter ones are the beginning of the longer ones.
+    scores = [
+        legacy_accuracy(LegacyStream(generator, 2, 3), "convnet3", test_split, epochs=epochs, seed=3)
+        for epochs in range(1, 6)
+    ]
+    assert scores == sorted(scores) and len(set(scores)) < 5 and scores[0] < scores[-1]
+
+
+def test_the_result_is_a_function_of_the_seed(generator, test_split):
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    results = [
+        legacy_accuracy(LegacyStream(generator, 5, seed), "resnet10", test_split, epochs=3, seed=seed)
+        for seed in (0, 0, 1)
+    ]
+    assert results[0] == results[1] != results[2] and all(0 <= result <= 1 for result in results)
+    assert torch.equal(torch.random.get_rng_state(), before)

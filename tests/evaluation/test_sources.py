@@ -1,0 +1,219 @@
+"""What rows are trained on, what it takes to keep it, and scores by hand."""
+
+import io
+
+import pytest
+import torch
+from PIL import Image
+
+from dim_hf.data import load_image_data
+from dim_hf.evaluation.fixed_sets import choose_latents
+from dim_hf.evaluation.judges import DeploymentRecipe
+from dim_hf.evaluation.metrics import unit_score
+from dim_hf.evaluation.sources import (
+    GENERATED,
+    REAL,
+    SoftLabels,
+    equal_bytes_subset,
+    generated_source,
+    list_sources,
+    png_bytes,
+    random_subset,
+    scores,
+)
+from dim_hf.evaluation.tables import Row
+from dim_hf.models import DiMGenerator, DiMLabeler
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.streams.generated import GeneratedStream
+from dim_hf.streams.real import RealStream
+from dim_hf.weights import module_bytes
+
+
+RECIPE = DeploymentRecipe(epochs=3, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory):
+    return load_image_data("digits", cache_dir=tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture
+def pipeline():
+    torch.manual_seed(0)
+    generator = DiMGenerator(10, 8, 1, 4, 4, (8,), (0,)).eval()
+    pipeline = DiMPipeline(generator, labeler=DiMLabeler(10, 8, 1, width=4).eval())
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def png_size(image):
+    buffer = io.BytesIO()
+    Image.fromarray(image.squeeze(0).numpy()).save(buffer, format="PNG", optimize=True)
+    return len(buffer.getvalue())
+
+
+def sources_of(pipeline, digits, **arguments):
+    def latents_of(seed):
+        return choose_latents(pipeline.generator, 2, "random", seed=seed)
+
+    options = {"protocols": ["A", "B"], "controls": list(REAL), "selections": {"fixed set": latents_of}} | arguments
+    return list_sources(pipeline, 2, RECIPE, digits, **options)
+
+
+@pytest.mark.parametrize("budget", [5_000, 20_000])
+def test_a_subset_of_equal_bytes_is_balanced_and_one_image_more_would_be_too_much(digits, budget):
+    subset = equal_bytes_subset(digits, budget, seed=3)
+    sizes = [png_size(image) for image in subset.images]
+    assert sum(sizes) == png_bytes(subset, at_most=len(subset)) <= budget < sum(sizes) + max(sizes)
+    counts = torch.bincount(subset.labels, minlength=10)
+    assert counts.max() - counts.min() <= 1
+    # The random subset of as many images per class is its beginning.
+    ipc = int(counts.min())
+    smaller = random_subset(digits, ipc, seed=3)
+    both = {image.numpy().tobytes() for image in subset.images}
+    assert all(image.numpy().tobytes() in both for image in smaller.images)
+    assert not torch.equal(subset.images, equal_bytes_subset(digits, budget, seed=4).images)
+
+
+def test_a_subset_of_equal_bytes_has_an_image_of_every_class_and_ends_with_the_data(digits):
+    assert equal_bytes_subset(digits, 1, seed=0).labels.tolist() == list(range(10))
+    whole = equal_bytes_subset(digits, 10**9, seed=0)
+    assert len(whole) == len(digits) and torch.equal(whole.labels.bincount(), digits.labels.bincount())
+
+
+def test_png_bytes_of_a_part_are_scaled_to_all(digits):
+    exact = png_bytes(digits, at_most=len(digits))
+    assert exact == sum(png_size(image) for image in digits.images)
+    assert png_bytes(digits, at_most=100) == pytest.approx(exact, rel=0.05)
+
+
+def test_all_rows_take_equal_steps_and_name_their_protocol(pipeline, digits):
+    sources = sources_of(pipeline, digits, soft_labels=True, without_augmentation=True, before_matching=pipeline)
+    assert {source.stream(0).steps_per_epoch for source in sources} == {2}
+    assert [(s.description, s.protocol, s.labels, s.augment, s.control) for s in sources] == [
+        (GENERATED, "B", "hard", True, False),
+        ("fixed set", "A", "hard", True, False),
+        ("generated, before matching", "B", "hard", True, True),
+        *((REAL[kind], "A, B", "hard", True, True) for kind in REAL),
+        (GENERATED, "B", "soft", True, False),
+        ("fixed set", "A", "soft", True, False),
+        (REAL["random"], "A, B", "soft", True, True),
+        (GENERATED, "B", "hard", False, False),
+        ("fixed set", "A", "hard", False, False),
+        (REAL["random"], "A, B", "hard", False, True),
+    ]
+    # Each is a job of its own, but for the two generators of the same weights.
+    identities = [str(sorted(source.identity(0).items())) for source in sources]
+    assert len(set(identities)) == len(sources) - 1
+
+
+def test_the_legacy_protocol_has_no_controls(pipeline, digits):
+    (source,) = sources_of(pipeline, digits, protocols=["C"], before_matching=pipeline)
+    # 20 images per epoch, of which the released code with its batch of 128 would make none.
+    assert (source.protocol, source.stream(0).steps_per_epoch, source.seen(0)) == ("C", 1, 60)
+
+
+def test_a_fixed_set_is_the_same_in_every_epoch_and_costs_its_latents(pipeline, digits):
+    fixed = sources_of(pipeline, digits)[1]
+
+    def images(epoch):
+        return sorted(image.numpy().tobytes() for images, _ in fixed.stream(0).batches(epoch) for image in images)
+
+    assert images(0) == images(2) and len(set(images(0))) == fixed.seen(0) == 20
+    assert fixed.stored(0) == module_bytes(pipeline.generator) + 20 * 4 * 4
+    assert fixed.content(0) != fixed.content(1)
+
+
+def test_bytes_are_those_of_the_saved_file(pipeline, tmp_path):
+    full = module_bytes(pipeline.generator)
+    pipeline.save_pretrained(tmp_path / "full")
+    assert module_bytes(DiMPipeline.from_pretrained(tmp_path / "full").generator) == full
+    pipeline.to(torch.float16).save_pretrained(tmp_path / "half")
+    half = DiMPipeline.from_pretrained(tmp_path / "half")
+    # Loaded in full precision, and kept in half.
+    assert half.generator.dtype == torch.float32
+    numbers = pipeline.generator.state_dict().values()
+    assert module_bytes(half.generator) == sum(value.numel() * value.element_size() for value in numbers) < full
+
+
+def test_equal_bytes_are_those_of_the_generator_and_with_fixed_sets_of_their_latents(pipeline, digits):
+    def subset(protocols):
+        return next(s for s in sources_of(pipeline, digits, protocols=protocols) if s.kind == "equal_bytes")
+
+    weights, latents = module_bytes(pipeline.generator), 20 * 4 * 4
+    assert subset(["B"]).stored(0) <= weights < weights + latents
+    assert [subset(names).content(0).partition("/")[2] for names in (["B"], ["A"], ["A", "B"])] == [
+        str(weights),
+        str(weights + latents),
+        str(weights + latents),
+    ]
+
+
+def test_fixed_sets_have_their_control_from_before_matching(pipeline, digits):
+    def latents_of(seed):
+        return choose_latents(pipeline.generator, 2, "random", seed=seed + 7)
+
+    before = {"before_matching": pipeline, "selections_before": {"fixed set": latents_of}}
+    sources = sources_of(pipeline, digits, protocols=["A"], controls=[], **before)
+    assert [(s.description, s.protocol, s.control) for s in sources] == [
+        ("fixed set", "A", False),
+        ("fixed set, before matching", "A", True),
+    ]
+    fixed, control = (next(iter(source.stream(0).batches(0)))[0] for source in sources)
+    assert fixed.shape == control.shape and not torch.equal(fixed, control)
+
+
+def test_soft_labels_are_the_teachers_and_have_to_be_stored(pipeline, digits):
+    sources = sources_of(pipeline, digits, soft_labels=True)
+    hard, soft = ({s.description: s for s in sources if s.labels == kind} for kind in ("hard", "soft"))
+    for (images, labels), (same, probabilities) in zip(
+        hard[REAL["random"]].stream(0).batches(1), soft[REAL["random"]].stream(0).batches(1), strict=True
+    ):
+        assert torch.equal(images, same) and labels.dtype == torch.int64
+        with torch.no_grad():
+            assert torch.equal(probabilities, pipeline.labeler(images).logits.softmax(dim=1))
+    # Two ways to the same stream.
+    own = GeneratedStream(pipeline, 2, 0, RECIPE.batch_size, soft_labels=True).batches(0)
+    for (images, labels), (expected, probabilities) in zip(soft[GENERATED].stream(0).batches(0), own, strict=True):
+        assert torch.equal(images, expected) and torch.equal(labels, probabilities)
+    assert soft[GENERATED].stored(0) - hard[GENERATED].stored(0) == module_bytes(pipeline.labeler)
+    for source in ("fixed set", REAL["random"]):
+        assert soft[source].stored(0) - hard[source].stored(0) == 20 * 10 * 4
+
+
+def test_soft_labels_pass_on_the_length_of_the_stream(pipeline, digits):
+    stream = RealStream(digits, 3, 0, 8)
+    soft = SoftLabels(stream, pipeline.labeler)
+    assert (soft.num_classes, soft.steps_per_epoch) == (stream.num_classes, stream.steps_per_epoch)
+
+
+def test_another_recipe_of_the_same_images_is_the_same_content(pipeline):
+    one, other = (generated_source(pipeline, 2, DeploymentRecipe(epochs=epochs)) for epochs in (1, 2))
+    assert one.identity(0) == other.identity(0) and (one.seen(0), other.seen(0)) == (20, 40)
+
+
+def row(source, mean, labels="hard", augment=True, protocol="B", control=False, ipc=1):
+    return Row(source, "convnet3", ipc, 1, 1, 1, [mean], 1.0, protocol, labels, augment, control)
+
+
+def test_scores_by_hand():
+    rows = [
+        row(GENERATED, 0.8),
+        row("fixed set", 0.7, protocol="A"),
+        row("generated, before matching", 0.1, control=True),
+        row(REAL["random"], 0.6, control=True),
+        row(REAL["whole"], 0.9, control=True),
+        row(GENERATED, 0.85, labels="soft"),
+        row(REAL["random"], 0.65, labels="soft", control=True),
+        row(GENERATED, 0.5, augment=False),
+        row(REAL["random"], 0.4, augment=False, control=True),
+        row(GENERATED, 0.2, protocol="C"),
+        row(GENERATED, 0.8, ipc=10),
+    ]
+    found = [(s["source"], s["labels"], s["ipc"], s["lrs"], s["ars"]) for s in scores(rows)]
+    assert found == [
+        (GENERATED, "hard", 1, pytest.approx(unit_score(0.5 * 0.2 - 0.5 * 0.1)), pytest.approx(unit_score(0.15))),
+        ("fixed set", "hard", 1, pytest.approx(unit_score(0.5 * 0.1 - 0.5 * 0.2)), None),
+        # Real less generated with hard labels; soft labels less random images with soft labels.
+        (GENERATED, "soft", 1, pytest.approx(unit_score(0.5 * 0.2 - 0.5 * 0.1)), None),
+    ]

@@ -1,0 +1,393 @@
+"""DiMDataset: pure images, workers, samplers, Accelerate; teachers, real data beside it."""
+
+import copy
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.utils.data import DataLoader, DistributedSampler
+from transformers import ViTImageProcessor
+
+from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
+from dim_hf.streams.generated import GeneratedStream
+from dim_hf.streams.randomness import latents_at
+
+
+NAMES = {0: "T-shirt", 1: "Coat", 2: "Bag"}
+
+
+def make_pipeline(labeler=False, channels=1):
+    torch.manual_seed(0)
+    generator = DiMGenerator(3, 8, channels, 6, 4, (8,), (0,))
+    for parameter in generator.parameters():
+        parameter.data.normal_(std=0.5)
+    return DiMPipeline(generator, NAMES, DiMLabeler(3, 8, channels, width=4) if labeler else None)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return make_pipeline()
+
+
+@pytest.fixture(scope="module")
+def taught():
+    return make_pipeline(labeler=True)
+
+
+def expected(pipe, epoch, label, index, seed=0, attempt=0):
+    """The image by its definition."""
+    label, index = torch.tensor([label]), torch.tensor([index])
+    with torch.no_grad():
+        return pipe.generator(latents_at(seed, epoch, label, index, 6, attempt), label).sample[0]
+
+
+def everything(loader):
+    batches = list(loader)
+    return torch.cat([batch["pixel_values"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
+
+
+# What an item is
+
+
+def test_an_item_is_a_function_of_seed_epoch_class_and_index(pipe):
+    dataset = DiMDataset(pipe, ipc=4, seed=5)
+    assert len(dataset) == 12
+    for epoch in (0, 3):
+        dataset.set_epoch(epoch)
+        for position, item in enumerate(dataset):
+            label, index = divmod(position, 4)
+            assert item.keys() == {"pixel_values", "labels"} and item["labels"] == label
+            torch.testing.assert_close(item["pixel_values"], expected(pipe, epoch, label, index, seed=5))
+
+
+@settings(max_examples=25, deadline=None)
+@given(counts=st.lists(st.integers(0, 5), min_size=3, max_size=3).filter(any), data=st.data())
+def test_counts_per_class_in_any_batch(pipe, counts, data):
+    dataset = DiMDataset(pipe, {NAMES[label]: count for label, count in enumerate(counts)})
+    rows = [(label, index) for label, count in enumerate(counts) for index in range(count)]
+    assert len(dataset) == len(rows)
+    chosen = data.draw(st.lists(st.integers(0, len(rows) - 1), min_size=1, max_size=6))
+    for item, position in zip(dataset.__getitems__(chosen), chosen, strict=True):
+        assert item["labels"] == rows[position][0]
+        torch.testing.assert_close(item["pixel_values"], expected(pipe, 0, *rows[position]))
+
+
+def test_classes_that_are_not_named_are_left_out(pipe):
+    labels = [item["labels"] for item in DiMDataset(pipe, {2: 1, "T-shirt": 3})]
+    assert labels == [0, 0, 0, 2]
+
+
+def test_a_generator_alone_will_do(pipe):
+    alone, whole = DiMDataset(pipe.generator, 2), DiMDataset(pipe, 2)
+    assert torch.equal(alone[5]["pixel_values"], whole[5]["pixel_values"])
+    assert alone.class_names == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
+def test_pictures_are_those_that_the_pipeline_would_give(channels, mode):
+    pipe = make_pipeline(channels=channels)
+    dataset = DiMDataset(pipe, 2, transform=lambda image: image)
+    latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
+    pictures = pipe(ipc=2, latents=latents).images
+    for item, picture in zip(dataset, pictures, strict=True):
+        assert item["pixel_values"].mode == picture.mode == mode
+        np.testing.assert_allclose(np.asarray(item["pixel_values"], int), np.asarray(picture, int), atol=1)
+    rows = list(dataset.to_iterable_dataset().take(6))
+    assert {row["image"].tobytes() for row in rows} == {item["pixel_values"].tobytes() for item in dataset}
+
+
+@pytest.mark.parametrize("tensors", [None, "pt"])
+def test_an_image_processor_is_a_transform(tensors):
+    pipe = make_pipeline(channels=3)
+    processor = ViTImageProcessor(size={"height": 4, "width": 4})
+    transform = processor if tensors is None else lambda image: processor(image, return_tensors=tensors)
+    images, _ = everything(DataLoader(DiMDataset(pipe, 2, transform=transform), 3))
+    latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
+    wanted = processor(pipe(ipc=2, latents=latents).images, return_tensors="pt").pixel_values
+    assert images.shape == (6, 3, 4, 4)
+    torch.testing.assert_close(images, wanted, atol=0.02, rtol=0)
+
+
+def test_noise_scale_multiplies_the_noise(pipe):
+    with torch.no_grad():
+        image = pipe.generator(
+            1.5 * latents_at(0, 0, torch.tensor([1]), torch.tensor([0]), 6), torch.tensor([1])
+        ).sample
+    torch.testing.assert_close(DiMDataset(pipe, 1, noise_scale=1.5)[1]["pixel_values"], image[0])
+
+
+def test_positions_outside_are_refused(pipe):
+    dataset = DiMDataset(pipe, 2)
+    assert torch.equal(dataset[-1]["pixel_values"], dataset[5]["pixel_values"])
+    for position in (6, -7):
+        with pytest.raises(IndexError, match=f"position {position} is out of range; the data set has 6 images"):
+            dataset[position]
+
+
+# Where people train
+
+
+@pytest.mark.parametrize(("context", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
+def test_workers_that_live_on_give_the_images_of_the_epoch(pipe, context, workers):
+    dataset = DiMDataset(pipe, 4)
+    loader = DataLoader(dataset, 5, num_workers=workers, persistent_workers=True, multiprocessing_context=context)
+    plain = DataLoader(DiMDataset(pipe, 4), 12)
+    for epoch in (0, 2):
+        dataset.set_epoch(epoch)
+        plain.dataset.set_epoch(epoch)
+        for found, wanted in zip(everything(loader), everything(plain), strict=True):
+            torch.testing.assert_close(found, wanted)
+
+
+def test_a_batch_is_one_forward_pass():
+    pipe = make_pipeline()
+    sizes = []
+    pipe.generator.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    everything(DataLoader(DiMDataset(pipe, 4), 5))
+    assert sizes == [5, 5, 2]
+
+
+def test_distributed_sampler_shares_an_epoch_out(pipe):
+    dataset = DiMDataset(pipe, 4)
+    parts = []
+    for rank in range(2):
+        sampler = DistributedSampler(dataset, num_replicas=2, rank=rank, shuffle=True)
+        parts.append(everything(DataLoader(dataset, 4, sampler=sampler))[0])
+    whole, _ = everything(DataLoader(dataset, 12))
+    found = torch.cat(parts).flatten(1)
+    assert len(found) == 12
+    torch.testing.assert_close(
+        torch.cdist(found, whole.flatten(1)).min(dim=0).values, torch.zeros(12), atol=1e-3, rtol=0
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_share_each_epoch_out(pipe, tmp_path):
+    pipe.save_pretrained(tmp_path / "pipeline")
+    script = tmp_path / "loop.py"
+    script.write_text(f"""
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, DistributedSampler
+from dim_hf import DiMDataset, DiMPipeline
+accelerator = Accelerator()
+dataset = DiMDataset(DiMPipeline.from_pretrained({str(tmp_path / "pipeline")!r}), 4)
+prepared = accelerator.prepare(DataLoader(dataset, 3, shuffle=True, num_workers=1, persistent_workers=True))
+sampler = DistributedSampler(dataset)
+sampled = DataLoader(dataset, 3, sampler=sampler)
+found = {{"accelerate": [], "sampler": []}}
+for epoch in range(2):
+    found["accelerate"].append(torch.cat([batch["pixel_values"] for batch in prepared]))
+for epoch in range(2):
+    sampler.set_epoch(epoch)
+    dataset.set_epoch(epoch)
+    found["sampler"].append(torch.cat([batch["pixel_values"] for batch in sampled]))
+torch.save(found, {str(tmp_path)!r} + f"/{{accelerator.process_index}}-of-{{accelerator.num_processes}}.pt")
+accelerator.end_training()
+""")
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
+        "localhost", str(script),
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert result.returncode == 0, result.stderr
+    parts = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
+    dataset = DiMDataset(pipe, 4)
+    for way in ("accelerate", "sampler"):
+        for epoch in range(2):
+            dataset.set_epoch(epoch)
+            wanted = torch.stack([item["pixel_values"] for item in dataset]).flatten(1)
+            own = [part[way][epoch].flatten(1) for part in parts]
+            assert [len(part) for part in own] == [6, 6]
+            nearest = torch.cdist(torch.cat(own), wanted).min(dim=1)
+            assert nearest.values.max() < 1e-3 and sorted(nearest.indices.tolist()) == list(range(12))
+
+
+def test_accelerate_sets_the_epoch(pipe):
+    dataset = DiMDataset(pipe, 4)
+    loader = Accelerator(cpu=True).prepare(DataLoader(dataset, 12))
+    first, second = everything(loader)[0], everything(loader)[0]
+    dataset.set_epoch(1)
+    assert not torch.allclose(first, second)
+    torch.testing.assert_close(second, torch.stack([item["pixel_values"] for item in dataset]))
+
+
+def test_an_accelerate_loop_goes_on_in_mid_epoch(pipe):
+    dataset = DiMDataset(pipe, 4)
+    configuration = DataLoaderConfiguration(use_seedable_sampler=True)
+    accelerator = Accelerator(cpu=True, dataloader_config=configuration)
+    loader = accelerator.prepare(DataLoader(dataset, 6, shuffle=True))
+    epochs = []
+    for epoch in (5, 6):
+        loader.set_epoch(epoch)
+        dataset.set_epoch(epoch)
+        for batch in skip_first_batches(loader, 1) if epoch == 5 else loader:
+            whole = torch.stack([item["pixel_values"] for item in dataset])
+            for image in batch["pixel_values"]:
+                assert (whole - image).abs().amax(dim=(1, 2, 3)).min() < 1e-5
+            epochs.append(dataset.epoch)
+    assert epochs == [5, 6, 6]
+
+
+def test_a_generator_on_another_device_is_not_for_workers(pipe):
+    dataset = DiMDataset(copy.deepcopy(pipe.generator), 2)
+    stream = dataset.to_iterable_dataset()
+    dataset.generator.to("meta")
+    for each in (dataset, stream):
+        with pytest.raises(RuntimeError, match="the generator is on meta.*`num_workers=0`"):
+            next(iter(DataLoader(each, 2, num_workers=1)))
+
+
+@pytest.mark.parametrize("name", ["generator", "labeler"])
+def test_a_network_in_training_mode_makes_no_images(name):
+    pipe = make_pipeline(labeler=True)
+    dataset = DiMDataset(pipe, 2, soft_labels=True)
+    stream = GeneratedStream(pipe, 2, 0, 6)
+    getattr(pipe, name).train()
+    for make in (lambda: dataset[0], lambda: next(stream.batches(0))):
+        with pytest.raises(RuntimeError, match=f"the {name} is in training mode, .* call its `eval\\(\\)` first"):
+            make()
+
+
+# Teachers
+
+
+def test_soft_labels_are_the_teachers_probabilities(taught):
+    dataset = DiMDataset(taught, 2, soft_labels=True)
+    images, labels = everything(DataLoader(dataset, 6))
+    assert labels.shape == (6, 3) and labels.dtype == torch.float32
+    with torch.no_grad():
+        torch.testing.assert_close(labels, taught.labeler(images).logits.softmax(dim=1))
+    ((stream_images, stream_labels),) = GeneratedStream(taught, 2, 0, 6, soft_labels=True).batches(0)
+    with torch.no_grad():
+        torch.testing.assert_close(stream_labels, taught.labeler(stream_images).logits.softmax(dim=1))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 30])
+def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size):
+    dataset = DiMDataset(taught, 10, max_attempts=4)
+    images, labels = everything(DataLoader(dataset, batch_size))
+    drawn_again = 0
+    for position, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        for attempt in range(4):
+            candidate = expected(taught, 0, label, position % 10, attempt=attempt)
+            if taught.labeler(candidate[None]).logits.argmax() == label:
+                break
+        drawn_again += attempt > 0
+        torch.testing.assert_close(image, candidate)
+    assert 5 < drawn_again < 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"soft_labels": True}, "`soft_labels` is True, which takes a teacher, but the pipeline has no `labeler`"),
+        ({"max_attempts": 3}, "`max_attempts` is 3, which takes a teacher"),
+        ({"max_attempts": 0}, "`max_attempts` is 0; it must be at least 1"),
+        ({"noise_scale": 0.0}, r"`noise_scale` is 0.0; it must be a finite number above 0"),
+        ({"noise_scale": float("nan")}, "`noise_scale` is nan"),
+        ({"ipc": 0}, "`ipc` is 0; it must be a whole number of at least 1"),
+        ({"ipc": -3}, "`ipc` is -3"),
+        ({"ipc": 10**12}, r"`ipc` is 1000000000000; .* below 2\*\*32"),
+        ({"ipc": 1.5}, "`ipc` is 1.5"),
+        ({"ipc": {"Coat": -1}}, r"`ipc\['Coat'\]` is -1; it must be a whole number of at least 0"),
+        ({"ipc": {"Cot": 1}}, "holds 'Cot'; valid are the labels 0 to 2 and the names 'T-shirt', 'Coat', 'Bag'"),
+        ({"ipc": {"Coat": 0}}, "`ipc` asks for no image of any class"),
+        ({"ipc": {}}, "is empty"),
+        ({"ipc": {"Coat": 2, 0: 1, 1: 2}}, "`ipc` has 'Coat' and 1, which are one class"),
+        ({"seed": -1}, r"`seed` is -1; it must be from 0 to 2\*\*63 - 1"),
+    ],
+)
+def test_refusals(pipe, options, message):
+    with pytest.raises(ValueError, match=message):
+        DiMDataset(pipe, **{"ipc": 2} | options)
+
+
+@pytest.mark.parametrize("epoch", [-1, 2**32, 1.0, True, None])
+def test_what_is_no_epoch_is_refused(pipe, epoch):
+    dataset = DiMDataset(pipe, 2)
+    with pytest.raises(ValueError, match=rf"`epoch` is {epoch}; it must be a whole number from 0 to 2\*\*32 - 1"):
+        dataset.set_epoch(epoch)
+    assert dataset.epoch == 0
+
+
+# Beside real data
+
+
+def real_data(names, count=6, image="img", label="kind"):
+    features = datasets.Features({image: datasets.Image(), label: datasets.ClassLabel(names=names)})
+    pictures = [Image.new("L", (8, 8), 7) for _ in range(count)]
+    return datasets.Dataset.from_dict({image: pictures, label: [0] * count}, features=features)
+
+
+def test_interleaved_with_real_data_classes_are_matched_by_name(pipe):
+    real = real_data(["Shoe", "Bag", "Coat", "T-shirt"], count=7)
+    generated = DiMDataset(pipe, 2).to_iterable_dataset(features=real.features)
+    mixed = datasets.interleave_datasets([real.to_iterable_dataset(), generated])
+    rows = list(mixed)
+    # The generated ones have no end, so the real ones decide the length.
+    assert len(rows) == 13 and mixed.features == real.features
+    assert {row["img"].getpixel((0, 0)) for row in rows[::2]} == {7}
+    assert sorted(row["kind"] for row in rows[1::2]) == [1, 1, 2, 2, 3, 3]
+
+
+def test_an_endless_stream_is_fresh_in_every_epoch_and_shared_by_workers(pipe):
+    dataset = DiMDataset(pipe, 2)
+    rows = list(dataset.to_iterable_dataset().take(12))
+    pictures = {row["image"].tobytes() for row in rows}
+    assert len(pictures) == 12
+    for epoch in range(2):
+        assert sorted(row["label"] for row in rows[6 * epoch : 6 * epoch + 6]) == [0, 0, 1, 1, 2, 2]
+    shared = dataset.to_iterable_dataset(num_shards=2)
+    parts = [list(shared.shard(2, index).take(6)) for index in range(2)]
+    assert {row["image"].tobytes() for part in parts for row in part} == pictures
+    dataset.set_epoch(1)
+    later = {row["image"].tobytes() for row in dataset.to_iterable_dataset().take(6)}
+    assert later == {row["image"].tobytes() for row in rows[6:]}
+
+
+def test_a_class_name_clash_is_refused(pipe):
+    real = real_data(["T-shirt", "Jacket", "Bag"])
+    for refused in (
+        lambda: DiMDataset(pipe, 2).to_iterable_dataset(features=real.features),
+        lambda: pipe.to_dataset(2, features=real.features),
+    ):
+        with pytest.raises(
+            ValueError, match="`features` has the classes T-shirt, Jacket, Bag; the pipeline also generates Coat"
+        ):
+            refused()
+    assert len(pipe.to_dataset(2, ["Bag", 0], features=real.features)) == 4
+
+
+def test_features_without_one_image_and_one_label_column_are_refused(pipe):
+    features = datasets.Features({"a": datasets.Image(), "b": datasets.Image(), "label": datasets.Value("int64")})
+    with pytest.raises(ValueError, match=r"`features` has the Image columns \['a', 'b'\]; valid is exactly one"):
+        DiMDataset(pipe, 2).to_iterable_dataset(features=features)
+
+
+@pytest.mark.parametrize(
+    ("ipc", "options", "message"),
+    [
+        (2, {"num_shards": 7}, "`num_shards` is 7; for 6 images it must be from 1 to 6"),
+        (2, {"num_shards": 0}, "`num_shards` is 0"),
+        (2, {"block_size": 0}, "`block_size` is 0"),
+        (2**32 - 1, {}, "`ipc` asks for 12,884,901,885 images in an epoch; valid are at most 100,000,000"),
+    ],
+)
+def test_an_endless_stream_refuses(pipe, ipc, options, message):
+    with pytest.raises(ValueError, match=message):
+        DiMDataset(pipe, ipc).to_iterable_dataset(**options)
+
+
+def test_soft_labels_fit_no_column_of_labels(taught):
+    with pytest.raises(ValueError, match="`soft_labels` is True; a column of class labels"):
+        DiMDataset(taught, 2, soft_labels=True).to_iterable_dataset()
