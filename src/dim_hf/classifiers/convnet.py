@@ -3,6 +3,8 @@
 import torch
 from torch import nn
 
+from .pooling import AveragePool
+
 
 class ConvNet(nn.Sequential):
     """
@@ -24,7 +26,7 @@ class ConvNet(nn.Sequential):
                 nn.Conv2d(channels, width, kernel_size=3, padding=1),
                 nn.GroupNorm(width, width),
                 nn.ReLU(inplace=True),
-                nn.AvgPool2d(2),
+                AveragePool(),
             ]
             channels, size = width, size // 2
         if size > 4:

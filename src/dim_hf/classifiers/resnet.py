@@ -4,6 +4,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .pooling import AveragePool
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside a shortcut (arXiv 1512.03385, figure 5, left)."""
@@ -11,7 +13,7 @@ class BasicBlock(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, average_pool: bool):
         super().__init__()
         conv_stride = 1 if average_pool else stride
-        pool: list[nn.Module] = [nn.AvgPool2d(2)] if average_pool and stride == 2 else []
+        pool: list[nn.Module] = [AveragePool()] if average_pool and stride == 2 else []
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride=conv_stride, padding=1, bias=False)
         self.norm1 = nn.BatchNorm2d(out_channels)
         self.pool = nn.Sequential(*pool)
