@@ -96,7 +96,7 @@ def train_classifier(
     torch.manual_seed(seed)
     classifier = build_classifier(name, stream.num_classes, channels, size)
     if device.type == "cpu" and name != "convnet3":
-        # Up to a fifth less time (docs/results.md); the group norm of ConvNet-3 is slow on that layout.
+        # Up to a fifth less time (docs/performance.md); the group norm of ConvNet-3 is slow on that layout.
         classifier.to(memory_format=torch.channels_last)
     classifier.to(device).train()
     optimizer = torch.optim.SGD(
