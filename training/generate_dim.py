@@ -85,6 +85,7 @@ def main(args: argparse.Namespace) -> None:
     output_dir = Path(args.output_dir)
     refuse_foreign_files(output_dir, "generate_dim.py")
     check_output_dir(output_dir, 0, resuming=True)
+    existing_card(DatasetCard, output_dir / "README.md")
     accelerator = Accelerator()
     pipe = load_pipeline("pipeline", args.pipeline).to(accelerator.device)
     label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
@@ -214,9 +215,8 @@ tags:
 
 def save_card(path: Path, card: DatasetCard) -> None:
     """Saves a card; of one that is there the text stays, but for what it says of the images if these are others."""
-    if path.exists():
-        text = path.read_text(encoding="utf-8", errors="replace")
-        card = merge_cards(DatasetCard(text, ignore_metadata_errors=True), card, known=set())
+    if existing := existing_card(DatasetCard, path):
+        card = merge_cards(existing, card, known=set())
     replace_text(path, str(card))
 
 

@@ -69,8 +69,14 @@ def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str 
         )
 
 
+def _recorded(folder: Path) -> list[str]:
+    """The scripts of which a folder has a record."""
+    marker = folder / MARKER
+    return marker.read_text(encoding="utf-8", errors="replace").split() if marker.is_file() else []
+
+
 def _has_made(made_by: str, folder: Path) -> bool:
-    if (folder / MARKER).is_file() and made_by in (folder / MARKER).read_text(errors="replace").split():
+    if made_by in _recorded(folder):
         return True
     for name, entries in KNOWN_BY[made_by]:
         records = read_json_lines(folder / name)
@@ -131,9 +137,8 @@ def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None) -
         ) from error
     except OSError as error:
         raise OSError(f"`--output_dir` {output_dir} cannot be written to: {_reason(error)}.") from error
-    if made_by and not _has_made(made_by, folder):
-        marker = folder / MARKER
-        replace_text(marker, (marker.read_text(errors="replace") if marker.exists() else "") + f"{made_by}\n")
+    if made_by and made_by not in (recorded := _recorded(folder)):
+        replace_text(folder / MARKER, "".join(f"{script}\n" for script in (*recorded, made_by)))
     for path in folder.glob(".*.incomplete"):
         _remove(path)
     for path in (folder, *(written.parent for written in folder.glob(f"*/{NEXT_PIPELINE}"))):

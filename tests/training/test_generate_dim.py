@@ -198,10 +198,16 @@ def test_what_the_user_wrote_into_the_card_stays(generate):
     generate()
     assert "# My images\n\nFor the course." in card.read_text() and "# Generated images" not in card.read_text()
     assert DatasetCard.load(card).data.tags == ["mine", "synthetic-data", "dim_hf"]
-    # Of a card that is no card, the text stays too.
-    card.write_text("---\ntags: [a\n---\nno card")
+    card.write_text("Only words.")
     generate()
-    assert "no card" in card.read_text()
+    assert "Only words." in card.read_text() and DatasetCard.load(card).data.tags == ["dim_hf", "synthetic-data"]
+    once = card.read_text()
+    generate()
+    assert card.read_text() == once
+    card.write_text("---\ntags: [a\n---\nmine")
+    with pytest.raises(ValueError, match=r"README.md has metadata that is not YAML \(while parsing"):
+        generate("--seed", "5")
+    assert card.read_text() == "---\ntags: [a\n---\nmine"
 
 
 def test_a_folder_of_a_release_without_a_marker_goes_on(generate):

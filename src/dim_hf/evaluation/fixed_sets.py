@@ -243,7 +243,8 @@ def latents_settings(path: str | os.PathLike) -> dict[str, Any]:
 def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
     try:
         with safe_open(path, framework="pt") as file:
-            content = {name: file.get_tensor(name) for name in ("latents", "labels")}
+            # Copies: a file that is written over would change what was read.
+            content = {name: file.get_tensor(name).clone() for name in ("latents", "labels")}
             header = file.metadata()
         latents, labels = content["latents"], content["labels"]
         if latents.ndim != 2 or labels.shape != latents.shape[:1]:

@@ -13,6 +13,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard, dataset_info
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import httpx
+from yaml import YAMLError
 
 from ..classifiers.names import public_name
 from ..evaluation.tables import Row, results_table
@@ -47,12 +48,24 @@ def local_or_hub(dataset_name: str) -> str:
     return str(path.resolve()) if dataset_name != "digits" and path.exists() else dataset_name
 
 
-def existing_card(kind: type[Card], repo_id: str, token: str | None) -> Card | None:
-    """The card that a repository has, if any; `kind` is `ModelCard` or `DatasetCard`."""
+def existing_card(kind: type[Card], repo_id_or_path: str | Path, token: str | None = None) -> Card | None:
+    """
+    The card that a repository or a file has, if any; `kind` is `ModelCard` or `DatasetCard`.
+
+    Raises:
+        ValueError: If its metadata cannot be read.
+    """
+    if isinstance(repo_id_or_path, Path) and not repo_id_or_path.exists():
+        return None
     try:
-        return kind.load(repo_id, token=token, ignore_metadata_errors=True)
+        return kind.load(repo_id_or_path, token=token, ignore_metadata_errors=True)
     except RemoteEntryNotFoundError:
         return None
+    except YAMLError as error:
+        raise ValueError(
+            f"the card {repo_id_or_path} has metadata that is not YAML ({' '.join(str(error).split())}); correct it or "
+            "remove the file."
+        ) from error
 
 
 def model_card(
