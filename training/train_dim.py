@@ -60,7 +60,7 @@ from dim_hf.distillation.losses import (
 from dim_hf.distillation.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.files import check_output_dir, lock_output_dir, replace_pipeline
+from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
@@ -257,6 +257,7 @@ def main(args: argparse.Namespace) -> None:
     # 1. Settings and data are checked before anything is made.
     check_args(args)
     output_dir = Path(args.output_dir)
+    refuse_foreign_files(output_dir, "train_dim.py")
     checkpoint = None
     if args.resume_from_checkpoint:
         checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
@@ -364,7 +365,7 @@ def main(args: argparse.Namespace) -> None:
         if args.push_to_hub:
             name = args.hub_model_id or output_dir.resolve().name
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
-        lock = lock_output_dir(output_dir)
+        lock = lock_output_dir(output_dir, "train_dim.py")
     accelerator.wait_for_everyone()
 
     # 4. From here on files are made.

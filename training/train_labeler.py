@@ -19,7 +19,7 @@ from accelerate import Accelerator
 
 from dim_hf.data import holdout, load_image_data
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
-from dim_hf.files import check_output_dir, lock_output_dir, replace_pipeline
+from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
@@ -67,6 +67,8 @@ def main(args: argparse.Namespace) -> float:
     run = read_options(Path(args.pipeline))
     if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
+    if output_dir.resolve() != Path(args.pipeline).resolve():
+        refuse_foreign_files(output_dir, "train_labeler.py")
     # What the run held out stays unseen, so that evaluate_dim.py --validation may score with this teacher's labels.
     defaults: dict[str, Any] = {"train_split": "train", "validation_fraction": 0.1, "seed": 0}
     settings = defaults | run | {name: value for name in defaults if (value := getattr(args, name)) is not None}
@@ -95,7 +97,7 @@ def main(args: argparse.Namespace) -> float:
     check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
 
     # 2. The teacher is trained, scored once, and saved.
-    with lock_output_dir(output_dir):
+    with lock_output_dir(output_dir, "train_labeler.py"):
         stream = WholeSetStream(train, -(-len(train) // data.num_classes), seed, recipe.batch_size)
         classifier = train_classifier(
             stream,

@@ -13,9 +13,11 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard, dataset_info
 from huggingface_hub.errors import RemoteEntryNotFoundError
 from huggingface_hub.utils import httpx
+from yaml import YAMLError
 
 from ..classifiers.names import public_name
 from ..evaluation.tables import Row, results_table
+from ..files import read_json
 from ..weights import weights_digest
 
 
@@ -46,12 +48,24 @@ def local_or_hub(dataset_name: str) -> str:
     return str(path.resolve()) if dataset_name != "digits" and path.exists() else dataset_name
 
 
-def existing_card(kind: type[Card], repo_id: str, token: str | None) -> Card | None:
-    """The card that a repository has, if any; `kind` is `ModelCard` or `DatasetCard`."""
+def existing_card(kind: type[Card], repo_id_or_path: str | Path, token: str | None = None) -> Card | None:
+    """
+    The card that a repository or a file has, if any; `kind` is `ModelCard` or `DatasetCard`.
+
+    Raises:
+        ValueError: If its metadata cannot be read.
+    """
+    if isinstance(repo_id_or_path, Path) and not repo_id_or_path.exists():
+        return None
     try:
-        return kind.load(repo_id, token=token, ignore_metadata_errors=True)
+        return kind.load(repo_id_or_path, token=token, ignore_metadata_errors=True)
     except RemoteEntryNotFoundError:
         return None
+    except YAMLError as error:
+        raise ValueError(
+            f"the card {repo_id_or_path} has metadata that is not YAML ({' '.join(str(error).split())}); correct it or "
+            "remove the file."
+        ) from error
 
 
 def model_card(
@@ -162,11 +176,6 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     data = type(card.data)(**merged, ignore_metadata_errors=True)
     metadata = data.to_yaml(original_order=list(merged))
     return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or `None` if there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:
