@@ -299,7 +299,7 @@ def test_two_processes_train_one_model(tiny, tmp_path):
         (["--train_batch_size", "0"], "`--train_batch_size` is 0"),
         (["--match_weight", "-1"], "`--match_weight` is -1"),
         (["--validation_fraction", "1"], "`--validation_fraction` is 1"),
-        (["--resume_from_checkpoint", "checkpoint-7"], "'checkpoint-7' is no checkpoint; valid are latest"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "'checkpoint-7' is not a checkpoint; valid are latest"),
         (["--output_dir", "/proc/nowhere"], "`--output_dir` /proc/nowhere cannot be written to"),
     ],
 )
@@ -314,7 +314,7 @@ def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, 
     [
         ('{"norm": "spectral", "width": 4}', "has the unknown width; valid is an object with any of num_classes, "),
         ("[8]", r"has \[8\]; valid is an object with any of num_classes, "),
-        ("latent_dim: 8", "is no JSON: "),
+        ("latent_dim: 8", "is not JSON: "),
     ],
 )
 def test_a_config_of_other_entries_is_refused(tiny, tmp_path, content, message):
