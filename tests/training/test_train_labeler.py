@@ -61,8 +61,8 @@ class Logits(torch.nn.Module):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num_train_epochs", "0"], "`epochs` is 0"),
-        (["--validation_fraction", "1.5"], "`fraction` is 1.5"),
+        (["--num_train_epochs", "0"], "`--num_train_epochs` is 0"),
+        (["--validation_fraction", "1.5"], "`--validation_fraction` is 1.5"),
         (["--train_split", "training"], "no split 'training'"),
     ],
 )
