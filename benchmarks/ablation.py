@@ -24,11 +24,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from dim_hf.classifiers import check_classifier
+from dim_hf.files import check_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment
 
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
 sys.path.insert(0, str(TRAIN_SCRIPT.parent))
+from command_line import (  # noqa: E402
+    check_json_file,
+    check_numbers,
+    check_once,
+    local_path,
+    run_script,
+)
 from presets import PRESETS  # noqa: E402
 
 
@@ -73,10 +82,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         description="Validation accuracy of the base preset with one thing changed.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--dataset_name", default="digits")
+    parser.add_argument("--dataset_name", type=local_path, default="digits")
     parser.add_argument("--resolution", type=int, help="height and width in pixels; default: that of the images")
-    parser.add_argument("--cache_dir")
-    parser.add_argument("--output_dir", default="out/ablation")
+    parser.add_argument("--cache_dir", type=local_path)
+    parser.add_argument("--output_dir", type=local_path, default="out/ablation")
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="ROW", help=", ".join(ROWS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--max_train_steps", type=int, default=1500, help="of phase 1")
@@ -89,10 +98,22 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(input_args)
     if AS_LONG in args.rows and not set(TAKE_TIME) & set(args.rows):
         parser.error(f"--rows has {AS_LONG!r}, which takes the time of the first row that matches; name one too")
+    counts = ("max_train_steps", "max_match_steps", "validation_epochs")
+    check_numbers(args, dict.fromkeys(counts, (1, 2**31)) | {"resolution": (4, 2**31), "seeds": (0, 2**32)})
+    check_once(args, ("rows", "seeds"))
+    if not 0 < args.validation_fraction < 1:
+        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
+    check_classifier(args.validation_classifier)
+    check_json_file(args.json, ("options", "environment", "results"))
     return args
 
 
 def main(args: argparse.Namespace) -> None:
+    check_output_dir(args.output_dir, 2**20, resuming=True)
+    for name in set(args.rows) & ADVERSARIAL.keys():
+        path = config_file(args, name)
+        if path.exists() and path.read_text(errors="replace") != json.dumps(ADVERSARIAL[name][1]):
+            raise FileExistsError(f"`--output_dir` holds {path}, which is not by ablation.py; name another folder.")
     results = []
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     print("| row | validation accuracy % | steps | ms per step | with matching |\n|---|---|---|---|---|", flush=True)
@@ -113,7 +134,7 @@ def main(args: argparse.Namespace) -> None:
         print(format_row(results[-1]), flush=True)
     if args.json:
         report = {"options": vars(args), "environment": environment(), "results": results}
-        Path(args.json).write_text(json.dumps(report, indent=2))
+        replace_text(args.json, json.dumps(report, indent=2))
 
 
 def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]]:
@@ -126,15 +147,19 @@ def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]
         return run(args, name, seed, 1, steps, ["--match_learning_rate", rate])
     if name in ADVERSARIAL:
         flags, discriminator = ADVERSARIAL[name]
-        config = Path(args.output_dir) / f"{name}.json".replace(" ", "-")
-        config.parent.mkdir(parents=True, exist_ok=True)
-        config.write_text(json.dumps(discriminator))
+        config = config_file(args, name)
+        replace_text(config, json.dumps(discriminator))
         steps = args.max_train_steps + args.max_match_steps
         return run(args, name, seed, steps, 0, ["--discriminator_config", str(config), *flags])
     script = RELEASED_POOL if "released pool" in name else TRAIN_SCRIPT
     return run(
         args, name, seed, args.max_train_steps, args.max_match_steps, MATCHING[name], branch=True, script=script
     )
+
+
+def config_file(args: argparse.Namespace, name: str) -> Path:
+    """Where the entries of a row's discriminator config lie."""
+    return Path(args.output_dir) / f"{name}.json".replace(" ", "-")
 
 
 def continued(args: argparse.Namespace, seed: int, steps: int) -> list[dict[str, Any]]:
@@ -169,15 +194,18 @@ def run(
     command += ["--cache_dir", args.cache_dir] if args.cache_dir else []
     command += ["--resolution", str(args.resolution)] if args.resolution else []
     process = subprocess.run(command, capture_output=True, text=True)
+    if process.returncode == 130:
+        # Ctrl-C reaches both; the run has saved what it did.
+        raise KeyboardInterrupt
     if process.returncode:
         raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return read_json_lines(folder / "metrics.jsonl")
 
 
 def steps_for_the_time_of(log: list[dict[str, Any]], args: argparse.Namespace, seed: int) -> int:
     """So many steps without matching take as long as the second phase of a run of that seed."""
     trunk_log = Path(args.output_dir) / f"trunk-seed-{seed}" / "metrics.jsonl"
-    adversarial = [json.loads(line) for line in trunk_log.read_text().splitlines()]
+    adversarial = read_json_lines(trunk_log)
     ratio = milliseconds(log, matching=True) / milliseconds(adversarial, matching=False)
     return round(ratio * args.max_match_steps)
 
@@ -216,4 +244,4 @@ def milliseconds(log: list[dict[str, Any]], matching: bool) -> float:
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script("ablation.py", lambda: main(parse_args()), "Runs are kept in --output_dir; the same command goes on.")

@@ -22,13 +22,16 @@ from pathlib import Path
 import torch
 from torch.utils.data import DataLoader
 
+from dim_hf.classifiers import check_classifier
 from dim_hf.evaluation.judges import DeploymentRecipe, Stream, train_classifier
+from dim_hf.files import replace_text
 from dim_hf.machine import environment
 from dim_hf.models import DiMGenerator
 from dim_hf.streams.generated import DiMDataset, GeneratedStream
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from command_line import check_json_file, check_numbers, run_script  # noqa: E402
 from presets import PRESETS, network_configs  # noqa: E402
 
 
@@ -78,13 +81,16 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--interval_epochs", type=int, default=10)
     parser.add_argument("--json", help="where to write the figures")
     args = parser.parse_args(input_args)
-    for name in ("num_classes", "ipc", "batch_size", "intervals", "interval_epochs"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    counts = ("resolution", "num_classes", "ipc", "batch_size", "block_size", "intervals", "interval_epochs")
+    check_numbers(args, dict.fromkeys(counts, (1, 2**31)))
+    check_json_file(args.json, ("options", "environment", "results"))
     return args
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.channels not in (1, 3):
+        raise ValueError(f"`--channels` is {args.channels}; valid are 1 (grey) and 3 (RGB).")
+    check_classifier(args.classifier, args.channels, args.resolution)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config, _ = network_configs(args.preset, args.resolution, args.channels, args.num_classes)
     generator = DiMGenerator(**config).to(device)
@@ -120,7 +126,7 @@ def main(args: argparse.Namespace) -> None:
         )
     if args.json:
         report = {"options": vars(args), "environment": environment(), "results": results}
-        Path(args.json).write_text(json.dumps(report, indent=2))
+        replace_text(args.json, json.dumps(report, indent=2))
 
 
 def seconds_per_step(feed: Stream, args: argparse.Namespace, device: torch.device) -> float:
@@ -135,4 +141,4 @@ def seconds_per_step(feed: Stream, args: argparse.Namespace, device: torch.devic
 
 
 if __name__ == "__main__":
-    main(parse_args())
+    run_script("feed.py", lambda: main(parse_args()), "Nothing is kept.")

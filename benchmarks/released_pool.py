@@ -27,6 +27,7 @@ from dim_hf.distillation.pool import PoolRecipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 import train_dim  # noqa: E402
+from command_line import run_script  # noqa: E402
 
 
 STEPS_BEFORE_EACH_LOSS = 16
@@ -78,4 +79,4 @@ class ReleasedPool(Sequence[nn.Module]):
 
 if __name__ == "__main__":
     train_dim.build_pool = ReleasedPool  # type: ignore[assignment]
-    train_dim.main(train_dim.parse_args())
+    run_script("released_pool.py", lambda: train_dim.main(train_dim.parse_args()), "It cannot be resumed.")

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from dim_hf.classifiers import build_classifier
+from dim_hf.classifiers import build_classifier, check_classifier
 from dim_hf.data import ImageData, load_image_data, normalise
 from dim_hf.distillation.losses import (
     class_loss,
@@ -43,12 +43,14 @@ from dim_hf.distillation.losses import (
     pairwise_matching_loss,
     wasserstein_discriminator_loss,
 )
+from dim_hf.files import replace_text
 from dim_hf.machine import environment, peak_memory_mib
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "training"))
+from command_line import check_json_file, check_numbers, local_path, run_script  # noqa: E402
 from presets import PRESETS, network_configs  # noqa: E402
 
 
@@ -59,7 +61,7 @@ POOL_STEPS_OF_RELEASED_CODE = 16
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Throughput and peak memory, beside naive rows.")
     parser.add_argument("--preset", default="base", choices=sorted(PRESETS))
-    parser.add_argument("--dataset_name", default="digits")
+    parser.add_argument("--dataset_name", type=local_path, default="digits")
     parser.add_argument("--batch_size", type=int, default=64)
     parser.add_argument("--pool_classifier", default="convnet3", help="the classifier that both matching steps use")
     parser.add_argument("--intervals", type=int, default=9, help="timed intervals per row, after one to warm up")
@@ -67,9 +69,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--json", help="where to write the figures")
     parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args(input_args)
-    for name in ("batch_size", "intervals", "interval_steps"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    check_numbers(args, dict.fromkeys(("batch_size", "intervals", "interval_steps"), (1, 2**31)))
+    check_classifier(args.pool_classifier)
+    check_json_file(args.json, ("options", "environment", "rows"))
     return args
 
 
@@ -95,7 +97,7 @@ def main(args: argparse.Namespace) -> None:
             "rows": results,
             "matching_over_adversarial": ratio,
         }
-        Path(args.json).write_text(json.dumps(report, indent=2))
+        replace_text(args.json, json.dumps(report, indent=2))
 
 
 def format_row(result: dict[str, Any]) -> str:
@@ -275,9 +277,13 @@ def reading(args: argparse.Namespace, data: ImageData, naive: bool) -> Iterator[
         yield args.batch_size
 
 
-if __name__ == "__main__":
-    arguments = parse_args()
-    if arguments.row:
-        measure(arguments)
+def run() -> None:
+    args = parse_args()
+    if args.row:
+        measure(args)
     else:
-        main(arguments)
+        main(args)
+
+
+if __name__ == "__main__":
+    run_script("throughput.py", run, "Nothing is kept.")

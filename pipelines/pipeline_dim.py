@@ -168,9 +168,15 @@ class DiMPipeline(DiffusionPipeline):
             name = os.path.join(name, subfolder)
             if not os.path.isdir(name):
                 raise FileNotFoundError(f"`subfolder` {subfolder!r} is not in {pretrained_model_name_or_path}.")
-        if os.path.isdir(name):
-            cls._check_files(Path(name), passed=kwargs)
-        return super().from_pretrained(name, **kwargs)
+        # A save over an older pipeline that was killed between two files is whole in here.
+        killed = os.path.join(name, ".pipeline.next")
+        folder = killed if os.path.isdir(killed) else name
+        if os.path.isdir(folder):
+            cls._check_files(Path(folder), passed=kwargs)
+        pipeline = super().from_pretrained(folder, **kwargs)
+        if folder != name:
+            pipeline.register_to_config(_name_or_path=name)
+        return pipeline
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:

@@ -44,14 +44,14 @@ footer {display: none !important}
 
 
 def main() -> None:
-    source = os.environ.get("DIM_PIPELINE", "out/digits")
+    source = os.path.expanduser(os.environ.get("DIM_PIPELINE", "out/digits"))
     # A folder that is missing would be looked for on the Hub.
     if "DIM_PIPELINE" not in os.environ and not os.path.isdir(source):
         raise SystemExit(f"{source} is missing: `make space` distils it, or name a pipeline in DIM_PIPELINE.")
     pipeline = DiMPipeline.from_pretrained(source)
     pipeline.set_progress_bar_config(disable=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    dataset = os.environ.get("DIM_DATASET", "digits")
+    dataset = os.path.expanduser(os.environ.get("DIM_DATASET", "digits"))
     test = load_test_images(dataset, pipeline)
     page = build_page(pipeline, test, draw=dataset == "digits")
     page.launch(share=False, footer_links=[], theme=theme(), css=CSS)
@@ -295,4 +295,7 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"app.py: {error}") from error

@@ -59,11 +59,6 @@ def check_args(args: argparse.Namespace) -> None:
     matching_weights(args.match_loss)
     check_classifiers(args)
     check_report_to(args.report_to)
-    if args.lr_warmup_steps and args.lr_scheduler == "constant":
-        raise ValueError(
-            f"`--lr_warmup_steps` is {args.lr_warmup_steps}, but `--lr_scheduler` constant has no warm-up; use "
-            f"constant_with_warmup."
-        )
     logging_dir = Path(args.logging_dir)
     inside = not logging_dir.is_absolute() and ".." not in logging_dir.parts and logging_dir.parts
     if not inside or logging_dir.parts[0] in OWN_NAMES or logging_dir.parts[0].startswith("checkpoint-"):
@@ -145,9 +140,6 @@ def check_report_to(tracker: str) -> None:
 def check_hub(args: argparse.Namespace) -> None:
     """What of a push can be refused without asking the Hub."""
     if not args.push_to_hub:
-        given = [name for name in ("hub_model_id", "hub_token", "hub_private_repo") if getattr(args, name)]
-        if given:
-            raise ValueError(f"`--{given[0]}` is given without `--push_to_hub`, which it is for.")
         return
     check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
     name = args.hub_model_id or Path(args.output_dir).resolve().name

@@ -16,10 +16,7 @@ it. With several processes the classifiers are shared out.
 """
 
 import argparse
-import hashlib
 import itertools
-import json
-import statistics
 import time
 from dataclasses import asdict
 from datetime import timedelta
@@ -30,37 +27,54 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
+from command_line import (
+    check_numbers,
+    check_once,
+    check_pipeline,
+    given_flags,
+    load_pipeline,
+    local_path,
+    refuse_idle_flags,
+    run_script,
+)
 from tqdm.auto import tqdm
 
 from dim_hf.classifiers import check_classifier, local_fingerprint, public_name
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.data.decoding import default_cache_dir
-from dim_hf.distillation.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
-from dim_hf.evaluation.fixed_sets import (
-    SELECTIONS,
-    choose_latents,
-    latents_settings,
-    load_latents,
-    optimise_latents,
-    save_latents,
-)
+from dim_hf.distillation.pool import PoolRecipe, split_entry
+from dim_hf.evaluation.fixed_sets import SELECTIONS, load_latents
 from dim_hf.evaluation.html_report import write_html_report
 from dim_hf.evaluation.judges import DeploymentRecipe, predict, train_classifier
+from dim_hf.evaluation.making_sets import SetsRecipe, describe_times, make_fixed_sets
 from dim_hf.evaluation.protocol_c import LegacyStream, legacy_accuracy
+from dim_hf.evaluation.results import EVALUATION_FORMAT, job_key, read_results
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.evaluation.sources import REAL, LatentsOf, Source, list_sources, png_bytes, scores
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores_table, write_report
-from dim_hf.files import check_output_dir, lock_output_dir, read_json_lines
+from dim_hf.files import (
+    append_json_line,
+    check_output_dir,
+    end_last_line,
+    lock_output_dir,
+    read_json,
+    read_json_lines,
+    refuse_foreign_files,
+)
 from dim_hf.hub.card import local_or_hub
-from dim_hf.hub.push import prepare_repository
+from dim_hf.hub.push import check_token, prepare_repository
 from dim_hf.machine import environment, warn_of_slow_precision
+from dim_hf.messages import listed
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.streams.randomness import check_shuffled
 from dim_hf.weights import module_bytes, weights_digest
 
 
 CONTROLS = ("before_matching", *REAL)
 # Up to so many classes, a result has its confusion matrix.
 MOST_IN_CONFUSION = 100
+# Images of a fixed set, and samples of a class that k-means or herding choose among.
+MOST_IN_SET = 1_000_000
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -68,14 +82,25 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         description="Train classifiers on a distilled data set and score them on real test images.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--pipeline", default="out/digits", help="folder or Hub id of a distilled data set")
-    parser.add_argument("--before_matching", help="pipeline of that control; default: before_matching/ in --pipeline")
-    parser.add_argument("--output_dir", help="default: evaluation/ in --pipeline")
+    parser.add_argument(
+        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
+    )
+    parser.add_argument(
+        "--before_matching", type=local_path, help="pipeline of that control; default: before_matching/ in --pipeline"
+    )
+    parser.add_argument("--output_dir", type=local_path, help="default: evaluation/ in --pipeline")
 
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)")
+    data.add_argument(
+        "--dataset_name",
+        type=local_path,
+        default="digits",
+        help="Hub id, local folder or file, or 'digits' (embedded)",
+    )
     data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    data.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    data.add_argument(
+        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
+    )
     data.add_argument("--revision", help="revision of a data set on the Hub")
     data.add_argument("--train_split", default="train", help="where the real controls come from")
     data.add_argument("--test_split", default="test")
@@ -87,7 +112,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
-    data.add_argument("--cache_dir", help="where decoded images are kept")
+    data.add_argument("--cache_dir", type=local_path, help="where decoded images are kept")
     data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
 
     protocol = parser.add_argument_group("protocol")
@@ -131,69 +156,127 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     hub.add_argument("--hub_model_id", help="repository; default: --pipeline, or the name of its folder")
     hub.add_argument("--hub_token", help="default: the token of `hf auth login` or of HF_TOKEN")
     hub.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
-    return parser.parse_args(input_args)
-
-
-def main(args: argparse.Namespace) -> list[Row]:
-    # 1. Settings are checked before any work.
-    # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
+    args, given = parser.parse_args(input_args), given_flags(parser, input_args)
+    makes_sets = "A" in args.protocols
+    chooses = makes_sets and args.selection != ["random"]
+    only_legacy = set(args.protocols) == {"C"}
+    held_out = ("train_split", "test_split", "max_train_samples")
+    refuse_idle_flags(
+        given,
+        [
+            (
+                args.validation,
+                held_out,
+                "with `--validation`, where options.json in `--pipeline` says what was held out",
+            ),
+            (
+                "train_data_dir" in given,
+                ("dataset_name", "dataset_config_name", "revision"),
+                "with `--train_data_dir`",
+            ),
+            (not makes_sets, ("selection", "latent_steps"), "without the fixed sets of protocol A in `--protocols`"),
+            (
+                not chooses,
+                ("candidates",),
+                "without protocol A in `--protocols` and kmeans or herding in `--selection`",
+            ),
+            (
+                not chooses and not (makes_sets and any(args.latent_steps)),
+                ("pool", "pool_steps"),
+                "without protocol A in `--protocols` and a choice in `--selection` or `--latent_steps` above 0",
+            ),
+            ("before_matching" not in args.controls, ("before_matching",), "without before_matching in `--controls`"),
+            (
+                only_legacy,
+                ("before_matching", "soft_labels", "without_augmentation", "train_batch_size", "learning_rate")
+                + ("mixed_precision",),
+                "with protocol C only in `--protocols`",
+            ),
+            (only_legacy and bool(args.controls), ("controls",), "with protocol C only in `--protocols`"),
+            (not args.push_to_hub, ("hub_model_id", "hub_token", "hub_private_repo"), "without `--push_to_hub`"),
+        ],
     )
-    if accelerator.is_main_process:
-        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
+    return args
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses settings that no pipeline and no data set could make valid."""
     for name in args.classifiers:
         check_classifier(name)
-    least = {"ipc": (args.ipc, 1), "seeds": (args.seeds, 0), "candidates": ([args.candidates], 1)}
-    least |= {"latent_steps": (args.latent_steps, 0), "pool_steps": ([args.pool_steps], 1)}
-    for name, (numbers, smallest) in least.items():
-        if min(numbers) < smallest:
-            raise ValueError(f"`--{name}` is {min(numbers)}; it must be at least {smallest}.")
-    if max(args.seeds) >= 2**32:
-        raise ValueError(f"`--seeds` names {max(args.seeds)}; it must be below 2**32.")
-    for name in ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls"):
-        values = getattr(args, name)
-        if len(set(values)) != len(values):
-            raise ValueError(f"`--{name}` names {values}; each must be given once.")
+    from_1 = ("ipc", "epochs", "train_batch_size", "candidates", "pool_steps", "max_train_samples")
+    from_0 = ("dataloader_num_workers", "latent_steps")
+    check_numbers(args, dict.fromkeys(from_1, (1, 2**31)) | dict.fromkeys(from_0, (0, 2**31)) | {"seeds": (0, 2**32)})
+    check_once(args, ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls"))
+    for name in args.pool:
+        try:
+            split_entry(name)
+        except ValueError as error:
+            raise ValueError(f"`--pool`: {error}") from error
     if len(args.epochs) not in (1, len(args.ipc)):
         raise ValueError(
-            f"`--epochs` has {len(args.epochs)} numbers, {args.epochs}, and `--ipc` {len(args.ipc)}, {args.ipc}; "
-            "valid is one number for all, or one for each ipc in the same order."
-        )
-    if "A" not in args.protocols and (args.selection != ["random"] or any(args.latent_steps)):
-        raise ValueError(
-            f"`--selection` and `--latent_steps` make the fixed sets of protocol A; `--protocols` names "
-            f"{', '.join(args.protocols)}."
+            f"`--epochs` has {len(args.epochs)} numbers, {listed(args.epochs)}, and `--ipc` {len(args.ipc)}, "
+            f"{listed(args.ipc)}; valid is one number for all, or one for each ipc in the same order."
         )
     if args.test_split == args.train_split and not args.validation:
         raise ValueError(
             f"`--test_split` is {args.test_split!r}, the split of the real controls; valid is one that nothing is "
             "trained on, or --validation for what training held out."
         )
+    if args.push_to_hub:
+        check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
+
+
+def read_training(pipeline: str) -> dict[str, Any]:
+    """The options of the run that made a pipeline's folder, to score what it held out."""
+    path = Path(pipeline) / "options.json"
+    options = read_json(path)
+    if options is None:
+        raise FileNotFoundError(
+            f"`--validation` needs options.json in `--pipeline` {pipeline}, which says what training held out."
+        )
+    needed = {"train_split", "max_train_samples", "data_fingerprint", "validation_fraction", "seed", "dataset_name"}
+    if not isinstance(options, dict) or (needed := needed - options.keys()):
+        raise ValueError(
+            f"`--validation` needs {path} as train_dim.py writes it; this one lacks {listed(sorted(needed))}."
+        )
+    return options
+
+
+def main(args: argparse.Namespace) -> list[Row]:
+    # 1. Settings are checked before any work; first what arguments and folders alone can tell.
+    check_args(args)
+    if not Path(args.pipeline).exists() and not args.output_dir:
+        raise FileNotFoundError(
+            f"`--pipeline` {args.pipeline} is not a local folder; for a pipeline on the Hub, `--output_dir` must be "
+            "given."
+        )
+    check_pipeline("pipeline", args.pipeline)
+    folder = Path(args.pipeline)
+    before = args.before_matching or str(folder / "before_matching")
+    with_before = "before_matching" in args.controls and (args.before_matching or Path(before).exists())
+    if with_before:
+        check_pipeline("before_matching", before)
+    training = read_training(args.pipeline) if args.validation else None
+    output_dir = Path(args.output_dir or folder / "evaluation")
+    refuse_foreign_files(output_dir, "evaluate_dim.py")
+    # A new evaluation takes the place of an older one.
+    check_output_dir(output_dir, 2**20, resuming=True)
+    results = output_dir / "results.jsonl"
+    read_results(results)
+    # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
+    )
+    if accelerator.is_main_process:
+        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
     recipes = {
         ipc: DeploymentRecipe(
             epochs, args.train_batch_size, args.learning_rate, mixed_precision=accelerator.mixed_precision
         )
         for ipc, epochs in zip(args.ipc, args.epochs * (len(args.ipc) // len(args.epochs)), strict=True)
     }
-    folder = Path(args.pipeline)
-    if not folder.exists() and not args.output_dir:
-        raise FileNotFoundError(
-            f"`--pipeline` {folder} is no local folder; for a pipeline on the Hub, `--output_dir` must be given."
-        )
-    training = None
-    if args.validation:
-        if not (folder / "options.json").exists():
-            raise FileNotFoundError(
-                f"`--validation` needs options.json in `--pipeline` {folder}, which says what training held out."
-            )
-        training = json.loads((folder / "options.json").read_text())
-    output_dir = Path(args.output_dir or folder / "evaluation")
-    read_results(output_dir / "results.jsonl")
-    pipeline, pipeline_before = load_pipeline("pipeline", folder), None
-    before = Path(args.before_matching) if args.before_matching else folder / "before_matching"
-    if "before_matching" in args.controls and (args.before_matching or before.exists()):
-        pipeline_before = load_pipeline("before_matching", before)
+    pipeline = load_pipeline("pipeline", args.pipeline)
+    pipeline_before = load_pipeline("before_matching", before) if with_before else None
     loaded = [pipeline, *([pipeline_before] if pipeline_before else [])]
     shapes = {
         (p.generator.config.sample_size, p.generator.config.out_channels, p.generator.config.num_classes)
@@ -206,14 +289,16 @@ def main(args: argparse.Namespace) -> list[Row]:
         )
     if pipeline_before and pipeline_before.class_names != pipeline.class_names:
         raise ValueError(
-            f"`--before_matching` {before} generates {', '.join(pipeline_before.class_names)}; `--pipeline` {folder} "
-            f"generates {', '.join(pipeline.class_names)}."
+            f"`--before_matching` {before} generates {listed(pipeline_before.class_names)}; `--pipeline` {folder} "
+            f"generates {listed(pipeline.class_names)}."
         )
     if args.soft_labels and pipeline.labeler is None:
         raise ValueError(
             f"`--soft_labels` takes a teacher, but `--pipeline` {folder} has no `labeler`; training/train_labeler.py "
             "adds one."
         )
+    for ipc in args.ipc:
+        check_size(ipc, args, pipeline.generator.config.num_classes)
     for each in loaded:
         each.to(accelerator.device)
         each.set_progress_bar_config(disable=True)
@@ -228,23 +313,32 @@ def main(args: argparse.Namespace) -> list[Row]:
             except ValueError as error:
                 raise ValueError(f"`--pool`: {error}") from error
     if accelerator.is_main_process:
-        # A new evaluation takes the place of an older one.
-        check_output_dir(output_dir, 2**20, resuming=True)
         if args.push_to_hub:
             name = args.hub_model_id or (folder.resolve().name if folder.exists() else args.pipeline)
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
-        lock = lock_output_dir(output_dir)
+        lock = lock_output_dir(output_dir, "evaluate_dim.py")
     accelerator.wait_for_everyone()
 
     # 2. One job per row and seed, shared out over the processes. A job that an earlier evaluation has finished in the
     # same folder is not run again.
+    sets_recipe = SetsRecipe(args.selection, args.latent_steps, args.candidates, args.pool, args.pool_steps)
+    cache_dir = Path(args.cache_dir or default_cache_dir())
     fixed_sets = {
-        each: make_fixed_sets(args, each, train, accelerator, output_dir / "fixed") if "A" in args.protocols else {}
-        for each in loaded
+        each: make_fixed_sets(
+            sets_recipe,
+            each,
+            train,
+            accelerator,
+            output_dir / "fixed",
+            ipcs=args.ipc,
+            seeds=args.seeds,
+            cache_dir=cache_dir,
+        )
+        for each in (loaded if "A" in args.protocols else [])
     }
 
     def read_sets(made_by: DiMPipeline | None, ipc: int) -> dict[str, LatentsOf]:
-        paths = fixed_sets[made_by] if made_by else {}
+        paths = fixed_sets.get(made_by, {}) if made_by else {}
 
         def read_set(selection: str, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
             return load_latents(paths[selection, steps, ipc, seed])
@@ -264,7 +358,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             recipes[ipc],
             train,
             protocols=args.protocols,
-            controls=args.controls,
+            controls=[name for name in args.controls if name in REAL],
             before_matching=pipeline_before,
             selections=read_sets(pipeline, ipc),
             selections_before=read_sets(pipeline_before, ipc),
@@ -280,15 +374,17 @@ def main(args: argparse.Namespace) -> list[Row]:
         run = {"classifier": name, "ipc": ipc, "seed": seed, "recipe": asdict(recipes[ipc]), "test": test.fingerprint}
         if content := local_fingerprint(name):
             run["local"] = content
-        return source.identity(seed) | run
+        return source.identity(seed) | run | {"format": EVALUATION_FORMAT}
 
-    results = output_dir / "results.jsonl"
-    if accelerator.is_main_process and results.exists() and not results.read_bytes().endswith(b"\n"):
-        # An interruption has cut the last line short; the next one must not go on with it.
-        with results.open("a") as file:
-            file.write("\n")
-    finished = read_results(results)
+    if accelerator.is_main_process:
+        end_last_line(results)
     accelerator.wait_for_everyone()
+    finished, others = read_results(results)
+    accelerator.wait_for_everyone()
+    if others:
+        accelerator.print(
+            f"{results} has {others:,} results of a release with other figures; they stay there and are not used."
+        )
     # Two rows of the same weights, as before and after matching where matching did not help, are one job.
     wanted: dict[str, tuple[Source, str, int, int]] = {}
     for seed, (source, name, ipc) in itertools.product(args.seeds, rows):
@@ -319,12 +415,10 @@ def main(args: argparse.Namespace) -> list[Row]:
                 cells = torch.bincount(test.labels * test.num_classes + predictions, minlength=test.num_classes**2)
                 result["confusion"] = cells.view(test.num_classes, -1).tolist()
         result |= {"accuracy": accuracy, "seconds": round(time.perf_counter() - start, 1)}
-        # In one piece, as other processes write to the same file.
-        with results.open("ab", buffering=0) as whole:
-            whole.write(f"{json.dumps(result)}\n".encode())
+        append_json_line(results, result)
         tqdm.write(f"{source.title}, {name}, ipc {ipc}, seed {seed}: {100 * accuracy:.2f} %")
     accelerator.wait_for_everyone()
-    finished = read_results(results)
+    finished, _ = read_results(results)
 
     # 3. The tables, the reports and the picture.
     table = []
@@ -372,7 +466,11 @@ def main(args: argparse.Namespace) -> list[Row]:
             train=train,
             scores=ranking,
             confusion=(table[shown], torch.tensor(matrices).sum(dim=0)) if all(matrices) else None,
-            training=read_json_lines(folder / "metrics.jsonl"),
+            training=[
+                record
+                for record in read_json_lines(folder / "metrics.jsonl")
+                if isinstance(record, dict) and isinstance(record.get("step"), int)
+            ],
         )
         print("\n" + "\n\n".join(text for text in (results_table(table), scores_table(ranking)) if text))
         print(f"\nreport {output_dir / 'report.md'} and {output_dir / 'report.html'}")
@@ -388,30 +486,16 @@ def main(args: argparse.Namespace) -> list[Row]:
     return table
 
 
-def job_key(job: dict[str, Any]) -> str:
-    """One string for all that decides the result of a job."""
-    return json.dumps(job, sort_keys=True)
-
-
-def read_results(path: Path) -> dict[str, dict[str, Any]]:
-    """The results in a folder by their jobs' keys."""
-    records = read_json_lines(path)
-    for record in records:
-        if not (isinstance(record, dict) and {"job", "accuracy", "seconds"} <= set(record)):
+def check_size(ipc: int, args: argparse.Namespace, num_classes: int) -> None:
+    """Refuses more images than can be kept in memory."""
+    check_shuffled(ipc * num_classes)
+    per_class = ipc * args.candidates if args.selection != ["random"] else ipc
+    for name, images in (("ipc", ipc * num_classes), ("candidates", per_class)):
+        if "A" in args.protocols and images > MOST_IN_SET:
             raise ValueError(
-                f"`--output_dir` holds {path}, which is not by evaluate_dim.py: it has the line "
-                f"{json.dumps(record)[:60]}; valid is an output folder of evaluate_dim.py or a new one."
+                f"`--{name}` {getattr(args, name)} asks for {images:,} images in memory, with `--ipc` {ipc} and "
+                f"{num_classes} classes; valid are at most {MOST_IN_SET:,} in a set, or to choose from in a class."
             )
-    return {job_key(record["job"]): record for record in records}
-
-
-def load_pipeline(argument: str, path: Path) -> DiMPipeline:
-    if path.exists() and not (path / "model_index.json").exists():
-        raise FileNotFoundError(f"`--{argument}` {path} holds no pipeline (model_index.json).")
-    try:
-        return DiMPipeline.from_pretrained(str(path))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"`--{argument}` {path} cannot be loaded: {error}") from error
 
 
 def load_splits(
@@ -447,98 +531,35 @@ def load_splits(
         train = load(training["train_split"], None, training["max_train_samples"])
     else:
         train = load(args.train_split, None, args.max_train_samples)
+    data = "train_data_dir" if args.train_data_dir else "dataset_name"
     names = pipeline.config.id2label
     expected = tuple(names.values()) if names else tuple(str(label) for label in range(config.num_classes))
     if train.class_names != expected:
         raise ValueError(
-            f"`--dataset_name` {args.dataset_name} has the classes {', '.join(train.class_names)}; the pipeline "
-            f"generates {', '.join(expected)}."
+            f"`--{data}` {args.train_data_dir or args.dataset_name} has the classes {listed(train.class_names)}; the "
+            f"pipeline generates {listed(expected)}."
         )
     if training:
         if train.fingerprint != training["data_fingerprint"]:
             raise ValueError(
-                f"`--validation` scores what training held out, but `--dataset_name` {args.dataset_name} is not the "
-                f"data that it was trained on, {training['dataset_name']} (options.json in `--pipeline`)."
+                f"`--validation` scores what training held out, but `--{data}` "
+                f"{args.train_data_dir or args.dataset_name} is not the data that it was trained on, "
+                f"{training['dataset_name']} (options.json in `--pipeline`)."
             )
         train, test = holdout(train, training["validation_fraction"], training["seed"])
     else:
         test = load(args.test_split, train.class_names, None)
         if test.fingerprint == train.fingerprint:
             raise ValueError(
-                f"`--test_split` {args.test_split} of `--dataset_name` {args.dataset_name} holds the images of "
-                f"`--train_split` {args.train_split}; valid is one that nothing is trained on."
+                f"`--test_split` {args.test_split} of `--{data}` {args.train_data_dir or args.dataset_name} holds "
+                f"the images of `--train_split` {args.train_split}; valid is one that nothing is trained on."
             )
     return train.to(accelerator.device), test.to(accelerator.device)
 
 
-def make_fixed_sets(
-    args: argparse.Namespace, pipeline: DiMPipeline, train: ImageData, accelerator: Accelerator, folder: Path
-) -> dict[tuple[str, int, int, int], Path]:
-    """The files of the latents of each selection, number of steps, ipc and seed; what was made before stays."""
-    paths: dict[tuple[str, int, int, int], Path] = {}
-    # What is missing of each selection, ipc and seed: its latents are chosen once, whatever the steps that follow.
-    missing: dict[tuple[str, int, int], list[tuple[Path, dict[str, Any]]]] = {}
-    for selection, ipc, seed, steps in itertools.product(args.selection, args.ipc, args.seeds, args.latent_steps):
-        settings = {"weights": weights_digest(pipeline), "selection": selection, "ipc": ipc, "seed": seed}
-        if selection != "random":
-            settings["candidates"] = args.candidates
-        if selection != "random" or steps:
-            settings |= {"pool": args.pool, "pool_steps": args.pool_steps, "data": train.fingerprint}
-            settings |= {"latent_steps": steps, "pool_format": POOL_FORMAT}
-            networks = [split_entry(entry)[0] for entry in args.pool]
-            if local := {name: content for name in networks if (content := local_fingerprint(name))}:
-                settings["local"] = local
-        digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
-        path = folder / f"{selection}-ipc{ipc}-seed{seed}-{digest}.safetensors"
-        paths[selection, steps, ipc, seed] = path
-        if not path.exists():
-            missing.setdefault((selection, ipc, seed), []).append((path, settings))
-    accelerator.wait_for_everyone()
-    pool = []
-    if any("pool" in settings for sets in missing.values() for _, settings in sets):
-        with accelerator.main_process_first():
-            pool = build_pool(
-                args.pool,
-                train,
-                PoolRecipe(steps=args.pool_steps),
-                seed=0,
-                cache_dir=args.cache_dir or default_cache_dir(),
-                device=accelerator.device,
-                show_progress=accelerator.is_main_process,
-            )
-    generator, teacher = pipeline.generator, pool[-1] if pool else None
-    mine = list(missing.items())[accelerator.process_index :: accelerator.num_processes]
-    progress = accelerator.is_main_process
-    for (selection, ipc, seed), sets in tqdm(mine, unit="set", disable=not progress):
-        start = time.perf_counter()
-        latents, labels = choose_latents(
-            generator, ipc, selection, seed=seed, candidates=args.candidates, teacher=teacher
-        )
-        choosing = time.perf_counter() - start
-        for path, settings in sets:
-            start, moved = time.perf_counter(), latents
-            if steps := settings.get("latent_steps"):
-                moved = optimise_latents(generator, latents, labels, train, pool, steps, seed=seed, progress=progress)
-            seconds = round(choosing + time.perf_counter() - start, 1)
-            save_latents(path, moved, labels, settings | {"seconds": seconds})
-    accelerator.wait_for_everyone()
-    return paths
-
-
-def describe_times(sets: dict[tuple[str, int, int, int], Path]) -> str:
-    """How long the fixed sets took to make, means over the seeds, as their files say."""
-    times: dict[tuple[str, int], dict[int, list[float]]] = {}
-    for (selection, steps, ipc, _), path in sets.items():
-        times.setdefault((selection, steps), {}).setdefault(ipc, []).append(latents_settings(path)["seconds"])
-    return "; ".join(
-        f"{selection}{f', {steps} latent steps' if steps else ''} "
-        + ", ".join(f"{statistics.mean(own):,.1f} at ipc {ipc}" for ipc, own in by_ipc.items())
-        for (selection, steps), by_ipc in times.items()
-    )
-
-
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"evaluate_dim.py: {error}") from error
+    run_script(
+        "evaluate_dim.py",
+        lambda: main(parse_args()),
+        "Every classifier that was finished is kept in results.jsonl; the same command goes on.",
+    )

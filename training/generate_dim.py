@@ -14,19 +14,35 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 from fnmatch import fnmatch
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
+from command_line import (
+    check_numbers,
+    check_pipeline,
+    given_flags,
+    load_pipeline,
+    local_path,
+    refuse_idle_flags,
+    run_script,
+)
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
-from dim_hf.files import check_output_dir, lock_output_dir, replace_text
+from dim_hf.files import (
+    check_output_dir,
+    lock_output_dir,
+    read_json,
+    refuse_foreign_files,
+    replace_text,
+    whole_file,
+)
 from dim_hf.hub.card import HUB_ERRORS, existing_card, merge_cards
-from dim_hf.hub.push import prepare_repository
+from dim_hf.hub.push import check_token, prepare_repository
+from dim_hf.messages import listed
 from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
 from dim_hf.streams.generated import DiMDataset, to_pil
 
@@ -36,8 +52,10 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         description="Write generated images to disk as a data set.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--pipeline", default="out/digits", help="folder or Hub id of a distilled data set")
-    parser.add_argument("--output_dir", default="out/generated")
+    parser.add_argument(
+        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
+    )
+    parser.add_argument("--output_dir", type=local_path, default="out/generated")
     parser.add_argument("--ipc", type=int, default=100, help="images per class")
     parser.add_argument("--class_labels", nargs="+", metavar="CLASS", help="names or labels; default: every class")
     parser.add_argument("--seed", type=int, default=0)
@@ -49,16 +67,26 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--hub_dataset_id", help="repository; default: the name of --output_dir, in your namespace")
     parser.add_argument("--hub_token", help="default: that of `hf auth login` or HF_TOKEN")
     parser.add_argument("--hub_private_repo", action="store_true")
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    hub = ("hub_dataset_id", "hub_token", "hub_private_repo")
+    refuse_idle_flags(given_flags(parser, input_args), [(not args.push_to_hub, hub, "without `--push_to_hub`")])
+    return args
 
 
 def main(args: argparse.Namespace) -> None:
-    # 1. Settings are checked before anything is made.
-    for name in ("shard_size", "batch_size"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"`--{name}` is {getattr(args, name)}; it must be at least 1.")
+    # 1. Settings are checked before anything is made; first what arguments and folders alone can tell.
+    check_numbers(args, dict.fromkeys(("ipc", "max_attempts"), (1, 2**32)) | {"seed": (0, 2**63)})
+    check_numbers(args, dict.fromkeys(("shard_size", "batch_size"), (1, 2**31)))
+    if not 0 < args.noise_scale < math.inf:
+        raise ValueError(f"`--noise_scale` is {args.noise_scale}; it must be above 0, and finite.")
+    if args.push_to_hub:
+        check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
+    check_pipeline("pipeline", args.pipeline)
+    output_dir = Path(args.output_dir)
+    refuse_foreign_files(output_dir, "generate_dim.py")
+    check_output_dir(output_dir, 0, resuming=True)
     accelerator = Accelerator()
-    pipe = DiMPipeline.from_pretrained(args.pipeline).to(accelerator.device)
+    pipe = load_pipeline("pipeline", args.pipeline).to(accelerator.device)
     label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
     dataset = DiMDataset(
         pipe,
@@ -68,7 +96,6 @@ def main(args: argparse.Namespace) -> None:
         noise_scale=args.noise_scale,
     )
     num_shards = math.ceil(len(dataset) / args.shard_size)
-    output_dir = Path(args.output_dir)
     # What decides the images and their files: a folder holds those of one setting.
     options = {
         "weights": fingerprint(pipe),
@@ -78,13 +105,14 @@ def main(args: argparse.Namespace) -> None:
     config = pipe.generator.config
     if accelerator.is_main_process:
         check_options(output_dir, options)
+        left = len(dataset) - args.shard_size * len(list(output_dir.glob("data/train-*.parquet")))
+        check_output_dir(output_dir, max(0, left) * config.out_channels * config.sample_size**2, resuming=True)
         if args.push_to_hub:
             name = args.hub_dataset_id or output_dir.resolve().name
             private = args.hub_private_repo or None
             args.hub_dataset_id = prepare_repository(name, args.hub_token, private, repo_type="dataset")
-        left = len(dataset) - args.shard_size * len(list(output_dir.glob("data/*.parquet")))
-        check_output_dir(output_dir, max(0, left) * config.out_channels * config.sample_size**2, resuming=True)
-    with lock_output_dir(output_dir) if accelerator.is_main_process else contextlib.nullcontext():
+    lock = lock_output_dir(output_dir, "generate_dim.py") if accelerator.is_main_process else contextlib.nullcontext()
+    with lock:
         # 2. Each process writes its shards.
         if accelerator.is_main_process:
             # Another process may have been here since the first check.
@@ -96,15 +124,15 @@ def main(args: argparse.Namespace) -> None:
         for shard in tqdm(shards, unit="shard", disable=not accelerator.is_main_process):
             path = output_dir / "data" / f"train-{shard:05d}-of-{num_shards:05d}.parquet"
             if not path.exists():
-                aside = path.with_name(f".{path.name}.incomplete")
-                images_of(dataset, label_ids, shard, args).to_parquet(aside)
-                os.replace(aside, path)
+                images = images_of(dataset, label_ids, shard, args)
+                with whole_file(path) as aside:
+                    images.to_parquet(aside)
         accelerator.wait_for_everyone()
 
         # 3. What it is, and where it goes.
         if accelerator.is_main_process:
             class_names = [pipe.class_names[label] for label in options["labels"]]
-            dataset_card(args, len(dataset), class_names).save(output_dir / "README.md")
+            save_card(output_dir / "README.md", dataset_card(args, len(dataset), class_names))
             print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")
             if args.push_to_hub:
                 print(f"Pushed to {args.hub_dataset_id}: {upload(output_dir, args.hub_dataset_id, args.hub_token)}")
@@ -129,13 +157,15 @@ def fingerprint(pipe: DiMPipeline) -> str:
 def check_options(output_dir: Path, options: dict) -> None:
     """Refuses a folder that holds something else, naming what differs."""
     path = output_dir / "options.json"
-    if not path.exists():
+    then = read_json(path)
+    if then is None:
         return
-    then = json.loads(path.read_text())
-    if changed := [name for name in {*then, *options} if then.get(name) != options.get(name)]:
-        listed = ", ".join(f"`{name}`" for name in sorted(changed)[:8])
+    if not isinstance(then, dict):
+        raise ValueError(f"{path} is damaged: it does not hold the settings of a run.")
+    if changed := [f"`{name}`" for name in {*then, *options} if then.get(name) != options.get(name)]:
         raise FileExistsError(
-            f"`--output_dir` {output_dir} holds what was made with other settings ({listed}); name another folder."
+            f"`--output_dir` {output_dir} holds what was made with other settings ({listed(sorted(changed))}); name "
+            "another folder."
         )
 
 
@@ -182,6 +212,14 @@ tags:
 """)
 
 
+def save_card(path: Path, card: DatasetCard) -> None:
+    """Saves a card; of one that is there the text stays, but for what it says of the images if these are others."""
+    if path.exists():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        card = merge_cards(DatasetCard(text, ignore_metadata_errors=True), card, known=set())
+    replace_text(path, str(card))
+
+
 def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
     """
     Makes the data set of a repository that of a folder, in one commit, and returns its URL. A card that the repository
@@ -190,8 +228,8 @@ def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
     """
     try:
         if existing := existing_card(DatasetCard, repo_id, token):
-            card = merge_cards(existing, DatasetCard.load(output_dir / "README.md"), known=set())
-            card.save(output_dir / "README.md")
+            own = DatasetCard.load(output_dir / "README.md", ignore_metadata_errors=True)
+            replace_text(output_dir / "README.md", str(merge_cards(existing, own, known=set())))
         # `upload_folder` makes several commits of many files, and a data set between two of them lacks images.
         api = HfApi(token=token)
         paths = [output_dir / "README.md", *sorted(output_dir.glob("data/train-*.parquet"))]
@@ -217,7 +255,8 @@ def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"generate_dim.py: {error}") from error
+    run_script(
+        "generate_dim.py",
+        lambda: main(parse_args()),
+        "Every file that was finished is kept; the same command goes on.",
+    )

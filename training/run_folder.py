@@ -12,8 +12,16 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from dim_hf.distillation.checkpointing import changed_settings, checkpoints, writing
-from dim_hf.files import check_output_dir, lock_output_dir, read_json_lines, replace_pipeline, replace_text
+from dim_hf.distillation.checkpointing import changed_settings, checkpoints
+from dim_hf.files import (
+    check_output_dir,
+    lock_output_dir,
+    read_json,
+    read_json_lines,
+    refuse_foreign_files,
+    replace_pipeline,
+    replace_text,
+)
 from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
@@ -35,12 +43,10 @@ def check_folder(output_dir: Path, checkpoint: Path | None, goes_on: bool) -> No
     pipeline, options = output_dir / "model_index.json", output_dir / "options.json"
     if goes_on and checkpoint is None and pipeline.exists() and not options.exists():
         raise FileExistsError(f"`--output_dir` {output_dir} holds a pipeline, and no run to go on with; name another.")
-    # No folder is left behind where something else is refused later.
-    made = [path for path in (output_dir, *output_dir.parents) if not path.exists()]
     check_output_dir(output_dir, 0, goes_on)
-    for path in made:
-        if path.is_dir():
-            path.rmdir()
+    if checkpoint is None or not goes_on:
+        # A folder with a whole checkpoint of ours is ours.
+        refuse_foreign_files(output_dir, "train_dim.py")
     if (output_dir / ".lock").exists():
         lock_output_dir(output_dir).release()
 
@@ -70,10 +76,7 @@ def check_restart(output_dir: Path, options: dict[str, Any]) -> None:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """A JSON file of a run; a `ValueError` names it where it is not what was written."""
-    try:
-        content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged: {listed([error])}.") from error
+    content = read_json(path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} is damaged: it does not hold an object.")
     return content
@@ -106,8 +109,7 @@ def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
     """Makes a folder's pipeline this one, or none; one of the same weights stays as it is."""
     if pipeline is not None:
         if not (folder / "model_index.json").is_file() or not _holds(folder, pipeline.generator):
-            with writing(folder):
-                replace_pipeline(pipeline, folder)
+            replace_pipeline(pipeline, folder)
         return
     # Without its index a folder is no pipeline.
     for name in ("model_index.json", "pipeline.py"):

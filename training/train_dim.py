@@ -19,7 +19,6 @@ import argparse
 import copy
 import json
 import math
-import os
 import random
 import signal
 import sys
@@ -33,7 +32,6 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from accelerate.utils.memory import should_reduce_batch_size
 from checks import (
     build_networks,
     check_accelerator,
@@ -44,6 +42,7 @@ from checks import (
     matching_weights,
     read_config,
 )
+from command_line import given_flags, local_path, refuse_idle_flags, run_script
 from diffusers.optimization import SchedulerType, get_scheduler
 from presets import PRESETS, default_augmentation, network_configs
 from run_folder import check_folder, check_restart, is_branch, keep_until, needed_bytes, set_pipeline
@@ -59,7 +58,6 @@ from dim_hf.distillation.checkpointing import (
     load_models,
     read_progress,
     save_checkpoint,
-    writing,
 )
 from dim_hf.distillation.losses import (
     MATCHING_LOSSES,
@@ -74,7 +72,7 @@ from dim_hf.distillation.losses import (
 from dim_hf.distillation.pool import PoolRecipe, build_pool
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.files import check_output_dir, lock_output_dir, replace_pipeline, replace_text
+from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
@@ -99,12 +97,6 @@ MATCHING_SETTINGS = {
 }  # fmt: skip
 
 
-PATHS = (
-    "output_dir", "cache_dir", "dataset_name", "train_data_dir", "generator_config", "discriminator_config",
-    "resume_from_checkpoint",
-)  # fmt: skip
-
-
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Distil a labelled image data set into a class-conditional generator.",
@@ -113,14 +105,21 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     flag = argparse.BooleanOptionalAction
 
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)")
+    data.add_argument(
+        "--dataset_name",
+        type=local_path,
+        default="digits",
+        help="Hub id, local folder or file, or 'digits' (embedded)",
+    )
     data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    data.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    data.add_argument(
+        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
+    )
     data.add_argument("--revision", help="revision of a data set on the Hub")
     data.add_argument("--train_split", default="train")
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
-    data.add_argument("--cache_dir", help="where decoded images and the pool's networks are kept")
+    data.add_argument("--cache_dir", type=local_path, help="where decoded images and the pool's networks are kept")
     data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
     data.add_argument("--resolution", type=int, help="height and width in pixels; default: that of the images")
     data.add_argument("--max_train_samples", type=int, help="train on so many images, stratified")
@@ -128,11 +127,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     networks = parser.add_argument_group("networks")
     networks.add_argument("--preset", default="base", choices=sorted(PRESETS), help="networks and defaults below")
-    networks.add_argument("--generator_config", help="JSON file of a DiMGenerator config, over the preset's")
-    networks.add_argument("--discriminator_config", help="JSON file of a DiMDiscriminator config, over the preset's")
+    networks.add_argument(
+        "--generator_config", type=local_path, help="JSON file of a DiMGenerator config, over the preset's"
+    )
+    networks.add_argument(
+        "--discriminator_config", type=local_path, help="JSON file of a DiMDiscriminator config, over the preset's"
+    )
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="out/digits")
+    run.add_argument("--output_dir", type=local_path, default="out/digits")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--train_batch_size", type=int, help="per process")
     length = run.add_mutually_exclusive_group()
@@ -146,7 +149,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--report_to", default="tensorboard", help="a tracker that accelerate knows, 'all' or 'none'")
     run.add_argument("--checkpointing_steps", type=int, default=1000)
     run.add_argument("--checkpoints_total_limit", type=int, default=2)
-    run.add_argument("--resume_from_checkpoint", help="'latest', a checkpoint's name, or its path")
+    run.add_argument("--resume_from_checkpoint", type=local_path, help="'latest', a checkpoint's name, or its path")
 
     adversarial = parser.add_argument_group("adversarial step")
     adversarial.add_argument("--adversarial_loss", choices=["hinge", "wgan-gp"])
@@ -215,10 +218,13 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(**defaults)
     args = parser.parse_args(input_args)
     args.match_loss = args.match_loss if isinstance(args.match_loss, str) else " ".join(args.match_loss)
-    for name in PATHS:
-        # A shell leaves the `~` of `--output_dir=~/run` as it is.
-        if (value := getattr(args, name)) is not None:
-            setattr(args, name, os.path.expanduser(value))
+    idle = [
+        (not args.use_ema, ("ema_decay",), "with `--no-use_ema`"),
+        (not args.r1_weight, ("r1_interval",), "where `--r1_weight` is 0"),
+        (args.lr_scheduler == "constant", ("lr_warmup_steps",), "with `--lr_scheduler` constant"),
+        (not args.push_to_hub, ("hub_model_id", "hub_token", "hub_private_repo"), "without `--push_to_hub`"),
+    ]
+    refuse_idle_flags(given_flags(parser, input_args), idle)
     return args
 
 
@@ -344,7 +350,7 @@ def main(args: argparse.Namespace) -> None:
         if args.push_to_hub:
             name = args.hub_model_id or output_dir.resolve().name
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
-        lock = lock_output_dir(output_dir)
+        lock = lock_output_dir(output_dir, "train_dim.py")
     accelerator.wait_for_everyone()
 
     # 4. From here on files are made.
@@ -447,8 +453,7 @@ def main(args: argparse.Namespace) -> None:
                 "matching": matching,
                 "peak_memory_mib": round(peak_memory_mib(accelerator.device)),
             } | record
-            with writing(output_dir / "metrics.jsonl"), (output_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_json_line(output_dir / "metrics.jsonl", line)
             accelerator.log(record, step=step)
             bar.set_postfix({name.removeprefix("loss/"): f"{value:.3g}" for name, value in record.items()})
         if saving or interrupted:
@@ -715,16 +720,8 @@ def heeded_signals() -> Iterator[Callable[[], bool]]:
 
 
 if __name__ == "__main__":
-    # Ends as Ctrl-C does, with what is being written aside removed.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        main(parse_args())
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"train_dim.py: {error}") from error
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        raise SystemExit("train_dim.py: out of memory; lower --train_batch_size or --resolution.") from error
-    except KeyboardInterrupt:
-        print("train_dim.py: interrupted; what was saved before is whole.", file=sys.stderr)
-        sys.exit(130)
+    run_script(
+        "train_dim.py",
+        lambda: main(parse_args()),
+        "What was saved before is whole; --resume_from_checkpoint latest goes on from the last checkpoint.",
+    )

@@ -11,20 +11,18 @@ pipeline's folder says, and its accuracy is that on the part held out.
 
 import argparse
 import math
-import os
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils.memory import should_reduce_batch_size
+from command_line import load_pipeline, local_path, run_script
 from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
-from dim_hf.files import check_output_dir, lock_output_dir, replace_pipeline
+from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
@@ -36,18 +34,27 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         description="Train a teacher on real images and save it with a pipeline.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--pipeline", default="out/digits", help="folder or Hub id of a distilled data set")
-    parser.add_argument("--output_dir", help="where to save the pipeline with its teacher; default: --pipeline itself")
     parser.add_argument(
-        "--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)"
+        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
+    )
+    parser.add_argument(
+        "--output_dir", type=local_path, help="where to save the pipeline with its teacher; default: --pipeline itself"
+    )
+    parser.add_argument(
+        "--dataset_name",
+        type=local_path,
+        default="digits",
+        help="Hub id, local folder or file, or 'digits' (embedded)",
     )
     parser.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    parser.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    parser.add_argument(
+        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
+    )
     parser.add_argument("--revision", help="revision of a data set on the Hub")
     parser.add_argument("--train_split", help="default: that of the training run in --pipeline, or train")
     parser.add_argument("--image_column", help="found from the features unless given")
     parser.add_argument("--label_column", help="found from the features unless given")
-    parser.add_argument("--cache_dir", help="where decoded images are kept")
+    parser.add_argument("--cache_dir", type=local_path, help="where decoded images are kept")
     parser.add_argument(
         "--validation_fraction",
         type=float,
@@ -57,12 +64,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num_train_epochs", type=int, default=20, help="passes through the real images")
     parser.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
     parser.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
-    args = parser.parse_args(input_args)
-    for name in ("pipeline", "output_dir", "dataset_name", "train_data_dir", "cache_dir"):
-        # A shell leaves the `~` of `--output_dir=~/run` as it is.
-        if (value := getattr(args, name)) is not None:
-            setattr(args, name, os.path.expanduser(value))
-    return args
+    return parser.parse_args(input_args)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -90,7 +92,9 @@ def main(args: argparse.Namespace) -> float:
     run = read_options(Path(args.pipeline))
     if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
-    pipe = DiMPipeline.from_pretrained(args.pipeline)
+    if output_dir.resolve() != Path(args.pipeline).resolve():
+        refuse_foreign_files(output_dir, "train_labeler.py")
+    pipe = load_pipeline("pipeline", args.pipeline)
     config = pipe.generator.config
     labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
     check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
@@ -121,7 +125,7 @@ def main(args: argparse.Namespace) -> float:
     train, validation = (part.to(device) for part in holdout(data, settings["validation_fraction"], seed))
 
     # 2. The teacher is trained, scored once, and saved.
-    with lock_output_dir(output_dir):
+    with lock_output_dir(output_dir, "train_labeler.py"):
         stream = WholeSetStream(train, -(-len(train) // data.num_classes), seed, recipe.batch_size)
         classifier = train_classifier(
             stream,
@@ -160,14 +164,4 @@ def finite_logits(classifier: torch.nn.Module, data: ImageData) -> bool:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"train_labeler.py: {error}") from error
-    except RuntimeError as error:
-        if not should_reduce_batch_size(error):
-            raise
-        raise SystemExit("train_labeler.py: out of memory; lower --train_batch_size.") from error
-    except KeyboardInterrupt:
-        print("train_labeler.py: interrupted; nothing was replaced.", file=sys.stderr)
-        sys.exit(130)
+    run_script("train_labeler.py", lambda: main(parse_args()), "Nothing was replaced; the same command begins again.")

@@ -1,19 +1,89 @@
 """Files and folders of a run: checked and locked before any work, written aside and renamed."""
 
+import errno
 import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
+from safetensors import SafetensorError
+
+from .messages import listed
+
+
+# What each script writes at the top of its output folder.
+WRITES = {
+    "train_dim.py": (
+        "options.json", "environment.json", "metrics.jsonl", "samples", "logs", "before_matching", "checkpoint-*",
+        "model_index.json", "pipeline.py", "generator", "labeler",
+    ),
+    "train_labeler.py": ("model_index.json", "pipeline.py", "generator", "labeler"),
+    "evaluate_dim.py": ("metrics.json", "report.md", "report.html", "results.jsonl", "samples.png", "fixed"),
+    "generate_dim.py": ("options.json", "README.md", "data"),
+}  # fmt: skip
+# A folder's own record of the scripts that have written to it, one on each line.
+MARKER = ".made_by"
+# By what a folder is known that a release without that record made: a file and some of its entries.
+KNOWN_BY = {
+    "train_dim.py": [("options.json", {"preset", "data_fingerprint"})],
+    "train_labeler.py": [("labeler/config.json", {"num_classes", "sample_size", "in_channels"})],
+    "evaluate_dim.py": [("results.jsonl", {"job", "accuracy"}), ("metrics.json", {"protocol", "rows"})],
+    "generate_dim.py": [("options.json", {"weights", "shard_size"})],
+}
+# Where a pipeline is whole before its files take the places of an older one's; `DiMPipeline` looks there first.
+NEXT_PIPELINE = ".pipeline.next"
+
+
+def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str = "output_dir") -> None:
+    """
+    Makes sure, before any work, that a script takes nothing in a folder away that is not its own.
+
+    Args:
+        folder: Where it would write; it need not exist.
+        made_by (`str`): The script, one of `WRITES`.
+        argument (`str`, *optional*, defaults to `"output_dir"`): The flag that names the folder.
+
+    Raises:
+        FileExistsError: If something there has a name that the script writes, and the script has not made the folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir() or _has_made(made_by, folder):
+        return
+    found = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if any(fnmatch(path.name, name) for name in WRITES[made_by])
+        and not (path.is_dir() and not any(path.iterdir()))
+    ]
+    if found:
+        raise FileExistsError(
+            f"`--{argument}` {folder} holds {listed(found)}, which {made_by} writes and has not made there; name "
+            "another folder."
+        )
+
+
+def _has_made(made_by: str, folder: Path) -> bool:
+    if (folder / MARKER).is_file() and made_by in (folder / MARKER).read_text(errors="replace").split():
+        return True
+    for name, entries in KNOWN_BY[made_by]:
+        records = read_json_lines(folder / name)
+        with suppress(ValueError):
+            records += [read_json(folder / name)]
+        if any(isinstance(record, dict) and entries <= record.keys() for record in records):
+            return True
+    return False
 
 
 def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming: bool) -> None:
     """
-    Makes sure, before any work, that a run can be written to a folder and takes nothing away there.
+    Makes sure, before any work, that a run can be written to a folder and takes nothing away there. Nothing is made.
 
     Raises:
         FileExistsError: If it holds a run and `resuming` is false.
@@ -25,62 +95,217 @@ def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming:
             f"`--output_dir` {path} holds a run already; go on with --resume_from_checkpoint latest, or name another."
         )
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        present = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=present):
             pass
     except OSError as error:
         raise OSError(f"`--output_dir` {path} cannot be written to: {error.strerror}.") from error
-    free = shutil.disk_usage(path).free
+    free = shutil.disk_usage(present).free
     if free < needed_bytes:
         raise OSError(
             f"`--output_dir` {path} has {free / 2**20:.1f} MiB free; this run needs {needed_bytes / 2**20:.1f} MiB."
         )
 
 
-def lock_output_dir(output_dir: str | os.PathLike) -> FileLock:
+def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None) -> FileLock:
     """
     Keeps other processes from writing to a folder until the lock is released or this process ends, however it does.
+    The folder is made, what a killed process left half written is removed, and a pipeline that it had written whole
+    is put in place.
+
+    Args:
+        made_by (`str`, *optional*): The script, of which the folder keeps a record for [`refuse_foreign_files`].
 
     Raises:
         FileExistsError: If another process has the lock.
+        OSError: If the folder cannot be written to.
     """
-    lock = FileLock(Path(output_dir) / ".lock")
+    folder = Path(output_dir)
+    lock = FileLock(folder / ".lock")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except Timeout as error:
         raise FileExistsError(
             f"`--output_dir` {output_dir} is being written to by another process; wait for its end, or name another."
         ) from error
+    except OSError as error:
+        raise OSError(f"`--output_dir` {output_dir} cannot be written to: {_reason(error)}.") from error
+    if made_by and not _has_made(made_by, folder):
+        marker = folder / MARKER
+        replace_text(marker, (marker.read_text(errors="replace") if marker.exists() else "") + f"{made_by}\n")
+    for path in folder.glob(".*.incomplete"):
+        _remove(path)
+    for path in (folder, *(written.parent for written in folder.glob(f"*/{NEXT_PIPELINE}"))):
+        finish_replacing(path)
     return lock
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a file aside and renames it, so that what was there is whole until the new one is."""
-    aside = path.with_name(f"{path.name}.incomplete")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+@contextmanager
+def whole_file(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    Gives the path of a hidden file beside `path` to be written; it takes its place, on the disk, when it is complete.
+    What was there is whole until then, and if the block fails nothing of the new file is left. The folder is made.
+
+    Raises:
+        OSError: If it cannot be written, naming `path`.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{path.name}.incomplete")
+    with _cleared_away(aside, path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        _flush(aside)
+        os.replace(aside, path)
+        _flush(path.parent)
+
+
+@contextmanager
+def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
+    """[`whole_file`] for a folder, empty at first; one that was there is moved away, and removed at the end."""
+    path = Path(path)
+    aside, old = path.with_name(f".{path.name}.incomplete"), path.with_name(f".{path.name}.old.incomplete")
+    with _cleared_away(aside, path):
+        _remove(aside)
+        aside.mkdir(parents=True)
+        yield aside
+        for each in sorted(aside.rglob("*"), reverse=True):
+            _flush(each)
+        _flush(aside)
+        if path.exists():
+            _remove(old)
+            os.rename(path, old)
+        os.rename(aside, path)
+        _flush(path.parent)
+        _remove(old)
+
+
+@contextmanager
+def _cleared_away(aside: Path, path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        with suppress(OSError):
+            _remove(aside)
+        # What safetensors says of a full disk is no OSError.
+        if isinstance(error, (OSError, SafetensorError)):
+            raise OSError(f"{path} cannot be written: {_reason(error)}.") from error
+        raise
+
+
+def _reason(error: Exception) -> str:
+    text = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(text.split()).rstrip(".")
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    """Waits until a file or folder is on the disk: after a power cut, a new name could stand for an empty file."""
+    if path.is_dir():
+        # Windows and some network disks cannot; there a name may be late, but never of an empty file.
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+    else:
+        with path.open("rb+") as file:
+            os.fsync(file.fileno())
+
+
+def replace_text(path: str | os.PathLike, text: str) -> None:
+    """Writes a text file by way of [`whole_file`]."""
+    with whole_file(path) as aside:
+        aside.write_text(text, encoding="utf-8")
 
 
 def replace_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> None:
-    """Saves a pipeline into a folder that may hold an older one and other files: aside first, then file by file."""
+    """
+    Saves a pipeline into a folder that may hold an older one and other files. If this is killed at any moment,
+    `DiMPipeline` loads from the folder the older one or the new one, and never a mixture.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".pipeline.") as aside:
+    finish_replacing(folder)
+    with whole_folder(folder / NEXT_PIPELINE) as aside:
         pipeline.save_pretrained(aside)
-        for source in sorted(Path(aside).rglob("*")):
-            target = folder / source.relative_to(aside)
-            if source.is_dir():
-                target.mkdir(exist_ok=True)
-            else:
-                os.replace(source, target)
+    finish_replacing(folder)
+
+
+def finish_replacing(folder: str | os.PathLike) -> None:
+    """Puts a pipeline in its place that [`replace_pipeline`] has written whole, and removes what an older one left."""
+    folder = Path(folder)
+    written = folder / NEXT_PIPELINE
+    if not written.is_dir():
+        return
+    for path in sorted(path for path in written.rglob("*") if path.is_file()):
+        with whole_file(folder / path.relative_to(written)) as aside:
+            shutil.copyfile(path, aside)
+    for component in ("generator", "labeler"):
+        if not (written / component).is_dir() and (folder / component / "config.json").is_file():
+            shutil.rmtree(folder / component)
+        # Weights in several parts, or in another precision.
+        for path in (folder / component).glob("*.safetensors*"):
+            if not (written / component / path.name).exists():
+                path.unlink()
+    # Without this name it is not loaded any more, and may go file by file.
+    done = folder / f"{NEXT_PIPELINE}.incomplete"
+    _remove(done)
+    os.rename(written, done)
+    shutil.rmtree(done)
+
+
+def read_json(path: str | os.PathLike) -> Any:
+    """
+    The content of a JSON file, or `None` if there is no such file.
+
+    Raises:
+        ValueError: If it is damaged, naming it.
+    """
+    if not Path(path).is_file():
+        return None
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged, it is not JSON: {error}.") from error
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a file, if there is one; a line that an interruption cut short is none."""
+    """The records of a file, if there is one; a line that an interruption cut short is not one of them."""
     records = []
-    for line in Path(path).read_text().splitlines() if Path(path).exists() else []:
-        try:
+    lines = Path(path).read_bytes().splitlines() if Path(path).is_file() else []
+    for line in lines:
+        with suppress(ValueError):
             records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
     return records
+
+
+def append_json_line(path: str | os.PathLike, record: dict[str, Any]) -> None:
+    """
+    Adds a record to a file, in one piece, since other processes may write to it too.
+
+    Raises:
+        OSError: If it cannot be written, naming the file.
+    """
+    line = f"{json.dumps(record)}\n".encode()
+    try:
+        with Path(path).open("ab", buffering=0) as file:
+            if file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {_reason(error)}.") from error
+
+
+def end_last_line(path: str | os.PathLike) -> None:
+    """Ends a line that an interruption cut short, so that the next record does not go on with it."""
+    path = Path(path)
+    if path.exists() and not path.read_bytes().endswith(b"\n"):
+        with path.open("a") as file:
+            file.write("\n")

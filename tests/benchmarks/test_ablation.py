@@ -57,3 +57,25 @@ def test_a_wrong_row_is_named_before_any_run(capsys, rows, message):
     with pytest.raises(SystemExit, match="2"):
         ablation.parse_args(["--rows", *rows])
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--seeds", "0", "0"], "`--seeds` names 0, 0"),
+        (["--max_train_steps", "0"], "`--max_train_steps` is 0"),
+        (["--validation_fraction", "nan"], "`--validation_fraction` is nan"),
+        (["--validation_classifier", "convnet4"], "'convnet4' is unknown"),
+        (["--json", "/nowhere/out.json"], "`--json` /nowhere/out.json cannot be written"),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_run(more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        ablation.parse_args(more)
+
+
+def test_a_file_of_someone_else_is_not_written_over(tmp_path):
+    (tmp_path / "no-batch-std.json").write_text("mine")
+    with pytest.raises(FileExistsError, match="`--output_dir` holds .*no-batch-std.json, which is not by ablation.py"):
+        ablation.main(ablation.parse_args(["--output_dir", str(tmp_path), "--rows", "no batch std"]))
+    assert [path.name for path in tmp_path.iterdir()] == ["no-batch-std.json"]

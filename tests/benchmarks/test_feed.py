@@ -31,7 +31,14 @@ def test_every_feed_beside_memory(tmp_path, capsys):
     assert "ms per step" in capsys.readouterr().out
 
 
-def test_a_wrong_argument_is_named(capsys):
-    with pytest.raises(SystemExit):
-        feed.parse_args(["--intervals", "0"])
-    assert "--intervals is 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--intervals", "0"], "`--intervals` is 0; it must be at least 1"),
+        (["--json", "/nowhere/out.json"], "`--json` /nowhere/out.json cannot be written"),
+        (["--json", __file__], "`--json` .* exists and does not hold figures of this script"),
+    ],
+)
+def test_a_wrong_argument_is_named(more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        feed.parse_args(more)

@@ -25,7 +25,14 @@ def test_every_row_beside_its_naive_one(tmp_path):
     assert report["matching_over_adversarial"] > 0 and report["environment"]["torch"]
 
 
-def test_a_wrong_argument_is_named(capsys):
-    with pytest.raises(SystemExit, match="2"):
-        throughput.parse_args(["--intervals", "0"])
-    assert "--intervals is 0" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--intervals", "0"], "`--intervals` is 0; it must be at least 1"),
+        (["--json", "/nowhere/out.json"], "`--json` /nowhere/out.json cannot be written"),
+        (["--json", __file__], "`--json` .* exists and does not hold figures of this script"),
+    ],
+)
+def test_a_wrong_argument_is_named(more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        throughput.parse_args(more)

@@ -160,3 +160,18 @@ def test_a_file_gives_the_same_images_again(pipeline, tmp_path):
     assert [image.tobytes() for image in made] == [image.tobytes() for image in shown]
     assert data.class_names == ("cat", "dog", "cow") and torch.equal(data.labels, labels)
     assert data.fingerprint != fixed_set(pipeline, found + 1, found_labels).fingerprint
+
+
+@pytest.mark.parametrize(
+    ("ipc", "selection", "options", "message"),
+    [
+        (1, "k-means", {}, "`selection` is 'k-means'; valid are 'random', 'kmeans', 'herding'"),
+        (1, None, {}, "`selection` is None"),
+        (0, "random", {}, "`ipc` is 0"),
+        (1, "herding", {"candidates": 0}, "`candidates` is 0"),
+        (1, "herding", {}, "`selection` is 'herding', which takes a `teacher`"),
+    ],
+)
+def test_a_choice_that_cannot_be_made_is_refused(pipeline, ipc, selection, options, message):
+    with pytest.raises(ValueError, match=message):
+        choose_latents(pipeline.generator, ipc, selection, seed=0, **options)

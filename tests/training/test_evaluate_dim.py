@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,8 +19,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dim_hf.data import holdout, load_image_data
-from dim_hf.evaluation.fixed_sets import latents_settings, load_latents
+from dim_hf.evaluation.fixed_sets import latents_settings, load_latents, save_latents
 from dim_hf.evaluation.metrics import label_robust_score
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.evaluation.sources import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.files import lock_output_dir
 from dim_hf.hub.card import model_card
@@ -81,6 +84,7 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
     folder = tmp_path / "run" / "evaluation"
     assert sorted(path.name for path in folder.iterdir()) == [
         ".lock",
+        ".made_by",
         "metrics.json",
         "report.html",
         "report.md",
@@ -226,52 +230,177 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
     assert "There is no control from before matching" not in report.read_text()
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--classifiers", "convnet4"], "classifier 'convnet4' is unknown; valid are convnet3"),
-        (["--ipc", "0"], "`--ipc` is 0; it must be at least 1"),
-        (["--ipc", "1", "1"], r"`--ipc` names \[1, 1\]; each must be given once"),
-        (["--seeds", "0", "0"], r"`--seeds` names \[0, 0\]"),
-        (["--seeds", "-1"], "`--seeds` is -1; it must be at least 0"),
-        (["--seeds", "0", "4294967296"], r"`--seeds` names 4294967296; it must be below 2\*\*32"),
-        (["--epochs", "0"], "`epochs` is 0"),
-        (["--ipc", "1", "2", "--epochs", "3", "0"], "`epochs` is 0"),
-        (
-            ["--ipc", "1", "2", "3", "--epochs", "3", "2"],
-            r"`--epochs` has 2 numbers, \[3, 2\], and `--ipc` 3, \[1, 2, 3\]; valid is one number for all, or one for",
-        ),
-        (["--pipeline", "/"], "`--pipeline` / holds no pipeline"),
-        (["--pipeline", "out/nowhere"], "`--pipeline` out/nowhere is no local folder"),
-        (["--before_matching", "/"], "`--before_matching` / holds no pipeline"),
-        (["--before_matching", "/nowhere"], "`--before_matching` /nowhere cannot be loaded"),
-        (["--candidates", "0"], "`--candidates` is 0; it must be at least 1"),
-        (["--latent_steps", "-1"], "`--latent_steps` is -1; it must be at least 0"),
-        (["--latent_steps", "5", "5"], r"`--latent_steps` names \[5, 5\]"),
-        (["--protocols", "A", "A"], r"`--protocols` names \['A', 'A'\]"),
-        (["--selection", "random", "random"], r"`--selection` names"),
-        (["--protocols", "A", "--selection", "kmeans", "--pool", "convnet4"], "`--pool`: .*'convnet4' is unknown"),
-        (
-            ["--soft_labels"],
-            "`--soft_labels` takes a teacher, .* has no `labeler`; training/train_labeler.py adds one",
-        ),
-        (["--validation"], "`--validation` needs options.json"),
-        (["--classifiers", "timm/mixer_s32_224:input_size=30"], "input_size.* 30"),
-        (
-            ["--protocols", "A", "--selection", "kmeans", "--pool", "timm/mixer_s32_224:input_size=30"],
-            "`--pool`: .*input_size.* 30",
-        ),
-        (["--max_train_samples", "5"], "`max_samples` is 5; there are 10 classes"),
-        (["--test_split", "train"], "`--test_split` is 'train', the split of the real controls"),
-        (["--selection", "kmeans"], "make the fixed sets of protocol A; `--protocols` names B"),
-        (["--latent_steps", "5"], "make the fixed sets of protocol A; `--protocols` names B"),
-        (["--test_split", "testing"], "no split 'testing'; valid are train, test"),
-    ],
-)
-def test_bad_settings_are_refused_before_anything_is_made(evaluate, tmp_path, more, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        evaluate(*more)
-    assert not (tmp_path / "run" / "evaluation").exists()
+# What is wrong, and the message; `{tmp}` holds the folders of `odd_folders`.
+BAD = [
+    ("--classifiers convnet4", "classifier 'convnet4' is unknown; valid are convnet3"),
+    ("--ipc 0", "`--ipc` is 0; it must be at least 1"),
+    ("--ipc 1 1", "`--ipc` names 1, 1; each must be given once"),
+    ("--ipc 2147483648", r"`--ipc` is 2147483648; it must be below 2\*\*31"),
+    ("--ipc 100000000", "`ipc` asks for 1,000,000,000 images in an epoch; valid are at most 100,000,000"),
+    ("--protocols A --ipc 200000", "`--ipc` .* asks for 2,000,000 images in memory"),
+    ("--protocols A --selection kmeans --candidates 1000000", "`--candidates` 1000000 asks for 2,000,000 images"),
+    ("--seeds 0 0", "`--seeds` names 0, 0"),
+    ("--seeds -1", "`--seeds` is -1; it must be at least 0"),
+    ("--seeds 0 4294967296", r"`--seeds` is 4294967296; it must be below 2\*\*32"),
+    ("--seeds " + " ".join(["3"] * 2000), "`--seeds` names 3, 3, 3, 3, 3, 3, 3, 3 and 1,992 more"),
+    ("--epochs 0", "`--epochs` is 0"),
+    ("--ipc 1 2 --epochs 3 0", "`--epochs` is 0"),
+    (
+        "--ipc 1 2 3 --epochs 3 2",
+        "`--epochs` has 2 numbers, 3, 2, and `--ipc` 3, 1, 2, 3; valid is one number for all, or one for each",
+    ),
+    ("--train_batch_size 0", "`--train_batch_size` is 0"),
+    ("--learning_rate nan", "`learning_rate` is nan; it must be above 0, and finite"),
+    ("--learning_rate inf", "`learning_rate` is inf"),
+    ("--learning_rate -1", "`learning_rate` is -1"),
+    ("--max_train_samples 0", "`--max_train_samples` is 0"),
+    ("--dataloader_num_workers -1", "`--dataloader_num_workers` is -1"),
+    ("--protocols A --selection kmeans --candidates 0", "`--candidates` is 0; it must be at least 1"),
+    ("--protocols A --latent_steps -1", "`--latent_steps` is -1; it must be at least 0"),
+    ("--protocols A --latent_steps 5 5", "`--latent_steps` names 5, 5"),
+    ("--protocols A --latent_steps 5 --pool_steps 0", "`--pool_steps` is 0"),
+    ("--protocols A A", "`--protocols` names A, A"),
+    ("--protocols A --selection random random", "`--selection` names"),
+    ("--protocols A --selection kmeans --pool convnet4", "`--pool`: .*'convnet4' is unknown"),
+    ("--protocols A --selection kmeans --pool convnet3@0", "`--pool`: 'convnet3@0' has the weight '0'"),
+    ("--soft_labels", "`--soft_labels` takes a teacher, .* has no `labeler`; training/train_labeler.py adds one"),
+    ("--classifiers timm/mixer_s32_224:input_size=30", "input_size.* 30"),
+    ("--protocols A --selection kmeans --pool timm/mixer_s32_224:input_size=30", "`--pool`: .*input_size.* 30"),
+    ("--max_train_samples 5", "`max_samples` is 5; there are 10 classes"),
+    ("--test_split train", "`--test_split` is 'train', the split of the real controls"),
+    ("--test_split testing", "no split 'testing'; valid are train, test"),
+    # A flag that another one switches off.
+    ("--selection kmeans", "`--selection` has no effect without the fixed sets of protocol A"),
+    ("--latent_steps 5 --selection herding", "`--selection` and `--latent_steps` have no effect without the fixed"),
+    ("--candidates 7", "`--candidates` has no effect without protocol A .* and kmeans or herding"),
+    ("--protocols A --candidates 7", "`--candidates` has no effect"),
+    ("--pool convnet3", "`--pool` has no effect without protocol A"),
+    ("--protocols A --pool_steps 9", "`--pool_steps` has no effect"),
+    ("--before_matching {tmp}/run --controls random", "`--before_matching` has no effect without before_matching in"),
+    ("--protocols C --controls random", "`--controls` has no effect with protocol C only"),
+    ("--protocols C --learning_rate 0.1", "`--learning_rate` has no effect with protocol C only"),
+    ("--protocols C --without_augmentation", "`--without_augmentation` has no effect with protocol C only"),
+    ("--hub_model_id me/x --hub_private_repo", "`--hub_model_id` and `--hub_private_repo` have no effect without"),
+    ("--train_data_dir {tmp} --dataset_name digits", "`--dataset_name` has no effect with `--train_data_dir`"),
+    ("--validation --train_split train", "`--train_split` has no effect with `--validation`"),
+    ("--validation --max_train_samples 9 --test_split x", "`--test_split` and `--max_train_samples` have no effect"),
+    # Pipelines and folders.
+    ("--validation", "`--validation` needs options.json"),
+    ("--validation --pipeline {tmp}/torn_options", "torn_options/options.json is damaged, it is not JSON"),
+    (
+        "--validation --pipeline {tmp}/other_options",
+        "other_options/options.json as train_dim.py writes it; .* lacks d",
+    ),
+    ("--pipeline {tmp}/empty", "`--pipeline` .*empty holds no pipeline"),
+    ("--pipeline {tmp}/begun", "`--pipeline` .*begun holds no pipeline: its run has not been validated yet"),
+    (
+        "--pipeline {tmp}/file",
+        "`--pipeline` .*file is a file; valid is the folder of a pipeline, or its id on the Hub",
+    ),
+    ("--pipeline out/nowhere", "`--pipeline` out/nowhere is not a local folder"),
+    ("--pipeline out/nowhere --output_dir {tmp}/new", "`--pipeline` out/nowhere cannot be loaded: .* HF_HUB_OFFLINE"),
+    ("--pipeline {tmp}/nowhere --output_dir {tmp}/new", "`--pipeline` .*nowhere is not a folder, and not an id on"),
+    ("--pipeline {tmp}/torn_index", "`--pipeline` .*torn_index cannot be loaded: .*model_index.json is no.* JSON"),
+    ("--pipeline {tmp}/torn_config", "`--pipeline` .*torn_config cannot be loaded: "),
+    ("--pipeline {tmp}/cut_weights", "`--pipeline` .*cut_weights cannot be loaded: "),
+    ("--before_matching {tmp}/empty", "`--before_matching` .*empty holds no pipeline"),
+    ("--before_matching /nowhere", "`--before_matching` /nowhere is not a folder"),
+    (
+        "--output_dir {tmp}/theirs",
+        "`--output_dir` .*theirs holds fixed, metrics.json, report.md, which evaluate_dim.py",
+    ),
+    ("--output_dir {tmp}/file", "`--output_dir` .*file cannot be written to: Not a directory"),
+    ("--output_dir {tmp}/file/report", "`--output_dir` .*file/report cannot be written to: Not a directory"),
+    ("--train_data_dir {tmp}/nowhere", "`train_data_dir` .*nowhere"),
+    ("--dataset_name ~/nowhere/at/all", f"{re.escape(os.path.expanduser('~'))}/nowhere/at/all"),
+]
+
+
+def odd_folders(root):
+    for name in ("empty", "begun", "theirs/fixed", "torn_options", "other_options"):
+        (root / name).mkdir(parents=True)
+    (root / "file").touch()
+    (root / "begun" / "options.json").write_text("{}")
+    for name in ("report.md", "metrics.json", "fixed/mine.txt", "notes.txt"):
+        (root / "theirs" / name).write_text("{}")
+    for name in ("torn_options", "other_options", "torn_index", "torn_config", "cut_weights"):
+        shutil.copytree(root / "run", root / name, dirs_exist_ok=True)
+    (root / "torn_options" / "options.json").write_text('{"preset": "ba')
+    (root / "other_options" / "options.json").write_text('{"seed": 1}')
+    (root / "torn_index" / "model_index.json").write_text('{"_class')
+    (root / "torn_config" / "generator" / "config.json").write_text('{"_class')
+    weights = root / "cut_weights" / "generator" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-50])
+
+
+@pytest.mark.parametrize(("more", "message"), BAD, ids=[more[:60] for more, _ in BAD])
+def test_bad_settings_are_refused_before_anything_is_made(evaluate, tmp_path, monkeypatch, more, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    odd_folders(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises((ValueError, OSError), match=message) as refusal:
+        evaluate(*more.format(tmp=tmp_path).split())
+    # The tests' own folders have long names.
+    assert len(str(refusal.value).replace(str(tmp_path), "")) <= 600
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "cache" not in path.parts] == []
+
+
+def test_many_classes_are_not_all_named(evaluate, tmp_path):
+    make_pipeline(tmp_path / "many", id2label={label: f"class {label}" for label in range(1000)})
+    with pytest.raises(ValueError, match="the pipeline generates class 0, .* and 992 more") as refusal:
+        evaluate("--pipeline", str(tmp_path / "many"))
+    assert len(str(refusal.value)) < 600
+
+
+def test_the_home_folder_has_its_short_name(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    flags = ["pipeline", "before_matching", "output_dir", "train_data_dir", "cache_dir"]
+    args = evaluate_dim.parse_args([part for flag in flags for part in (f"--{flag}", f"~/{flag}")])
+    assert [vars(args)[flag] for flag in flags] == [f"/home/me/{flag}" for flag in flags]
+    assert evaluate_dim.parse_args(["--dataset_name", "~/x"]).dataset_name == "/home/me/x"
+
+
+def test_results_of_another_format_stay_and_are_not_used(evaluate, tmp_path, capsys):
+    results = tmp_path / "run" / "evaluation" / "results.jsonl"
+    first = evaluate("--controls")
+    lines = [json.loads(line) for line in results.read_text().splitlines()]
+    assert len(lines) == 2 and all(line["job"].pop("format") == EVALUATION_FORMAT for line in lines)
+    # As a release without the number wrote them, and wrong.
+    old = "".join(json.dumps(line | {"accuracy": 0.0}) + "\n" for line in lines)
+    results.write_text(old)
+    capsys.readouterr()
+    assert [row.accuracies for row in evaluate("--controls")] == [row.accuracies for row in first]
+    assert f"{results} has 2 results of a release with other figures; they stay" in capsys.readouterr().out
+    assert results.read_text().startswith(old) and len(results.read_text().splitlines()) == 4
+    # Another number is another job, and another set.
+    assert evaluate("--controls") and len(results.read_text().splitlines()) == 4
+
+
+def test_a_damaged_fixed_set_is_made_anew(evaluate, tmp_path, capsys):
+    more = ["--protocols", "A", "--controls", "--seeds", "0"]
+    rows = evaluate(*more)
+    (path,) = (tmp_path / "run" / "evaluation" / "fixed").iterdir()
+    whole = path.read_bytes()
+    latents, labels = load_latents(path)
+    damages = {"cut": whole[:-9], "flipped": whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:], "empty": b""}
+    damages["header"] = whole.replace(b"seed", b"sead", 1)
+    for damage in damages.values():
+        path.write_bytes(damage)
+        assert evaluate(*more) == rows
+        # But for how long it took.
+        assert f"{path} is damaged" in capsys.readouterr().out
+        assert all(torch.equal(*pair) for pair in zip(load_latents(path), (latents, labels), strict=True))
+    save_latents(path, latents[:, :3], labels, latents_settings(path))
+    assert evaluate(*more) == rows
+    assert "holds latents (20, 3) where (20, 4) are due. It is made anew." in capsys.readouterr().out
+
+
+def test_torn_lines_of_the_training_log_are_left_out(evaluate, tmp_path):
+    (tmp_path / "run" / "metrics.jsonl").write_bytes(
+        b'{"step": 5, "validation/accuracy": 0.5}\n7\n{"loss/a": 1}\n\xff\xfe\n{"step": 10, "valid'
+    )
+    evaluate("--controls", "--seeds", "0")
+    assert "Training" in (tmp_path / "run" / "evaluation" / "report.html").read_text()
 
 
 def test_a_control_of_another_shape_is_refused(evaluate, tmp_path):
@@ -287,12 +416,15 @@ def test_a_control_of_other_classes_is_refused(evaluate, tmp_path):
 
 
 def test_results_of_something_else_are_refused(evaluate, tmp_path):
-    folder = tmp_path / "other"
-    folder.mkdir()
-    (folder / "results.jsonl").write_text('{"loss": 1}\n')
-    with pytest.raises(ValueError, match=r"`--output_dir` holds .*results.jsonl, .* has the line \{\"loss\": 1\}"):
-        evaluate("--output_dir", str(folder))
-    assert [path.name for path in folder.iterdir()] == ["results.jsonl"]
+    evaluate("--controls", "--seeds", "0")
+    results = tmp_path / "run" / "evaluation" / "results.jsonl"
+    for line in ('{"loss": 1}', "5", '{"job": 1, "accuracy": 0.5, "seconds": 1.0}'):
+        results.write_text(f"{line}\n")
+        with pytest.raises(
+            ValueError, match=f"`--output_dir` holds .*results.jsonl, .* has the line {re.escape(line[:5])}"
+        ):
+            evaluate("--controls", "--seeds", "0")
+        assert results.read_text() == f"{line}\n"
 
 
 def test_a_folder_that_another_evaluation_writes_to_is_refused(evaluate, tmp_path):
@@ -301,13 +433,6 @@ def test_a_folder_that_another_evaluation_writes_to_is_refused(evaluate, tmp_pat
     with lock_output_dir(folder), pytest.raises(FileExistsError, match="is being written to by another process"):
         evaluate()
     assert not (folder / "results.jsonl").exists()
-
-
-def test_a_folder_that_cannot_be_written_to_is_found_before_any_training(evaluate, tmp_path, capsys):
-    (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="`--output_dir` .*file/report cannot be written to"):
-        evaluate("--output_dir", str(tmp_path / "file" / "report"))
-    assert "%" not in capsys.readouterr().out
 
 
 def test_other_classes_are_refused(evaluate, tmp_path):

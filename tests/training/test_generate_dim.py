@@ -12,6 +12,7 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
+from huggingface_hub import DatasetCard
 
 from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
 from dim_hf.files import lock_output_dir
@@ -125,23 +126,92 @@ sys.stdin.read()
         lock_output_dir(tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("more", "message"),
-    [
-        (["--ipc", "0"], r"`ipc\[0\]` is 0|asks for no image"),
-        (["--ipc", "-5"], r"`ipc\[0\]` is -5"),
-        (["--ipc", str(2**40)], r"below 2\*\*32"),
-        (["--ipc", str(10**9), "--shard_size", str(10**9)], "MiB free; this run needs"),
-        (["--shard_size", "0"], "`--shard_size` is 0"),
-        (["--class_labels", "Cot"], "holds 'Cot'; valid are"),
-        (["--max_attempts", "2"], "`max_attempts` is 2, which takes a teacher"),
-        (["--pipeline", "/"], "model_index.json"),
-    ],
-)
-def test_refusals_before_anything_is_made(generate, tmp_path, more, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        generate(*more)
-    assert not (tmp_path / "out" / "data").exists() and not (tmp_path / "out" / "options.json").exists()
+# What is wrong, and the message; `{tmp}` holds the folders of `odd_folders`.
+BAD = [
+    ("--ipc 0", "`--ipc` is 0; it must be at least 1"),
+    ("--ipc -5", "`--ipc` is -5"),
+    ("--ipc 1099511627776", r"`--ipc` .* below 2\*\*32"),
+    ("--ipc 1000000000 --shard_size 1000000000", "MiB free; this run needs"),
+    ("--shard_size 0", "`--shard_size` is 0"),
+    ("--shard_size 9223372036854775808", r"`--shard_size` .* below 2\*\*31"),
+    ("--batch_size -1", "`--batch_size` is -1"),
+    ("--batch_size 9223372036854775808", r"`--batch_size` .* below 2\*\*31"),
+    ("--seed -1", "`--seed` is -1; it must be at least 0"),
+    ("--seed 9223372036854775808", r"`--seed` .* below 2\*\*63"),
+    ("--max_attempts 0", "`--max_attempts` is 0"),
+    ("--max_attempts 2", "`max_attempts` is 2, which takes a teacher"),
+    ("--noise_scale nan", "`--noise_scale` is nan; it must be above 0, and finite"),
+    ("--noise_scale inf", "`--noise_scale` is inf"),
+    ("--noise_scale 0", "`--noise_scale` is 0.0"),
+    ("--class_labels Cot", "holds 'Cot'; valid are"),
+    ("--hub_dataset_id me/x", "`--hub_dataset_id` has no effect without `--push_to_hub`"),
+    ("--pipeline /", "`--pipeline` / holds no pipeline"),
+    ("--pipeline {tmp}/file", "`--pipeline` .*file is a file; valid is the folder of a pipeline"),
+    ("--pipeline {tmp}/begun", "`--pipeline` .*begun holds no pipeline: its run has not been validated yet"),
+    ("--pipeline {tmp}/nowhere", "`--pipeline` .*nowhere is not a folder, and not an id on the Hub"),
+    ("--pipeline out/nowhere", "`--pipeline` out/nowhere cannot be loaded: .* HF_HUB_OFFLINE"),
+    (
+        "--output_dir {tmp}/theirs",
+        "`--output_dir` .*theirs holds README.md, data, options.json, which generate_dim.py",
+    ),
+    (
+        "--output_dir {tmp}/begun",
+        "`--output_dir` .*begun holds options.json, which generate_dim.py writes and has not",
+    ),
+    ("--output_dir {tmp}/file", "`--output_dir` .*file cannot be written to: Not a directory"),
+    ("--output_dir {tmp}/torn", "torn/options.json is damaged, it is not JSON"),
+    ("--output_dir {tmp}/list", "list/options.json is damaged"),
+]
+
+
+def odd_folders(root):
+    for name in ("begun", "theirs/data", "torn", "list"):
+        (root / name).mkdir(parents=True)
+    (root / "file").touch()
+    (root / "begun" / "options.json").write_text('{"preset": "base", "data_fingerprint": "0"}')
+    for name in ("README.md", "options.json", "data/mine.parquet", "notes.txt"):
+        (root / "theirs" / name).write_text("{}")
+    for name, content in (("torn", '{"weig'), ("list", "[1]")):
+        (root / name / ".made_by").write_text("generate_dim.py\n")
+        (root / name / "options.json").write_text(content)
+
+
+@pytest.mark.parametrize(("more", "message"), BAD, ids=[more[:60] for more, _ in BAD])
+def test_refusals_before_anything_is_made(generate, tmp_path, monkeypatch, more, message):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    odd_folders(tmp_path)
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    with pytest.raises((ValueError, OSError), match=message) as refusal:
+        generate(*more.format(tmp=tmp_path).split())
+    assert len(str(refusal.value).replace(str(tmp_path), "")) <= 600
+    assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
+
+
+def test_what_the_user_wrote_into_the_card_stays(generate):
+    folder = generate()
+    card = folder / "README.md"
+    assert "seed 0" in card.read_text()
+    mine = (
+        card.read_text().replace("# Generated images", "# My images\n\nFor the course.").replace("- dim_hf", "- mine")
+    )
+    card.write_text(mine)
+    generate()
+    assert "# My images\n\nFor the course." in card.read_text() and "# Generated images" not in card.read_text()
+    assert DatasetCard.load(card).data.tags == ["mine", "synthetic-data", "dim_hf"]
+    # Of a card that is no card, the text stays too.
+    card.write_text("---\ntags: [a\n---\nno card")
+    generate()
+    assert "no card" in card.read_text()
+
+
+def test_a_folder_of_a_release_without_a_marker_goes_on(generate):
+    folder = generate()
+    assert (folder / ".made_by").read_text() == "generate_dim.py\n"
+    (folder / ".made_by").unlink()
+    first = content(folder)
+    (folder / "data" / "train-00001-of-00003.parquet").unlink()
+    assert content(generate()) == first
+    assert sorted(path.name for path in folder.iterdir()) == [".lock", ".made_by", "README.md", "data", "options.json"]
 
 
 def test_a_push_without_a_token_is_refused(generate, tmp_path, monkeypatch):

@@ -211,7 +211,7 @@ def save_checkpoint(
         OSError: If it cannot be written.
     """
     path = Path(output_dir) / f"checkpoint-{progress['step']}"
-    aside, replaced = (Path(output_dir) / f".{path.name}.{state}" for state in ("incomplete", "replaced"))
+    aside, replaced = (Path(output_dir) / f".{path.name}.{state}" for state in ("incomplete", "old.incomplete"))
     if accelerator.is_main_process:
         for stale in Path(output_dir).glob(".checkpoint-*"):
             shutil.rmtree(stale, ignore_errors=True)

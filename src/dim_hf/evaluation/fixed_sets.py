@@ -9,13 +9,12 @@ import json
 import os
 import random
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from sklearn.cluster import KMeans
 from torch import nn
 from tqdm.auto import tqdm
@@ -24,8 +23,9 @@ from ..classifiers import logits_and_features
 from ..data import ImageData, normalise
 from ..distillation.augmentation import draw_augmentation
 from ..distillation.losses import matching_loss
+from ..files import whole_file
 from ..models import DiMGenerator
-from ..streams.randomness import latents_at
+from ..streams.randomness import check_count, latents_at
 
 
 SELECTIONS = ("random", "kmeans", "herding")
@@ -109,7 +109,16 @@ def choose_latents(
     Returns:
         Latents, float32 of shape `(classes * ipc, latent_dim)`, class by class, and labels, int64 of shape
         `(classes * ipc,)`, both on the generator's device.
+
+    Raises:
+        ValueError: If an argument is not valid, or a teacher is needed and missing.
     """
+    if selection not in SELECTIONS:
+        raise ValueError(f"`selection` is {selection!r}; valid are {', '.join(map(repr, SELECTIONS))}.")
+    check_count("ipc", ipc, least=1)
+    check_count("candidates", candidates, least=1)
+    if selection != "random" and teacher is None:
+        raise ValueError(f"`selection` is {selection!r}, which takes a `teacher`.")
     device, latent_dim = generator.device, generator.config.latent_dim
     kept, labels = [], []
     for label in range(generator.config.num_classes):
@@ -117,8 +126,7 @@ def choose_latents(
         of_class = torch.full((count,), label, device=device)
         latents = latents_at(seed, 0, of_class, torch.arange(count, device=device), latent_dim)
         if selection != "random":
-            if teacher is None:
-                raise ValueError(f"`selection` is {selection!r}, which takes a `teacher`.")
+            assert teacher is not None
             features = []
             for part, part_labels in zip(latents.split(512), of_class.split(512), strict=True):
                 images = generator(part.to(generator.dtype), part_labels).sample.float()
@@ -211,27 +219,50 @@ def save_latents(
     path: str | os.PathLike, latents: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
 ) -> None:
     """
-    Writes latents and labels of a fixed set as safetensors, and in its header the settings that made them. The folder
-    is made, and a file that was there is whole until the new one is.
+    Writes latents and labels of a fixed set as safetensors, and in its header the settings that made them and a digest
+    of all. The folder is made, and a file that was there is whole until the new one is.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.incomplete")
     content = {"latents": latents.cpu().contiguous(), "labels": labels.cpu()}
-    save_file(content, aside, metadata={"settings": json.dumps(settings, sort_keys=True)})
-    os.replace(aside, path)
+    text = json.dumps(settings, sort_keys=True)
+    with whole_file(path) as aside:
+        save_file(content, aside, metadata={"settings": text, "digest": _digest(text, content)})
 
 
 def load_latents(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor]:
     """
     What [`save_latents`] wrote: latents `(n, latent_dim)` and labels `(n,)`, on the CPU. The images are
     `pipe(class_labels=labels, latents=latents).images`.
+
+    Raises:
+        ValueError: If the file is damaged or holds something else, naming it.
     """
-    content = load_file(path)
+    content, _ = _read(path)
     return content["latents"], content["labels"]
 
 
 def latents_settings(path: str | os.PathLike) -> dict[str, Any]:
-    """The settings that [`save_latents`] wrote into a file's header."""
-    with safe_open(path, framework="pt") as file:
-        return json.loads(file.metadata()["settings"])
+    """The settings that [`save_latents`] wrote into a file's header; raises what [`load_latents`] does."""
+    return json.loads(_read(path)[1])
+
+
+def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            content = {name: file.get_tensor(name) for name in ("latents", "labels")}
+            header = file.metadata()
+        latents, labels = content["latents"], content["labels"]
+        if latents.ndim != 2 or labels.shape != latents.shape[:1]:
+            raise ValueError(f"latents {tuple(latents.shape)} do not fit labels {tuple(labels.shape)}")
+        # A release before 0.1 wrote no digest.
+        if header.get("digest") not in (None, _digest(header["settings"], content)):
+            raise ValueError("its content does not have the digest in its header")
+        return content, header["settings"]
+    except (SafetensorError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is damaged, or is not the latents of a fixed set: {error}.") from error
+
+
+def _digest(settings: str, content: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256(settings.encode())
+    for name in ("latents", "labels"):
+        digest.update(content[name].numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -4,6 +4,7 @@ Deployment, protocol B: a fresh classifier is trained on a stream and scored onc
 One recipe serves every row of a comparison: generated images, real images streamed at the same rate, fixed subsets.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,8 +44,8 @@ class DeploymentRecipe:
     def __post_init__(self) -> None:
         positive = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
         for name, value in positive.items():
-            if value <= 0:
-                raise ValueError(f"`{name}` is {value}; it must be above 0.")
+            if not 0 < value < math.inf:
+                raise ValueError(f"`{name}` is {value}; it must be above 0, and finite.")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must be from 0 to below 1.")
         if self.mixed_precision not in ("no", "bf16"):

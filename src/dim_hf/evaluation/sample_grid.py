@@ -2,11 +2,12 @@
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline
 from PIL import Image, ImageDraw, ImageFont
+
+from ..files import whole_file
 
 
 # Pixels between the images of a grid: without them strokes on black run into each other.
@@ -25,11 +26,9 @@ def save_sample_grid(pipeline: DiffusionPipeline, path: str | os.PathLike, colum
         rows (`int`, *optional*, defaults to 10): At most so many classes.
     """
     labels = list(range(min(rows, pipeline.generator.config.num_classes)))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".incomplete.png")
-    sample_grid(pipeline, labels, columns, seed=0).save(aside)
-    os.replace(aside, path)
+    picture = sample_grid(pipeline, labels, columns, seed=0)
+    with whole_file(path) as aside:
+        picture.save(aside, format="PNG")
 
 
 def sample_grid(pipeline: DiffusionPipeline, labels: Sequence[int], columns: int, seed: int) -> Image.Image:

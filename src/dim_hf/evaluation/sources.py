@@ -19,7 +19,7 @@ from .fixed_sets import fixed_set
 from .judges import DeploymentRecipe, Stream
 from .metrics import augmentation_robust_score, label_robust_score
 from .protocol_c import LegacyStream
-from .tables import Row, row_title
+from .tables import PROTOCOLS, Row, row_title
 
 
 GENERATED, BEFORE_MATCHING = "generated images", "generated, before matching"
@@ -126,7 +126,15 @@ def list_sources(
         soft_labels (`bool`, *optional*, defaults to `False`):
             Whether results, and the random real subset, are there with the teacher's labels too.
         without_augmentation (`bool`, *optional*, defaults to `False`): The same for training without augmentation.
+
+    Raises:
+        ValueError: If a protocol or a control is unknown, or a teacher is asked for that the pipeline does not have.
     """
+    for argument, values, valid in (("protocols", protocols, PROTOCOLS), ("controls", controls, REAL)):
+        if unknown := [value for value in values if value not in valid]:
+            raise ValueError(f"`{argument}` has {unknown[0]!r}; valid are {', '.join(map(repr, valid))}.")
+    if soft_labels and pipeline.labeler is None:
+        raise ValueError("`soft_labels` takes a teacher, but the pipeline has no `labeler`.")
     sources = [generated_source(pipeline, ipc, recipe)] if "B" in protocols else []
     if "A" in protocols:
         sources += [fixed_source(pipeline, each, ipc, recipe, name) for name, each in (selections or {}).items()]
@@ -235,6 +243,8 @@ def real_source(kind: str, train: ImageData, ipc: int, recipe: DeploymentRecipe,
         budget (`int`): The bytes of `"equal_bytes"`: those of the generator, and of the latents of a fixed set.
         protocol (`str`): The protocols that it is a control of.
     """
+    if kind not in REAL:
+        raise ValueError(f"`kind` is {kind!r}; valid are {', '.join(map(repr, REAL))}.")
     drawn = recipe.epochs * ipc
 
     @cache

@@ -15,6 +15,14 @@ from ..machine import environment
 from .judges import DeploymentRecipe
 
 
+PROTOCOLS = {
+    "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
+    "B": "Protocol B: ipc fresh images per class and epoch.",
+    "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test images "
+    "and batch norm in training mode; for comparison with its own figures only.",
+}
+
+
 @dataclass(frozen=True)
 class Row:
     """
@@ -64,7 +72,14 @@ class Row:
 
 
 def row_title(source: str, labels: str, augment: bool) -> str:
-    """The name of a source with what is not as usual: soft labels, or training without augmentation."""
+    """
+    The name of a source with what is not as usual: soft labels, or training without augmentation.
+
+    Raises:
+        ValueError: If `labels` is neither `"hard"` nor `"soft"`.
+    """
+    if labels not in ("hard", "soft"):
+        raise ValueError(f"`labels` is {labels!r}; valid are 'hard' and 'soft'.")
     return source + (", soft labels" if labels == "soft" else "") + ("" if augment else ", no augmentation")
 
 
@@ -155,13 +170,7 @@ def describe_protocol(
         stored (`int`): Bytes of the generator.
         as_many_images (`float`): Real images that take as many bytes.
     """
-    of_protocol = {
-        "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
-        "B": "Protocol B: ipc fresh images per class and epoch.",
-        "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test "
-        "images and batch norm in training mode; for comparison with its own figures only.",
-    }
-    parts = [of_protocol[name] for name in sorted(protocols)]
+    parts = [PROTOCOLS[name] for name in sorted(protocols)]
     recipe = next(iter(recipes.values()))
     lengths = [f"{each.epochs:,} at ipc {ipc}" for ipc, each in sorted(recipes.items())]
     if len({each.epochs for each in recipes.values()}) == 1:

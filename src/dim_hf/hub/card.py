@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 
 from ..classifiers.names import public_name
 from ..evaluation.tables import Row, results_table
+from ..files import read_json
 from ..weights import weights_digest
 
 
@@ -162,11 +163,6 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     data = type(card.data)(**merged, ignore_metadata_errors=True)
     metadata = data.to_yaml(original_order=list(merged))
     return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file, or `None` if there is no such file."""
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:

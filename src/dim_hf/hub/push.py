@@ -25,9 +25,11 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None, re
         `str`: Its full id, with the namespace of the token's owner where `repo_id` has none.
 
     Raises:
-        ValueError: If there is no token, or `repo_id` is no valid id.
+        ValueError: If there is no token, or `repo_id` or `repo_type` is not valid.
         OSError: If the Hub cannot be reached or refuses.
     """
+    if repo_type not in ("model", "dataset"):
+        raise ValueError(f"`repo_type` is {repo_type!r}; valid are 'model' and 'dataset'.")
     check_token(token, "`--push_to_hub`", "--hub_token")
     try:
         repo_id = create_repo(repo_id, private=private, token=token, repo_type=repo_type, exist_ok=True).repo_id

@@ -1,0 +1,236 @@
+"""Folders of a run: what is another's stays, what is written is whole, and a kill at any moment loses nothing."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from dim_hf.files import (
+    NEXT_PIPELINE,
+    WRITES,
+    append_json_line,
+    check_output_dir,
+    end_last_line,
+    lock_output_dir,
+    read_json,
+    read_json_lines,
+    refuse_foreign_files,
+    replace_pipeline,
+    replace_text,
+    whole_file,
+    whole_folder,
+)
+from dim_hf.models import DiMGenerator, DiMLabeler
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+
+
+# What folders hold that a release without a marker made.
+OF_BEFORE = {
+    "train_dim.py": ("options.json", {"preset": "base", "data_fingerprint": "0", "seed": 0}),
+    "train_labeler.py": ("labeler/config.json", {"num_classes": 10, "sample_size": 8, "in_channels": 1}),
+    "evaluate_dim.py": ("results.jsonl", {"job": {}, "accuracy": 0.5, "seconds": 1.0}),
+    "generate_dim.py": ("options.json", {"weights": "0", "shard_size": 5}),
+}
+
+
+def write(path, text="theirs"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+
+
+def content(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("script", WRITES)
+def test_a_file_of_another_is_refused_by_name_and_other_names_are_left_alone(tmp_path, script):
+    refuse_foreign_files(tmp_path / "none", script)
+    (tmp_path / "empty" / "data").mkdir(parents=True)
+    (tmp_path / "empty" / "generator").mkdir()
+    refuse_foreign_files(tmp_path / "empty", script)
+    write(tmp_path / "other" / "thesis.tex")
+    write(tmp_path / "other" / "report.txt")
+    refuse_foreign_files(tmp_path / "other", script)
+    for number, pattern in enumerate(WRITES[script]):
+        name = pattern.replace("*", "500")
+        for path in (name, f"{name}/within"):
+            folder = tmp_path / f"{number}{len(path)}"
+            write(folder / path)
+            with pytest.raises(
+                FileExistsError, match=f"`--output_dir` .* holds {name}, which {script} writes and has"
+            ):
+                refuse_foreign_files(folder, script)
+            assert content(folder) == {Path(path): b"theirs"}
+
+
+@pytest.mark.parametrize("script", WRITES)
+def test_a_folder_of_its_own_goes_on(tmp_path, script):
+    lock_output_dir(tmp_path / "marked", script).release()
+    lock_output_dir(tmp_path / "marked", script).release()
+    for name in WRITES[script]:
+        write(tmp_path / "marked" / name)
+    refuse_foreign_files(tmp_path / "marked", script)
+    assert (tmp_path / "marked" / ".made_by").read_text() == f"{script}\n"
+    name, entries = OF_BEFORE[script]
+    write(tmp_path / "before" / name, json.dumps(entries))
+    write(tmp_path / "before" / WRITES[script][-1] / "x")
+    refuse_foreign_files(tmp_path / "before", script)
+    # One of another script, which has the same names, is not its own.
+    others = {other for other, (file, _) in OF_BEFORE.items() if other != script and file in WRITES[script]}
+    for other in others:
+        write(tmp_path / other / OF_BEFORE[other][0], json.dumps(OF_BEFORE[other][1]))
+        with pytest.raises(FileExistsError):
+            refuse_foreign_files(tmp_path / other, script)
+
+
+def test_two_scripts_may_share_a_folder(tmp_path):
+    for script in ("train_dim.py", "train_labeler.py"):
+        lock_output_dir(tmp_path, script).release()
+    write(tmp_path / "generator" / "config.json")
+    for script in ("train_dim.py", "train_labeler.py"):
+        refuse_foreign_files(tmp_path, script)
+    with pytest.raises(FileExistsError, match="holds generator, which"):
+        (tmp_path / ".made_by").write_text("evaluate_dim.py\n")
+        refuse_foreign_files(tmp_path, "train_dim.py")
+
+
+def test_a_check_of_a_folder_makes_nothing(tmp_path):
+    check_output_dir(tmp_path / "a" / "b", 0, resuming=False)
+    write(tmp_path / "file")
+    for path in ("file", "file/below"):
+        with pytest.raises(OSError, match=f"`--output_dir` .*{path} cannot be written to: Not a directory."):
+            check_output_dir(tmp_path / path, 0, resuming=False)
+    with pytest.raises(OSError, match="MiB free; this run needs 1125899906842624.0 MiB"):
+        check_output_dir(tmp_path / "a", 2**70, resuming=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
+
+
+def test_a_write_that_fails_leaves_what_was_there_and_names_it(tmp_path):
+    path = tmp_path / "deep" / "a.txt"
+    replace_text(path, "old")
+    with (
+        pytest.raises(OSError, match=r"deep/a.txt cannot be written: No space left on device\."),
+        whole_file(path) as aside,
+    ):
+        aside.write_text("ne")
+        raise OSError(28, os.strerror(28))
+    # An interruption, or a fault of ours, is told as what it is.
+    with pytest.raises(KeyboardInterrupt), whole_file(path) as aside:
+        aside.write_text("ne")
+        raise KeyboardInterrupt
+    assert content(tmp_path) == {Path("deep/a.txt"): b"old"}
+    with pytest.raises(RuntimeError), whole_folder(tmp_path / "deep") as aside:
+        (aside / "b.txt").touch()
+        raise RuntimeError
+    assert content(tmp_path) == {Path("deep/a.txt"): b"old"}
+    with whole_folder(tmp_path / "deep") as aside:
+        (aside / "b.txt").write_text("new")
+    assert content(tmp_path) == {Path("deep/b.txt"): b"new"}
+    with pytest.raises(OSError, match="deep/b.txt/c cannot be written: "):
+        replace_text(tmp_path / "deep" / "b.txt" / "c", "")
+
+
+def test_lines_survive_what_is_torn(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert read_json_lines(path) == [] and read_json(path) is None
+    append_json_line(path, {"a": 1})
+    with path.open("ab") as file:
+        file.write(b'{"a": 2, "\xff')
+    end_last_line(path)
+    end_last_line(path)
+    append_json_line(path, {"a": 3})
+    assert read_json_lines(path) == [{"a": 1}, {"a": 3}]
+    with pytest.raises(ValueError, match="log.jsonl is damaged, it is not JSON"):
+        read_json(path)
+    with pytest.raises(OSError, match="none/log.jsonl cannot be written: No such file"):
+        append_json_line(tmp_path / "none" / "log.jsonl", {})
+
+
+def make_pipeline(seed, width, names, teacher):
+    torch.manual_seed(seed)
+    generator = DiMGenerator(len(names), 8, 1, 4, 4, (width,), (0,))
+    labeler = DiMLabeler(len(names), 8, 1, width=4) if teacher else None
+    return DiMPipeline(generator, dict(enumerate(names)), labeler)
+
+
+def identity(pipeline):
+    weights = [
+        (name, value.tolist())
+        for network in (pipeline.generator, pipeline.labeler)
+        for name, value in (network.state_dict().items() if network is not None else [])
+    ]
+    return pipeline.class_names, weights
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize("teachers", [(False, False), (True, False), (False, True), (True, True)])
+def test_a_pipeline_that_is_replaced_is_the_old_or_the_new_one_at_any_moment(tmp_path, monkeypatch, teachers):
+    # Other weights, another shape, other names, as many classes: a mixture would load, or not.
+    old, new = make_pipeline(0, 4, "ab", teachers[0]), make_pipeline(1, 8, "cd", teachers[1])
+    replace_pipeline(old, tmp_path / "old")
+    write(tmp_path / "old" / "notes.txt")
+    # A user has saved it in parts.
+    index = json.dumps({"metadata": {}, "weight_map": {"a": "diffusion_pytorch_model-00001-of-00001.safetensors"}})
+    write(tmp_path / "stale" / "diffusion_pytorch_model.safetensors.index.json", index)
+    calls = {"left": 0}
+    functions = [
+        (os, "replace"),
+        (os, "rename"),
+        (os, "unlink"),
+        (os, "mkdir"),
+        (shutil, "copyfile"),
+        (shutil, "rmtree"),
+    ]
+    for module, name in functions:
+
+        def counted(*args, original=getattr(module, name), **kwargs):
+            calls["left"] -= 1
+            if calls["left"] < 0:
+                raise Killed
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(module, name, counted)
+    seen = []
+    for moment in range(1000):
+        calls["left"] = 10**9
+        folder = tmp_path / str(moment)
+        shutil.copytree(tmp_path / "old", folder)
+        calls["left"] = moment
+        try:
+            replace_pipeline(new, folder)
+            killed = False
+        except Killed:
+            killed = True
+        calls["left"] = 10**9
+        loaded = DiMPipeline.from_pretrained(folder)
+        seen.append([identity(old), identity(new)].index(identity(loaded)))
+        assert loaded.name_or_path == str(folder)
+        # The next start puts it in its place, or removes what was half written.
+        lock_output_dir(folder).release()
+        assert identity(DiMPipeline.from_pretrained(folder)) == identity(loaded)
+        assert [path.name for path in folder.glob(".*")] == [".lock"]
+        assert (folder / "notes.txt").read_text() == "theirs"
+        shutil.rmtree(folder)
+        if not killed:
+            break
+    assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and len(seen) > 20
+
+
+def test_nothing_of_a_replaced_pipeline_is_left_or_mixed_in(tmp_path):
+    old, new = make_pipeline(0, 4, "ab", True), make_pipeline(1, 4, "ab", False)
+    old.save_pretrained(tmp_path, max_shard_size="2KB")
+    assert list((tmp_path / "generator").glob("*.index.json")) and (tmp_path / "labeler").exists()
+    old.save_pretrained(tmp_path, variant="fp16")
+    replace_pipeline(new, tmp_path)
+    assert identity(DiMPipeline.from_pretrained(tmp_path)) == identity(new)
+    assert sorted(str(path) for path in content(tmp_path)) == [
+        "generator/config.json", "generator/diffusion_pytorch_model.safetensors", "generator/generator_dim.py",
+        "model_index.json", "pipeline.py",
+    ]  # fmt: skip
+    assert not (tmp_path / NEXT_PIPELINE).exists()
