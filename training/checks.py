@@ -199,20 +199,21 @@ def read_config(argument: str, path: str | None, network: type[ModelMixin]) -> d
         # A class embedding, and the extra layers of a block, may be left out.
         least = 0 if name in ("class_embed_dim", "layers_per_block") else 1
         most = 64 if name == "layers_per_block" else MOST_IN_CONFIG
-        what = {int: f"a whole number from {least} to {most:,}", bool: "true or false", str: "a word"}
         kind = parameters[name].annotation
-        numbers = value if isinstance(value, list) and kind not in what else [value]
         if kind in (bool, str):
-            fits = isinstance(value, kind)
+            fits, what = isinstance(value, kind), "true or false" if kind is bool else "a word"
+        elif kind is int:
+            fits, what = is_whole(value, least, most), f"a whole number from {least} to {most:,}"
         else:
-            fits = (kind is int or isinstance(value, list)) and len(numbers) > 0
-            fits = fits and all(type(number) is int and least <= number <= most for number in numbers)
+            fits = isinstance(value, list) and len(value) > 0 and all(is_whole(each, least, most) for each in value)
+            what = f"a list of whole numbers from {least} to {most:,}"
         if not fits:
-            raise ValueError(
-                f"`--{argument}` {path}: `{name}` is {listed([repr(value)])}; it must be "
-                f"{what.get(kind) or f'a list of such: {what[int]}'}."
-            )
+            raise ValueError(f"`--{argument}` {path}: `{name}` is {listed([repr(value)])}; it must be {what}.")
     return entries
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
 
 
 def build_networks(
