@@ -2,9 +2,12 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+
+from accelerate.utils.memory import should_reduce_batch_size
 
 from dim_hf.files import NEXT_PIPELINE, read_json
 from dim_hf.messages import listed
@@ -124,6 +127,8 @@ def run_script(script: str, program: Callable[[], object], kept: str) -> None:
         program: What it does.
         kept (`str`): What an interruption leaves, and how to go on.
     """
+    # Asked to end, a script leaves nothing half written, as after Ctrl-C.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         program()
     except KeyboardInterrupt:
@@ -131,3 +136,7 @@ def run_script(script: str, program: Callable[[], object], kept: str) -> None:
         raise SystemExit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"{script}: {error}") from error
+    except RuntimeError as error:
+        if not should_reduce_batch_size(error):
+            raise
+        raise SystemExit(f"{script}: out of memory; lower the batch size or the resolution.") from error

@@ -66,17 +66,18 @@ def doublings(sample_size: int) -> int:
     How often the coarsest map, 4 to 7 pixels wide, is doubled to reach `sample_size`.
 
     Raises:
-        ValueError: If `sample_size` is not 4, 5, 6 or 7 times a power of two, at least 8.
+        ValueError: If `sample_size` is not 4, 5, 6 or 7 times a power of two, from 8 to 3,584.
     """
+    valid = sorted({base * 2**n for base in (4, 5, 6, 7) for n in range(1, 10)})
     size, count = sample_size, 0
     while size > 7 and size % 2 == 0:
         size, count = size // 2, count + 1
-    if not 4 <= size <= 7 or count == 0:
-        valid = sorted({base * 2**n for base in (4, 5, 6, 7) for n in range(1, 9)})
+    if sample_size not in valid:
         nearest = sorted(sorted(valid, key=lambda v: abs(v - sample_size))[:2])
         raise ValueError(
             f"`resolution` {sample_size} is a size that the generator cannot make: it must be 4, 5, 6 or 7 times a "
-            f"power of two, from 8. The nearest are {nearest[0]} and {nearest[1]}; pass one as --resolution."
+            f"power of two, from 8 to {valid[-1]}. The nearest are {nearest[0]} and {nearest[1]}; pass one as "
+            f"--resolution."
         )
     return count
 

@@ -17,13 +17,14 @@ run: options.json, environment.json, metrics.jsonl, samples/, logs/, before_matc
 
 import argparse
 import copy
-import inspect
 import json
 import math
 import random
 import signal
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,23 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from checks import (
+    build_networks,
+    check_accelerator,
+    check_args,
+    check_batch_memory,
+    check_classifiers,
+    check_precision,
+    matching_weights,
+    read_config,
+)
+from command_line import given_flags, local_path, refuse_idle_flags, run_script
 from diffusers.optimization import SchedulerType, get_scheduler
-from presets import PRESETS, default_augmentation, doublings, network_configs
+from presets import PRESETS, default_augmentation, network_configs
+from run_folder import check_folder, check_restart, is_branch, keep_until, needed_bytes, set_pipeline
 from tqdm.auto import tqdm
 
-from dim_hf.classifiers import CLASSIFIERS, check_classifier
+from dim_hf.classifiers import CLASSIFIERS
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.data.decoding import default_cache_dir
 from dim_hf.distillation.augmentation import AUGMENTATIONS, draw_augmentation
@@ -47,7 +60,6 @@ from dim_hf.distillation.checkpointing import (
     save_checkpoint,
 )
 from dim_hf.distillation.losses import (
-    FEATURE_LOSSES,
     MATCHING_LOSSES,
     class_loss,
     generator_loss,
@@ -57,10 +69,10 @@ from dim_hf.distillation.losses import (
     r1_penalty,
     wasserstein_discriminator_loss,
 )
-from dim_hf.distillation.pool import PoolRecipe, build_pool, split_entry
+from dim_hf.distillation.pool import PoolRecipe, build_pool
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
+from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
@@ -68,6 +80,7 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import ShuffledOrder
+from dim_hf.weights import is_finite
 
 
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number
@@ -92,14 +105,21 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     flag = argparse.BooleanOptionalAction
 
     data = parser.add_argument_group("data")
-    data.add_argument("--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)")
+    data.add_argument(
+        "--dataset_name",
+        type=local_path,
+        default="digits",
+        help="Hub id, local folder or file, or 'digits' (embedded)",
+    )
     data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    data.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    data.add_argument(
+        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
+    )
     data.add_argument("--revision", help="revision of a data set on the Hub")
     data.add_argument("--train_split", default="train")
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
-    data.add_argument("--cache_dir", help="where decoded images and the pool's networks are kept")
+    data.add_argument("--cache_dir", type=local_path, help="where decoded images and the pool's networks are kept")
     data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
     data.add_argument("--resolution", type=int, help="height and width in pixels; default: that of the images")
     data.add_argument("--max_train_samples", type=int, help="train on so many images, stratified")
@@ -107,15 +127,20 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     networks = parser.add_argument_group("networks")
     networks.add_argument("--preset", default="base", choices=sorted(PRESETS), help="networks and defaults below")
-    networks.add_argument("--generator_config", help="JSON file of a DiMGenerator config, over the preset's")
-    networks.add_argument("--discriminator_config", help="JSON file of a DiMDiscriminator config, over the preset's")
+    networks.add_argument(
+        "--generator_config", type=local_path, help="JSON file of a DiMGenerator config, over the preset's"
+    )
+    networks.add_argument(
+        "--discriminator_config", type=local_path, help="JSON file of a DiMDiscriminator config, over the preset's"
+    )
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", default="out/digits")
+    run.add_argument("--output_dir", type=local_path, default="out/digits")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--train_batch_size", type=int, help="per process")
-    run.add_argument("--num_train_epochs", type=int, help="length of phase 1")
-    run.add_argument("--max_train_steps", type=int, help="length of phase 1, instead of epochs")
+    length = run.add_mutually_exclusive_group()
+    length.add_argument("--num_train_epochs", type=int, help="length of phase 1")
+    length.add_argument("--max_train_steps", type=int, help="length of phase 1, instead of epochs")
     run.add_argument("--gradient_accumulation_steps", type=int, default=1)
     run.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
     run.add_argument("--allow_tf32", action=flag, default=False)
@@ -124,7 +149,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     run.add_argument("--report_to", default="tensorboard", help="a tracker that accelerate knows, 'all' or 'none'")
     run.add_argument("--checkpointing_steps", type=int, default=1000)
     run.add_argument("--checkpoints_total_limit", type=int, default=2)
-    run.add_argument("--resume_from_checkpoint", help="'latest', a checkpoint's name, or its path")
+    run.add_argument("--resume_from_checkpoint", type=local_path, help="'latest', a checkpoint's name, or its path")
 
     adversarial = parser.add_argument_group("adversarial step")
     adversarial.add_argument("--adversarial_loss", choices=["hinge", "wgan-gp"])
@@ -150,8 +175,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         adversarial.add_argument(f"--{prefix}adam_epsilon", type=float, default=1e-8)
 
     matching = parser.add_argument_group("matching (phase 2)")
-    matching.add_argument("--num_match_epochs", type=int, help="length of phase 2; 0: a plain conditional GAN")
-    matching.add_argument("--max_match_steps", type=int, help="length of phase 2, instead of epochs")
+    length = matching.add_mutually_exclusive_group()
+    length.add_argument("--num_match_epochs", type=int, help="length of phase 2; 0: a plain conditional GAN")
+    length.add_argument("--max_match_steps", type=int, help="length of phase 2, instead of epochs")
     matching.add_argument("--match_learning_rate", type=float, help="of both networks in phase 2")
     matching.add_argument(
         "--match_loss",
@@ -192,88 +218,49 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(**defaults)
     args = parser.parse_args(input_args)
     args.match_loss = args.match_loss if isinstance(args.match_loss, str) else " ".join(args.match_loss)
+    idle = [
+        (not args.use_ema, ("ema_decay",), "with `--no-use_ema`"),
+        (not args.r1_weight, ("r1_interval",), "where `--r1_weight` is 0"),
+        (args.lr_scheduler == "constant", ("lr_warmup_steps",), "with `--lr_scheduler` constant"),
+        (not args.push_to_hub, ("hub_model_id", "hub_token", "hub_private_repo"), "without `--push_to_hub`"),
+    ]
+    refuse_idle_flags(given_flags(parser, input_args), idle)
     return args
 
 
-def check_args(args: argparse.Namespace) -> None:
-    """Refuses settings that no data set could make valid."""
-    positive = [
-        "train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps",
-        "checkpoints_total_limit", "r1_interval", "match_interval", "pool_steps", "pool_snapshots", "validation_ipc",
-        "validation_epochs", "validation_steps", "max_train_samples", "num_train_epochs", "max_train_steps",
-        "learning_rate", "discr_learning_rate", "match_learning_rate", "max_grad_norm",
-    ]  # fmt: skip
-    for name in positive:
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"`--{name}` is {value}; it must be above 0.")
-    for name in ("num_match_epochs", "max_match_steps", "class_loss_weight", "r1_weight", "match_weight"):
-        value = getattr(args, name)
-        if value is not None and value < 0:
-            raise ValueError(f"`--{name}` is {value}; it must be 0 or above.")
-    if not 0 < args.validation_fraction < 1:
-        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
-    if not 0 <= args.ema_decay < 1:
-        raise ValueError(f"`--ema_decay` is {args.ema_decay}; it must be from 0 to below 1.")
-    if args.resolution is not None:
-        doublings(args.resolution)
-    matching_weights(args.match_loss)
-    check_classifiers(args)
-
-
-def matching_weights(text: str) -> dict[str, float]:
-    """The factors of `--match_loss`, `name` or `name=weight` each."""
-    weights: dict[str, float] = {}
-    for part in text.split():
-        name, equals, number = part.partition("=")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError:
-            weight = math.nan
-        if name not in MATCHING_LOSSES:
-            raise ValueError(f"`--match_loss` has {name!r}; valid are {', '.join(MATCHING_LOSSES)}.")
-        if not 0 < weight < math.inf:
-            raise ValueError(f"`--match_loss` has {part!r}; the weight of a loss must be a number above 0.")
-        if name in weights:
-            raise ValueError(f"`--match_loss` names {name!r} twice.")
-        weights[name] = weight
-    return weights
-
-
-def check_classifiers(args: argparse.Namespace, data: ImageData | None = None) -> None:
-    """Refuses classifiers by their names alone, or, where the data is known, by what images they take."""
-    shape = (data.channels, data.size) if data else ()
-    features = bool(FEATURE_LOSSES.keys() & matching_weights(args.match_loss))
-    for flag, entries in (("pool", args.pool), ("validation_classifier", [args.validation_classifier])):
-        for entry in entries:
-            try:
-                name = split_entry(entry)[0] if flag == "pool" else entry
-                check_classifier(name, *shape, features=features and flag == "pool")
-            except ValueError as error:
-                raise ValueError(f"`--{flag}`: {error}") from error
-
-
-def main(args: argparse.Namespace) -> None:
-    # 1. Settings and data are checked before anything is made.
-    check_args(args)
-    output_dir = Path(args.output_dir)
-    refuse_foreign_files(output_dir, "train_dim.py")
-    checkpoint = None
-    if args.resume_from_checkpoint:
-        checkpoint = find_checkpoint(output_dir, args.resume_from_checkpoint)
-    # Processes wait for the first one to decode, to train a pool and to validate, longer than the usual time-out.
-    kwargs_handlers = [
-        DistributedDataParallelKwargs(broadcast_buffers=False),
-        InitProcessGroupKwargs(timeout=timedelta(days=1)),
-    ]
+def make_accelerator(args: argparse.Namespace, output_dir: Path) -> Accelerator:
+    """Accelerate as the settings and its own configuration have it; what it would silently ignore is refused."""
+    check_precision(args.mixed_precision)
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=output_dir / args.logging_dir,
-        kwargs_handlers=kwargs_handlers,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(broadcast_buffers=False),
+            # Processes wait for the first one to decode, to train a pool and to validate, longer than usual.
+            InitProcessGroupKwargs(timeout=timedelta(days=1)),
+        ],
     )
+    check_accelerator(accelerator, args)
+    return accelerator
+
+
+def main(args: argparse.Namespace) -> None:
+    # 1. What settings, files and folders alone show to be wrong is refused before data is read.
+    check_args(args)
+    own_generator_config = read_config("generator_config", args.generator_config, DiMGenerator)
+    own_discriminator_config = read_config("discriminator_config", args.discriminator_config, DiMDiscriminator)
+    output_dir = Path(args.output_dir)
+    accelerator = make_accelerator(args, output_dir)
+    resume = args.resume_from_checkpoint
+    checkpoint, damaged = find_checkpoint(output_dir, resume) if resume else (None, [])
+    branched = is_branch(checkpoint, output_dir)
+    goes_on = bool(resume) and not branched
     if accelerator.is_main_process:
+        check_folder(output_dir, checkpoint, goes_on)
+        for reason in damaged:
+            print(f"{reason}; going on from {checkpoint}.")
         warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
     set_seed(args.seed)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
@@ -292,6 +279,7 @@ def main(args: argparse.Namespace) -> None:
             revision=args.revision,
         )
     check_classifiers(args, data)
+    check_batch_memory(args.train_batch_size, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
     if args.augmentation is None:
         args.augmentation = default_augmentation(len(train))
@@ -299,20 +287,16 @@ def main(args: argparse.Namespace) -> None:
     # 2. Networks, their average and their optimisers.
     generator_config, discriminator_config = network_configs(args.preset, data.size, data.channels, data.num_classes)
     discriminator_config["auxiliary"] = args.class_loss_weight > 0
-    generator_config |= read_config("generator_config", args.generator_config, DiMGenerator)
-    discriminator_config |= read_config("discriminator_config", args.discriminator_config, DiMDiscriminator)
-    generator = DiMGenerator(**generator_config)
-    discriminator = DiMDiscriminator(**discriminator_config)
-    if args.class_loss_weight and discriminator.class_head is None:
-        raise ValueError(
-            f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` "
-            f"{args.discriminator_config} leaves out the class head (`auxiliary`)."
-        )
+    generator_config |= own_generator_config
+    discriminator_config |= own_discriminator_config
+    generator, discriminator = build_networks(args, generator_config, discriminator_config, data)
     if accelerator.device.type == "cpu":
         # A step takes an eighth less time (docs/results.md). What is saved has ordinary strides all the same.
         generator.to(memory_format=torch.channels_last)
         discriminator.to(memory_format=torch.channels_last)
     ema_generator = copy.deepcopy(generator).to(accelerator.device).eval().requires_grad_(False)
+    # The one whose pipeline lies in the output folder; checkpoints hold it, so that the folder can follow them.
+    best_generator = copy.deepcopy(ema_generator)
     generator_optimizer = torch.optim.Adam(
         generator.parameters(),
         lr=args.learning_rate,
@@ -341,27 +325,28 @@ def main(args: argparse.Namespace) -> None:
         "data_fingerprint": data.fingerprint,
         "generator_config": generator_config,
         "discriminator_config": discriminator_config,
+        "mixed_precision": accelerator.mixed_precision,
         "num_processes": accelerator.num_processes,
         "adversarial_steps": adversarial_steps,
     }
     deciding_options = {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
     progress: dict[str, Any] = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding_options}
-    branched = False
     if checkpoint:
         progress = read_progress(checkpoint, deciding_options, may_still_change)
-        branched = checkpoint.parent.resolve() != output_dir.resolve()
+        if progress["step"] > total_steps or (branched and progress["step"] == total_steps):
+            raise ValueError(
+                f"`--resume_from_checkpoint` {checkpoint} is of step {progress['step']:,}, and the run ends at step "
+                f"{total_steps:,}; more steps are needed (--max_train_steps, --max_match_steps)."
+            )
         if branched:
-            if progress["step"] >= total_steps:
-                raise ValueError(
-                    f"`--resume_from_checkpoint` {checkpoint} is of step {progress['step']:,}, and the run ends at "
-                    f"step {total_steps:,}; more steps are needed (--max_train_steps, --max_match_steps)."
-                )
-            # The best pipeline so far lies in the other run's folder.
+            # The best pipeline so far is that of the other run.
             progress["best"] = {"accuracy": -1.0}
+    elif goes_on:
+        check_restart(output_dir, deciding_options)
     if accelerator.is_main_process:
-        # Weights, gradients' two moments and the average, for each checkpoint that is kept and the one being written.
-        size = sum(p.numel() * p.element_size() for model in (generator, discriminator) for p in model.parameters())
-        check_output_dir(output_dir, 4 * size * (args.checkpoints_total_limit + 1), bool(args.resume_from_checkpoint))
+        saves = math.ceil((total_steps - progress["step"]) / args.checkpointing_steps) + branched
+        needed = needed_bytes(output_dir, generator, discriminator, saves, args.checkpoints_total_limit)
+        check_output_dir(output_dir, needed, goes_on)
         if args.push_to_hub:
             name = args.hub_model_id or output_dir.resolve().name
             args.hub_model_id = prepare_repository(name, args.hub_token, args.hub_private_repo or None)
@@ -379,10 +364,24 @@ def main(args: argparse.Namespace) -> None:
     if checkpoint:
         accelerator.load_state(str(checkpoint))
         load_models(models, checkpoint)
-    if accelerator.is_main_process and match_steps and branched and progress["step"] == adversarial_steps:
-        # A branch has no validation before matching.
-        begun_with = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
-        replace_pipeline(begun_with, output_dir / "before_matching")
+        if progress["best"]["accuracy"] >= 0:
+            # Releases before 0.2 left it to the output folder alone.
+            of_checkpoint = (checkpoint / "best_generator").is_dir()
+            load_models(
+                {"best_generator" if of_checkpoint else "generator": best_generator},
+                checkpoint if of_checkpoint else output_dir,
+            )
+    if checkpoint and accelerator.is_main_process:
+        # The folder becomes what it was at the checkpoint, so that its pipeline is of the settings recorded below: all
+        # that may differ has decided nothing by then.
+        selected = make_pipeline(best_generator, data) if progress["best"]["accuracy"] >= 0 else None
+        set_pipeline(output_dir, selected)
+        if progress["step"] <= adversarial_steps:
+            begun_with = make_pipeline(ema_generator, data) if progress["step"] == adversarial_steps else None
+            set_pipeline(output_dir / "before_matching", (selected or begun_with) if match_steps else None)
+    if branched:
+        # From here on the branch goes on by its own checkpoints.
+        save_checkpoint(accelerator, models, output_dir, progress, args.checkpoints_total_limit)
     pool = []
     if match_steps:
         with accelerator.main_process_first():
@@ -396,10 +395,9 @@ def main(args: argparse.Namespace) -> None:
                 show_progress=accelerator.is_main_process,
             )
     if accelerator.is_main_process:
-        output_dir.mkdir(parents=True, exist_ok=True)
-        (output_dir / "options.json").write_text(json.dumps(options, indent=2))
-        (output_dir / "environment.json").write_text(json.dumps(environment(), indent=2))
-        keep_lines_until(output_dir / "metrics.jsonl", progress["step"])
+        keep_until(output_dir, progress["step"])
+        replace_text(output_dir / "options.json", json.dumps(options, indent=2))
+        replace_text(output_dir / "environment.json", json.dumps(environment(), indent=2))
         if accelerator.trackers or args.report_to != "none":
             accelerator.init_trackers("train_dim", config={k: str(v) for k, v in options.items()})
     accelerator.print(
@@ -417,142 +415,51 @@ def main(args: argparse.Namespace) -> None:
     order = ShuffledOrder(len(train), args.seed, accelerator.device)
     noise = torch.Generator(accelerator.device)
     match_weights = matching_weights(args.match_loss)
-    stop = catch_signals()
     means = RunningMeans()
     started = time.perf_counter() - progress["seconds"]
     bar = tqdm(total=total_steps, initial=progress["step"], unit="step", disable=not accelerator.is_local_main_process)
-    for micro_step in range(
-        progress["step"] * args.gradient_accumulation_steps, total_steps * args.gradient_accumulation_steps
-    ):
-        step = micro_step // args.gradient_accumulation_steps
-        matching = step >= adversarial_steps
-        rng = random.Random(f"{args.seed}/{micro_step}/{accelerator.process_index}")
-        noise.manual_seed(rng.getrandbits(63))
-        for optimizer, rate in (
-            (generator_optimizer, args.learning_rate),
-            (discriminator_optimizer, args.discr_learning_rate),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = args.match_learning_rate if matching else rate * schedule(step)
 
-        share = micro_step * accelerator.num_processes + accelerator.process_index
-        pixels, labels = train.batch(order.take(share * args.train_batch_size, args.train_batch_size))
-        images = normalise(pixels)
-        latents = torch.randn(
-            len(labels), plain_generator.config.latent_dim, generator=noise, device=accelerator.device
-        )
-        augment = draw_augmentation(args.augmentation, data.size, rng)
-        losses = {}
-
-        def critic(images: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
-            return plain_discriminator(images, labels).logits
-
-        with accelerator.accumulate(generator, discriminator):
-            fake_images = generator(latents, labels).sample
-
-            # The discriminator's step.
-            critic_images = torch.cat([augment(images), augment(fake_images.detach())])
-            output = discriminator(critic_images, labels.repeat(2), num_batches=2)
-            real_logits, fake_logits = output.logits.float().chunk(2)
-            if args.adversarial_loss == "hinge":
-                losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
-            else:
-                mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
-                real, fake = critic_images.chunk(2)
-                losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
-                    gradient_penalty(critic, real, fake, mix)
-                )
-            discriminator_loss = losses["discriminator"]
-            if args.class_loss_weight:
-                losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
-                discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
-            if args.r1_weight and step % args.r1_interval == 0:
-                losses["r1"] = r1_penalty(critic, augment(images))
-                discriminator_loss = discriminator_loss + args.r1_weight * args.r1_interval * losses["r1"]
-            accelerator.backward(discriminator_loss)
-            if args.max_grad_norm and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
-            discriminator_optimizer.step()
-            discriminator_optimizer.zero_grad()
-
-            # The generator's step, on the same images.
-            plain_discriminator.requires_grad_(False)
-            output = plain_discriminator(augment(fake_images), labels)
-            losses["generator"] = generator_loss(output.logits.float())
-            total_loss = losses["generator"]
-            if args.class_loss_weight:
-                losses["class_fake"] = class_loss(output.class_logits.float(), labels)
-                total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
-            if matching and step % args.match_interval == 0:
-                classifier = rng.choice(pool)
-                with accelerator.autocast():
-                    losses["matching"] = matching_loss(
-                        match_weights, classifier, augment(images), augment(fake_images), labels
-                    )
-                total_loss = total_loss + args.match_weight * losses["matching"]
-            accelerator.backward(total_loss)
-            plain_discriminator.requires_grad_(True)
-            if args.max_grad_norm and accelerator.sync_gradients:
-                accelerator.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
-            generator_optimizer.step()
-            generator_optimizer.zero_grad()
-        means.add(losses)
-        if not accelerator.sync_gradients:
-            continue
-        decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
-        update_average(ema_generator, plain_generator, decay)
-        progress["step"] = step = step + 1
-        bar.update()
-
-        # What is due after this step.
-        due_log = step % args.logging_steps == 0 or step == total_steps
-        due_validation = step % validation_steps == 0 or step in (adversarial_steps, total_steps)
-        due_checkpoint = step % args.checkpointing_steps == 0 or step == total_steps
-        if accelerator.num_processes == 1:
-            interrupted = stop()
-        else:
-            interrupted = due_log and accelerator.reduce(torch.tensor(int(stop()), device=accelerator.device)) > 0
-        if not (due_log or due_validation or due_checkpoint or interrupted):
-            continue
-        record: dict[str, Any] = means.read(accelerator)
-        wrong = [name for name, value in record.items() if not math.isfinite(value)]
-        if wrong:
-            raise FloatingPointError(
-                f"loss {', '.join(wrong)} became NaN or infinite by step {step}; the last good checkpoint is "
-                f"untouched. "
-                f"Lower --learning_rate or --discr_learning_rate, or set --max_grad_norm, in a new --output_dir."
-            )
+    def conclude(step: int, record: dict[str, float], validating: bool, saving: bool, interrupted: bool) -> None:
+        """What is due after a step: validation, a line of the log, a checkpoint."""
+        matching = step > adversarial_steps
         progress["seconds"] = time.perf_counter() - started
-        record = {f"loss/{name}": value for name, value in record.items()}
-        if due_validation and accelerator.is_main_process:
-            record["validation/accuracy"] = accuracy = validate(ema_generator, validation, args, accelerator)
-            pipeline = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
-            pipeline.set_progress_bar_config(disable=True)
-            save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
-            if accuracy > progress["best"]["accuracy"]:
-                progress["best"] = {"accuracy": accuracy, "step": step, "matching": matching}
-                replace_pipeline(pipeline, output_dir)
-                if match_steps and not matching:
-                    replace_pipeline(pipeline, output_dir / "before_matching")
-            bar.write(
-                f"step {step:,}: validation accuracy {accuracy:.4f} "
-                f"(best {progress['best']['accuracy']:.4f} at step {progress['best']['step']:,})"
-            )
+        if validating and accelerator.is_main_process:
+            if not makes_finite_images(ema_generator):
+                raise not_finite("generated images", step)
+            try:
+                accuracy = validate(ema_generator, validation, args, accelerator, stop)
+            except ValidationInterrupted:
+                # The continuation begins with it.
+                progress["pending"], saving, interrupted = record, True, True
+            else:
+                record = record | {"validation/accuracy": accuracy}
+                pipeline = make_pipeline(ema_generator, data)
+                save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
+                if accuracy > progress["best"]["accuracy"]:
+                    progress["best"] = {"accuracy": accuracy, "step": step, "matching": matching}
+                    best_generator.load_state_dict(ema_generator.state_dict())
+                    replace_pipeline(pipeline, output_dir)
+                    if match_steps and not matching:
+                        replace_pipeline(pipeline, output_dir / "before_matching")
+                bar.write(
+                    f"step {step:,}: validation accuracy {accuracy:.4f} "
+                    f"(best {progress['best']['accuracy']:.4f} at step {progress['best']['step']:,})"
+                )
             progress["seconds"] = time.perf_counter() - started
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and "pending" not in progress:
             line = {
                 "step": step,
                 "seconds": round(progress["seconds"], 3),
                 "matching": matching,
                 "peak_memory_mib": round(peak_memory_mib(accelerator.device)),
             } | record
-            with (output_dir / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_json_line(output_dir / "metrics.jsonl", line)
             accelerator.log(record, step=step)
             bar.set_postfix({name.removeprefix("loss/"): f"{value:.3g}" for name, value in record.items()})
-        if due_checkpoint or interrupted:
-            save_checkpoint(accelerator, models, output_dir, progress, args.checkpoints_total_limit)
-        if interrupted and step < total_steps:
+        if saving or interrupted:
+            best = {"best_generator": best_generator} if progress["best"]["accuracy"] >= 0 else {}
+            save_checkpoint(accelerator, models | best, output_dir, progress, args.checkpoints_total_limit)
+        if interrupted and (step < total_steps or "pending" in progress):
             bar.close()
             accelerator.end_training()
             accelerator.print(
@@ -560,6 +467,112 @@ def main(args: argparse.Namespace) -> None:
                 f"command and --resume_from_checkpoint latest."
             )
             sys.exit(130)
+
+    with heeded_signals() as stop:
+        if "pending" in progress:
+            step = progress["step"]
+            conclude(step, progress.pop("pending"), True, step % args.checkpointing_steps == 0, False)
+        for micro_step in range(
+            progress["step"] * args.gradient_accumulation_steps, total_steps * args.gradient_accumulation_steps
+        ):
+            step = micro_step // args.gradient_accumulation_steps
+            matching = step >= adversarial_steps
+            rng = random.Random(f"{args.seed}/{micro_step}/{accelerator.process_index}")
+            noise.manual_seed(rng.getrandbits(63))
+            for optimizer, rate in (
+                (generator_optimizer, args.learning_rate),
+                (discriminator_optimizer, args.discr_learning_rate),
+            ):
+                for group in optimizer.param_groups:
+                    group["lr"] = args.match_learning_rate if matching else rate * schedule(step)
+
+            share = micro_step * accelerator.num_processes + accelerator.process_index
+            pixels, labels = train.batch(order.take(share * args.train_batch_size, args.train_batch_size))
+            images = normalise(pixels)
+            latents = torch.randn(
+                len(labels), plain_generator.config.latent_dim, generator=noise, device=accelerator.device
+            )
+            augment = draw_augmentation(args.augmentation, data.size, rng)
+            losses = {}
+
+            def critic(images: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+                return plain_discriminator(images, labels).logits
+
+            with accelerator.accumulate(generator, discriminator):
+                fake_images = generator(latents, labels).sample
+
+                # The discriminator's step.
+                critic_images = torch.cat([augment(images), augment(fake_images.detach())])
+                output = discriminator(critic_images, labels.repeat(2), num_batches=2)
+                real_logits, fake_logits = output.logits.float().chunk(2)
+                if args.adversarial_loss == "hinge":
+                    losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
+                else:
+                    mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
+                    real, fake = critic_images.chunk(2)
+                    losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
+                        gradient_penalty(critic, real, fake, mix)
+                    )
+                discriminator_loss = losses["discriminator"]
+                if args.class_loss_weight:
+                    losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
+                    discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
+                if args.r1_weight and step % args.r1_interval == 0:
+                    losses["r1"] = r1_penalty(critic, augment(images))
+                    discriminator_loss = discriminator_loss + args.r1_weight * args.r1_interval * losses["r1"]
+                accelerator.backward(discriminator_loss)
+                if args.max_grad_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
+                discriminator_optimizer.step()
+                discriminator_optimizer.zero_grad()
+
+                # The generator's step, on the same images.
+                plain_discriminator.requires_grad_(False)
+                output = plain_discriminator(augment(fake_images), labels)
+                losses["generator"] = generator_loss(output.logits.float())
+                total_loss = losses["generator"]
+                if args.class_loss_weight:
+                    losses["class_fake"] = class_loss(output.class_logits.float(), labels)
+                    total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
+                if matching and step % args.match_interval == 0:
+                    classifier = rng.choice(pool)
+                    with accelerator.autocast():
+                        losses["matching"] = matching_loss(
+                            match_weights, classifier, augment(images), augment(fake_images), labels
+                        )
+                    total_loss = total_loss + args.match_weight * losses["matching"]
+                accelerator.backward(total_loss)
+                plain_discriminator.requires_grad_(True)
+                if args.max_grad_norm and accelerator.sync_gradients:
+                    accelerator.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
+                generator_optimizer.step()
+                generator_optimizer.zero_grad()
+            means.add(losses)
+            if not accelerator.sync_gradients:
+                continue
+            decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
+            update_average(ema_generator, plain_generator, decay)
+            progress["step"] = step = step + 1
+            bar.update()
+
+            # What is due after this step.
+            due_log = step % args.logging_steps == 0 or step == total_steps
+            due_validation = step % validation_steps == 0 or step in (adversarial_steps, total_steps)
+            due_checkpoint = step % args.checkpointing_steps == 0 or step == total_steps
+            if accelerator.num_processes == 1:
+                interrupted = stop()
+            else:
+                interrupted = due_log and accelerator.reduce(torch.tensor(int(stop()), device=accelerator.device)) > 0
+            if not (due_log or due_validation or due_checkpoint or interrupted):
+                continue
+            record = {f"loss/{name}": value for name, value in means.read(accelerator).items()}
+            wrong = [name.removeprefix("loss/") for name, value in record.items() if not math.isfinite(value)]
+            if wrong:
+                raise not_finite(f"loss {', '.join(wrong)}", step)
+            # A step can spoil weights by losses that are still numbers.
+            if not is_finite(*models.values()):
+                raise not_finite("weights", step)
+            conclude(step, record, due_validation, due_checkpoint, bool(interrupted))
     bar.close()
     accelerator.end_training()
     if accelerator.is_main_process:
@@ -577,25 +590,47 @@ def main(args: argparse.Namespace) -> None:
             print(f"Pushed to {args.hub_model_id}: {url}")
 
 
-def read_config(argument: str, path: str | None, network: type[torch.nn.Module]) -> dict[str, Any]:
-    """The entries of a network's config that a JSON file gives, if there is one."""
-    if path is None:
-        return {}
-    valid = list(inspect.signature(network).parameters)
-    try:
-        entries = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"`--{argument}` {path} is no JSON: {error}.") from error
-    if not isinstance(entries, dict) or (unknown := [name for name in entries if name not in valid]):
-        wrong = f"the unknown {', '.join(unknown)}" if isinstance(entries, dict) else f"{entries!r}"
-        raise ValueError(f"`--{argument}` {path} has {wrong}; valid is an object with any of {', '.join(valid)}.")
-    return entries
+def make_pipeline(generator: DiMGenerator, data: ImageData) -> DiMPipeline:
+    """A pipeline of a copy of the generator's present weights."""
+    pipeline = DiMPipeline(copy.deepcopy(generator), id2label=dict(enumerate(data.class_names)))
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def not_finite(what: str, step: int) -> FloatingPointError:
+    return FloatingPointError(
+        f"{what} became NaN or infinite by step {step}; the last good checkpoint is untouched. Lower --learning_rate "
+        f"or --discr_learning_rate, or set --max_grad_norm, in a new --output_dir."
+    )
+
+
+@torch.no_grad()
+def makes_finite_images(generator: DiMGenerator) -> bool:
+    """Whether the images of a generator in `eval()`, one of each class up to 64, are numbers."""
+    config = generator.config
+    labels = torch.arange(min(64, config.num_classes), device=generator.device)
+    latents = torch.randn(len(labels), config.latent_dim, generator=torch.Generator().manual_seed(0))
+    return bool(generator(latents.to(generator.device), labels).sample.isfinite().all())
+
+
+class ValidationInterrupted(Exception):
+    """A signal came during validation, which takes too long to wait for."""
 
 
 def validate(
-    generator: DiMGenerator, validation: ImageData, args: argparse.Namespace, accelerator: Accelerator
+    generator: DiMGenerator,
+    validation: ImageData,
+    args: argparse.Namespace,
+    accelerator: Accelerator,
+    stop: Callable[[], bool],
 ) -> float:
     """Accuracy on held-out real images of a classifier trained for a short while on generated ones."""
+
+    def leave(epoch: int, classifier: torch.nn.Module) -> None:
+        # Other processes would not know of it.
+        if accelerator.num_processes == 1 and stop():
+            raise ValidationInterrupted
+
     # The classifier needs no loss scaling: where the run is in fp16 it is trained in float32.
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "no"
     recipe = DeploymentRecipe(epochs=args.validation_epochs, mixed_precision=precision)
@@ -608,6 +643,7 @@ def validate(
         size=validation.size,
         seed=args.seed,
         device=validation.labels.device,
+        on_epoch=leave,
     )
     return evaluate_accuracy(classifier, validation)
 
@@ -629,11 +665,13 @@ def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
 
 def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any]) -> set[str]:
     """The settings that have decided nothing yet when a checkpoint is taken after `step` steps."""
+    # Releases before 0.2 did not record a precision that came from accelerate's configuration.
+    unknown = {"mixed_precision"} if then.get("mixed_precision") is None else set()
     if step > min(then.get("adversarial_steps", 0), now["adversarial_steps"]):
-        return set()
+        return unknown
     # Any other schedule of the learning rate depends on the length of phase 1 from its first step on.
     constant = now["lr_scheduler"].startswith("constant")
-    return MATCHING_SETTINGS | ({"adversarial_steps"} if constant else set())
+    return unknown | MATCHING_SETTINGS | ({"adversarial_steps"} if constant else set())
 
 
 class RunningMeans:
@@ -659,29 +697,31 @@ class RunningMeans:
         return named
 
 
-def catch_signals() -> Any:
-    """Returns a function that tells whether Ctrl-C or SIGTERM came; a second one ends the run at once."""
+@contextmanager
+def heeded_signals() -> Iterator[Callable[[], bool]]:
+    """Gives a function that tells whether Ctrl-C or SIGTERM came; a second or a later one acts as it did before."""
     received = []
+    before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
     def note(number: int, frame: Any) -> None:
         received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        restore()
 
-    signal.signal(signal.SIGINT, note)
-    signal.signal(signal.SIGTERM, note)
-    return lambda: bool(received)
-
-
-def keep_lines_until(path: Path, step: int) -> None:
-    """Drops what was logged after the checkpoint that a run goes on from."""
-    if path.exists():
-        lines = [line for line in path.read_text().splitlines() if json.loads(line)["step"] <= step]
-        path.write_text("".join(f"{line}\n" for line in lines))
+    for number in before:
+        signal.signal(number, note)
+    try:
+        yield lambda: bool(received)
+    finally:
+        restore()
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError, FloatingPointError) as error:
-        raise SystemExit(f"train_dim.py: {error}") from error
+    run_script(
+        "train_dim.py",
+        lambda: main(parse_args()),
+        "What was saved before is whole; --resume_from_checkpoint latest goes on from the last checkpoint.",
+    )

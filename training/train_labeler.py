@@ -10,19 +10,23 @@ pipeline's folder says, and its accuracy is that on the part held out.
 """
 
 import argparse
-import json
+import math
 import random
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
+from command_line import load_pipeline, local_path, run_script
+from run_folder import read_json_object
 
-from dim_hf.data import holdout, load_image_data
+from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
+from dim_hf.weights import is_finite
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -30,18 +34,27 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         description="Train a teacher on real images and save it with a pipeline.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--pipeline", default="out/digits", help="folder or Hub id of a distilled data set")
-    parser.add_argument("--output_dir", help="where to save the pipeline with its teacher; default: --pipeline itself")
     parser.add_argument(
-        "--dataset_name", default="digits", help="Hub id, local folder or file, or 'digits' (embedded)"
+        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
+    )
+    parser.add_argument(
+        "--output_dir", type=local_path, help="where to save the pipeline with its teacher; default: --pipeline itself"
+    )
+    parser.add_argument(
+        "--dataset_name",
+        type=local_path,
+        default="digits",
+        help="Hub id, local folder or file, or 'digits' (embedded)",
     )
     parser.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    parser.add_argument("--train_data_dir", help="folder of images, one sub-folder per class, instead of a data set")
+    parser.add_argument(
+        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
+    )
     parser.add_argument("--revision", help="revision of a data set on the Hub")
     parser.add_argument("--train_split", help="default: that of the training run in --pipeline, or train")
     parser.add_argument("--image_column", help="found from the features unless given")
     parser.add_argument("--label_column", help="found from the features unless given")
-    parser.add_argument("--cache_dir", help="where decoded images are kept")
+    parser.add_argument("--cache_dir", type=local_path, help="where decoded images are kept")
     parser.add_argument(
         "--validation_fraction",
         type=float,
@@ -54,13 +67,25 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(input_args)
 
 
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses settings that no data set could make valid."""
+    for name in ("num_train_epochs", "train_batch_size", "learning_rate"):
+        value = getattr(args, name)
+        if not math.isfinite(value) or value <= 0:
+            raise ValueError(f"`--{name}` is {value}; it must be above 0.")
+        if isinstance(value, int) and value > 10**9:
+            raise ValueError(f"`--{name}` is {value}; it must be at most {10**9:,}.")
+    if args.validation_fraction is not None and not 0 < args.validation_fraction < 1:
+        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
+    if args.seed is not None and not 0 <= args.seed < 2**32:
+        raise ValueError(f"`--seed` is {args.seed}; it must be from 0 to {2**32 - 1}.")
+
+
 def main(args: argparse.Namespace) -> float:
-    # 1. Settings and data are checked before anything is made.
+    # 1. What settings and folders alone show to be wrong is refused before data is read.
+    check_args(args)
     # A teacher's soft labels say more where its own were not smoothed (arXiv 1906.02629).
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)
-    device = Accelerator().device
-    pipe = DiMPipeline.from_pretrained(args.pipeline)
-    config = pipe.generator.config
     output_dir = Path(args.output_dir or args.pipeline)
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is no local folder.")
@@ -69,6 +94,11 @@ def main(args: argparse.Namespace) -> float:
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
     if output_dir.resolve() != Path(args.pipeline).resolve():
         refuse_foreign_files(output_dir, "train_labeler.py")
+    pipe = load_pipeline("pipeline", args.pipeline)
+    config = pipe.generator.config
+    labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
+    check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
+    device = Accelerator().device
     # What the run held out stays unseen, so that evaluate_dim.py --validation may score with this teacher's labels.
     defaults: dict[str, Any] = {"train_split": "train", "validation_fraction": 0.1, "seed": 0}
     settings = defaults | run | {name: value for name in defaults if (value := getattr(args, name)) is not None}
@@ -89,12 +119,10 @@ def main(args: argparse.Namespace) -> float:
     if run.get("data_fingerprint", data.fingerprint) != data.fingerprint:
         raise ValueError(
             f"`--dataset_name` {args.dataset_name} is not the data that `--pipeline` {args.pipeline} was trained on, "
-            f"{run['dataset_name']} (options.json)."
+            f"{run.get('dataset_name')} (options.json)."
         )
     seed = settings["seed"]
     train, validation = (part.to(device) for part in holdout(data, settings["validation_fraction"], seed))
-    labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
-    check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
 
     # 2. The teacher is trained, scored once, and saved.
     with lock_output_dir(output_dir, "train_labeler.py"):
@@ -110,6 +138,11 @@ def main(args: argparse.Namespace) -> float:
             device=device,
             progress=True,
         )
+        if not is_finite(classifier) or not finite_logits(classifier, validation):
+            raise FloatingPointError(
+                f"the teacher's weights or logits became NaN or infinite, so {output_dir} stays as it is; lower "
+                f"`--learning_rate`, which is {args.learning_rate}."
+            )
         accuracy = evaluate_accuracy(classifier, validation)
         labeler.network.load_state_dict(classifier.state_dict())
         replace_pipeline(DiMPipeline(pipe.generator, pipe.config.id2label, labeler), output_dir)
@@ -120,11 +153,15 @@ def main(args: argparse.Namespace) -> float:
 def read_options(folder: Path) -> dict[str, Any]:
     """The options of the training run that made a folder; none of what a run did not make."""
     path = folder / "options.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    return read_json_object(path) if path.exists() else {}
+
+
+@torch.no_grad()
+def finite_logits(classifier: torch.nn.Module, data: ImageData) -> bool:
+    """Whether what a classifier in `eval()` makes of the first images, at most 512, are numbers."""
+    indices = torch.arange(min(512, len(data)), device=data.labels.device)
+    return bool(classifier(normalise(data.batch(indices)[0])).isfinite().all())
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"train_labeler.py: {error}") from error
+    run_script("train_labeler.py", lambda: main(parse_args()), "Nothing was replaced; the same command begins again.")

@@ -1,4 +1,4 @@
-"""Names and sizes of weights."""
+"""Names and sizes of weights, and whether they are numbers at all."""
 
 import hashlib
 from pathlib import Path
@@ -20,6 +20,12 @@ def module_digest(module: nn.Module) -> str:
     for _, value in sorted(module.state_dict().items()):
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def is_finite(*modules: nn.Module) -> bool:
+    """Whether no weight or buffer of these networks is NaN or infinite."""
+    values = [value for module in modules for value in module.state_dict().values() if value.is_floating_point()]
+    return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
 
 def module_bytes(module: ModelMixin) -> int:

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import ResNetConfig
 
 from dim_hf.classifiers import build_classifier
@@ -136,12 +137,34 @@ def test_nothing_half_written_is_left(build, tmp_path):
     assert [path.suffix for path in (tmp_path / "pool").iterdir()] == [".safetensors"]
 
 
+def test_a_damaged_cache_is_trained_anew(build, tmp_path):
+    first = weights(build(recipe=SHORT)[-1])
+    (file,) = (tmp_path / "pool").iterdir()
+    content = file.read_bytes()
+    flipped = bytearray(content)
+    flipped[-7] ^= 64
+    for damaged in (bytes(flipped), content[:-100], b""):
+        file.write_bytes(damaged)
+        with pytest.warns(UserWarning, match="safetensors is damaged; its networks are trained anew"):
+            assert torch.equal(weights(build(recipe=SHORT)[-1]), first)
+    # Releases before 0.2 wrote no digest.
+    save_file(load_file(file), file)
+    written = file.stat().st_mtime_ns
+    assert torch.equal(weights(build(recipe=SHORT)[-1]), first) and file.stat().st_mtime_ns == written
+
+
+def test_a_network_that_diverged_is_not_cached(build, tmp_path):
+    with pytest.raises(FloatingPointError, match="`pool`: the weights of convnet3 became NaN or infinite by step 2"):
+        build(recipe=PoolRecipe(steps=2, snapshots=1, batch_size=8, learning_rate=1e39))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 def test_empty_and_wrong_entries_are_refused_before_any_training(build, tmp_path):
     with pytest.raises(ValueError, match="`pool` is empty"):
         build(entries=())
     with pytest.raises(ValueError, match="convnett3.*convnet3"):
         build(entries=("convnet3", "convnett3"))
-    for entry in ("convnet3@0", "convnet3@1.5", "convnet3@"):
+    for entry in ("convnet3@0", "convnet3@1.5", "convnet3@", "convnet3@1001"):
         with pytest.raises(ValueError, match=f"'{entry}' has the weight .*; it must be a whole number from 1"):
             build(entries=(entry,))
     with pytest.raises(ValueError, match="takes no images of 30 pixels"):

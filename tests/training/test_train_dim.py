@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -299,8 +300,27 @@ def test_two_processes_train_one_model(tiny, tmp_path):
         (["--train_batch_size", "0"], "`--train_batch_size` is 0"),
         (["--match_weight", "-1"], "`--match_weight` is -1"),
         (["--validation_fraction", "1"], "`--validation_fraction` is 1"),
-        (["--resume_from_checkpoint", "checkpoint-7"], "'checkpoint-7' is no checkpoint; valid are latest"),
+        (["--resume_from_checkpoint", "checkpoint-7"], "'checkpoint-7' is not a checkpoint; valid are latest"),
         (["--output_dir", "/proc/nowhere"], "`--output_dir` /proc/nowhere cannot be written to"),
+        (["--resolution", "1000000"], "`resolution` 1000000 .* nearest are 3072 and 3584"),
+        (["--learning_rate", "nan"], "`--learning_rate` is nan; it must be above 0"),
+        (["--match_weight", "inf"], "`--match_weight` is inf; it must be 0 or above"),
+        (["--adam_beta1", "1"], "`--adam_beta1` is 1.0; it must be from 0 to below 1"),
+        (["--adam_epsilon", "0"], "`--adam_epsilon` is 0.0; it must be above 0"),
+        (["--checkpointing_steps", "10000000000"], "`--checkpointing_steps` is 10000000000; it must be at most"),
+        (["--train_batch_size", "900000000"], "`--train_batch_size` is 900000000, whose images take .* GiB"),
+        (["--seed", "-1"], "`--seed` is -1; it must be from 0"),
+        (["--dataloader_num_workers", "-1"], "`--dataloader_num_workers` is -1; it must be 0 or above"),
+        (["--pool", "convnet3@2000"], "must be a whole number from 1 to 1,000"),
+        (["--match_loss", ""], "`--match_loss` is empty; valid are pairwise"),
+        (["--lr_warmup_steps", "5"], "`--lr_warmup_steps` has no effect with `--lr_scheduler` constant"),
+        (["--no-use_ema", "--ema_decay", "0.9"], "`--ema_decay` has no effect with `--no-use_ema`"),
+        (["--hub_model_id", "me/x"], "`--hub_model_id` has no effect without `--push_to_hub`"),
+        (["--logging_dir", "../logs"], "`--logging_dir` is '../logs'; it must be a folder of its own below"),
+        (["--logging_dir", "checkpoint-1"], "`--logging_dir` is 'checkpoint-1'"),
+        (["--mixed_precision", "fp16"], "`--mixed_precision` asks for fp16, which a CPU does not train in"),
+        (["--allow_tf32"], "`--allow_tf32` is of NVIDIA GPUs, and this run is on cpu"),
+        (["--report_to", "nonsense"], "`--report_to` 'nonsense' is not a tracker .*; valid are .*tensorboard"),
     ],
 )
 def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, message):
@@ -314,15 +334,79 @@ def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, 
     [
         ('{"norm": "spectral", "width": 4}', "has the unknown width; valid is an object with any of num_classes, "),
         ("[8]", r"has \[8\]; valid is an object with any of num_classes, "),
-        ("latent_dim: 8", "is no JSON: "),
+        ("latent_dim: 8", "is not JSON: "),
+        ("[" * 100_000, "is not JSON: "),
+        (b"\xff\xfe{", "is not JSON: "),
+        ('{"sample_size": 16}', "`sample_size` is 16, but that of the images is 8"),
+        ('{"in_channels": 3}', "`in_channels` is 3, but that of the images is 1"),
+        ('{"num_classes": "x"}', "`num_classes` is 'x'; it must be a whole number from 1 to 65,536"),
+        ('{"block_out_channels": 8}', "`block_out_channels` is 8; it must be a list of whole numbers from 1"),
+        ('{"block_out_channels": [true]}', r"`block_out_channels` is \[True\]; it must be a list of whole numbers"),
+        ('{"block_out_channels": []}', r"`block_out_channels` is \[\]; it must be a list of whole numbers"),
+        (
+            '{"layers_per_block": [-1]}',
+            r"`layers_per_block` is \[-1\]; it must be a list of whole numbers from 0 to 64",
+        ),
+        ('{"layers_per_block": [0, 0]}', r"`layers_per_block` \(0, 0\) must have one entry per block"),
+        ('{"projection": 1}', "`projection` is 1; it must be true or false"),
+        ('{"norm": ["layer"]}', r"`norm` is \['layer'\]; it must be a word"),
+        ('{"norm": "batch"}', "`norm` is 'batch'; valid are 'spectral'"),
+        ('{"block_out_channels": [65536], "layers_per_block": [64]}', "has .* weights, which take .* GiB to train"),
     ],
 )
-def test_a_config_of_other_entries_is_refused(tiny, tmp_path, content, message):
+def test_a_config_that_cannot_be_built_is_refused(tiny, tmp_path, content, message):
     arguments = tiny("run")
-    (tmp_path / "discriminator.json").write_text(content)
+    (tmp_path / "discriminator.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ValueError, match=f"`--discriminator_config` .*discriminator.json {message}"):
         run(arguments)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["nowhere.json", "."])
+def test_a_config_that_cannot_be_read_is_refused(tiny, tmp_path, name):
+    path = tmp_path / name
+    with pytest.raises(OSError, match=f"`--generator_config` {path} cannot be read: (No such file|Is a directory)"):
+        run(tiny("run", "--generator_config", str(path)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_lone_image_that_batch_norm_cannot_take_is_refused(tiny, tmp_path):
+    path = tmp_path / "generator.json"
+    path.write_text('{"block_out_channels": [8, 8, 8], "layers_per_block": [0, 0, 0]}')
+    with pytest.raises(ValueError, match="`--generator_config` .* cannot be trained: Expected more than 1 value"):
+        run(tiny("run", "--train_batch_size", "1"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_MIXED_PRECISION", "fp16", "accelerate's configuration asks for fp16, which a CPU does not"),
+        ("ACCELERATE_MIXED_PRECISION", "fp8", "accelerate's configuration asks for the precision 'fp8'; valid are no"),
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "`--gradient_accumulation_steps` is 1, and accelerate's"),
+    ],
+)
+def test_what_accelerates_configuration_would_change_is_refused(tiny, tmp_path, monkeypatch, name, value, message):
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=message):
+        run(tiny("run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_trackers_and_tokens_are_looked_at_before_data(tiny, tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    (tmp_path / "run" / "checkpoint-8").mkdir(parents=True)
+    for more, error, message in (
+        ([], FileExistsError, "holds the checkpoints of a run already, checkpoint-8"),
+        (["--resume_from_checkpoint", "latest"], ValueError, r"checkpoint-8 is damaged \(it is empty\)"),
+        (["--report_to", "wandb-"], ValueError, "`--report_to`"),
+        (["--push_to_hub"], ValueError, "needs a token, and there is none"),
+        (["--push_to_hub", "--hub_token", "hf_x", "--hub_model_id", "a b"], ValueError, "`--hub_model_id` is not"),
+    ):
+        with pytest.raises(error, match=message):
+            run(tiny("run", "--dataset_name", "no/such/folder", *more))
 
 
 def test_epochs_win_over_the_steps_of_a_preset_and_steps_over_its_epochs():
@@ -365,6 +449,161 @@ def test_a_checkpoint_of_another_configuration_is_refused_by_name(tiny, tmp_path
     run(tiny("run"))
     with pytest.raises(ValueError, match="another configuration: `learning_rate` was 0.0004 and is now 0.001"):
         run(tiny("run", "--learning_rate", "1e-3", "--resume_from_checkpoint", "latest"))
+
+
+def folder_files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_checkpoint_of_one_run_takes_nothing_from_another(tiny, tmp_path):
+    more = ["--checkpointing_steps", "2", "--checkpoints_total_limit", "9"]
+    run(tiny("trunk", *more))
+    run(tiny("other", "--max_train_steps", "2", "--max_match_steps", "0"))
+    before = folder_files(tmp_path)
+    for resume in (["checkpoint-6"], [str(tmp_path / "trunk" / "checkpoint-6")]):
+        with pytest.raises(FileExistsError, match="checkpoint-6 is followed by checkpoint-8, checkpoint-10 in"):
+            run(tiny("trunk", *more, "--match_loss", "pairwise", "--resume_from_checkpoint", *resume))
+    with pytest.raises(FileExistsError, match="`--output_dir` .*other holds the checkpoints of a run already"):
+        run(tiny("other", *more, "--resume_from_checkpoint", str(tmp_path / "trunk" / "checkpoint-6")))
+    assert folder_files(tmp_path) == before
+
+
+def test_a_pipeline_is_of_the_settings_recorded_beside_it(tiny, tmp_path):
+    more = ["--checkpointing_steps", "2", "--checkpoints_total_limit", "9", "--validation_steps", "2"]
+    folder = tmp_path / "run"
+    run(tiny("run", *more))
+    # As after a loss of what followed step 4, with a pipeline that came later and settings that matching began with.
+    for step in (6, 8, 10):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    best = json.loads((folder / "checkpoint-4" / "progress.json").read_text())["best"]
+    torch.manual_seed(5)
+    pipeline = DiMPipeline.from_pretrained(folder)
+    torch.nn.init.normal_(pipeline.generator.proj_in.weight)
+    for later in (folder, folder / "before_matching"):
+        pipeline.save_pretrained(later)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 11, "loss')
+    run(tiny("run", *more, "--match_loss", "pairwise", "--max_match_steps", "2", "--resume_from_checkpoint", "latest"))
+    assert json.loads((folder / "options.json").read_text())["match_loss"] == "pairwise"
+    last = json.loads((folder / "checkpoint-8" / "progress.json").read_text())["best"]
+    run(tiny("straight", *more, "--match_loss", "pairwise", "--max_match_steps", "2"))
+    assert last["step"] == json.loads((tmp_path / "straight/checkpoint-8/progress.json").read_text())["best"]["step"]
+    for name in (".", "before_matching"):
+        found, expected = (
+            load_file(parent / name / "generator" / "diffusion_pytorch_model.safetensors")
+            for parent in (folder, tmp_path / "straight")
+        )
+        assert all(torch.equal(value, expected[key]) for key, value in found.items()), name
+    assert [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()] == [2, 4, 6, 8]
+    assert not list((folder / "samples").glob("*10.png")) and best["step"] <= 4
+
+
+def test_what_has_no_checkpoint_begins_again_over_its_own_pipeline_alone(tiny, tmp_path):
+    folder = tmp_path / "run"
+    more = ["--max_train_steps", "2", "--max_match_steps", "0"]
+    run(tiny("run", *more))
+    shutil.rmtree(folder / "checkpoint-2")
+    before = folder_files(folder)
+    with pytest.raises(FileExistsError, match="no checkpoint to go on from; name another. `seed` was 0 and is now 3"):
+        run(tiny("run", *more, "--seed", "3", "--resume_from_checkpoint", "latest"))
+    assert folder_files(folder) == before
+    run(tiny("run", *more, "--resume_from_checkpoint", "latest"))
+    assert (folder / "checkpoint-2").exists()
+
+
+def test_a_checkpoint_of_release_0_1_goes_on(tiny, tmp_path):
+    more = ["--checkpointing_steps", "8"]
+    run(tiny("straight", *more))
+    old = tmp_path / "old"
+    shutil.copytree(tmp_path / "straight", old)
+    shutil.rmtree(old / "checkpoint-10")
+    # It had no manifest, no copy of the best generator, and no precision but one that a flag gave.
+    (old / "checkpoint-8" / "manifest.json").unlink()
+    shutil.rmtree(old / "checkpoint-8" / "best_generator")
+    progress = json.loads((old / "checkpoint-8" / "progress.json").read_text())
+    progress["options"]["mixed_precision"] = None
+    (old / "checkpoint-8" / "progress.json").write_text(json.dumps(progress))
+    run(tiny("old", *more, "--resume_from_checkpoint", "latest"))
+    assert_equal_weights(final_weights(tmp_path / "straight"), final_weights(old))
+
+
+def test_another_precision_is_refused_by_name(tiny, tmp_path, monkeypatch):
+    run(tiny("run", "--max_train_steps", "1", "--max_match_steps", "0"))
+    assert json.loads((tmp_path / "run" / "options.json").read_text())["mixed_precision"] == "no"
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    with pytest.raises(ValueError, match="`mixed_precision` was 'no' and is now 'bf16'"):
+        run(tiny("run", "--max_train_steps", "2", "--max_match_steps", "0", "--resume_from_checkpoint", "latest"))
+
+
+def test_weights_that_a_step_spoiled_replace_nothing(tiny, tmp_path):
+    # The losses of the step itself are numbers.
+    with pytest.raises(FloatingPointError, match="weights became NaN or infinite by step 1"):
+        run(tiny("run", "--max_train_steps", "1", "--max_match_steps", "0", "--learning_rate", "1e39"))
+    assert not (tmp_path / "run" / "model_index.json").exists() and not list((tmp_path / "run").glob("checkpoint-*"))
+
+
+def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny, tmp_path, monkeypatch):
+    more = ["--validation_epochs", "3", "--logging_steps", "1"]
+    run(tiny("straight", *more))
+    original = train_dim.train_classifier
+
+    def interrupted(*args, **kwargs):
+        signal.raise_signal(signal.SIGTERM)
+        return original(*args, **kwargs)
+
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(train_dim, "train_classifier", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        run(tiny("run", *more))
+    assert stopped.value.code == 130
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    monkeypatch.undo()
+    assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
+    run(tiny("run", *more, "--resume_from_checkpoint", "latest"))
+    assert_equal_weights(final_weights(tmp_path / "straight"), final_weights(tmp_path / "run"))
+    logs = [
+        [
+            {name: value for name, value in json.loads(line).items() if name not in ("seconds", "peak_memory_mib")}
+            for line in (tmp_path / folder / "metrics.jsonl").read_text().splitlines()
+        ]
+        for folder in ("straight", "run")
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_signals_act_as_before_once_the_loop_is_over():
+    before = signal.getsignal(signal.SIGINT)
+    with train_dim.heeded_signals() as stop:
+        assert not stop()
+        signal.raise_signal(signal.SIGINT)
+        assert stop() and signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_checkpoints_that_give_way_need_no_space(tmp_path):
+    generator, discriminator = train_dim.DiMGenerator(2, 8, 1, 4, 4, (8,), (0,)), train_dim.DiMDiscriminator(2, 8, 1)
+    one = 4 * (5 * generator.num_parameters() + 3 * discriminator.num_parameters())
+    pipelines = 12 * generator.num_parameters()
+
+    def needed(saves, limit):
+        return train_dim.needed_bytes(tmp_path, generator, discriminator, saves, limit) - pipelines
+
+    assert needed(10, 3) == 3 * one and needed(10, 1) == 2 * one and needed(1, 3) == one
+    for step in (1, 2):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        (tmp_path / f"checkpoint-{step}" / "optimizer.bin").write_bytes(b"x" * one)
+    assert needed(10, 3) == one and needed(10, 2) == 0
+
+
+@pytest.mark.slow
+def test_a_script_ends_in_one_message(tiny, tmp_path):
+    result = subprocess.run(
+        [sys.executable, str(SCRIPT), *tiny("run", "--seed", "-1")], capture_output=True, text=True, timeout=120
+    )
+    assert (result.returncode, result.stderr) == (
+        1,
+        "train_dim.py: `--seed` is -1; it must be from 0 to 4294967295.\n",
+    )
 
 
 def test_a_full_disk_is_noticed_before_any_work(tiny, tmp_path, monkeypatch):

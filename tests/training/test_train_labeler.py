@@ -61,9 +61,12 @@ class Logits(torch.nn.Module):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--num_train_epochs", "0"], "`epochs` is 0"),
-        (["--validation_fraction", "1.5"], "`fraction` is 1.5"),
+        (["--num_train_epochs", "0"], "`--num_train_epochs` is 0"),
+        (["--validation_fraction", "1.5"], "`--validation_fraction` is 1.5"),
         (["--train_split", "training"], "no split 'training'"),
+        (["--learning_rate", "nan"], "`--learning_rate` is nan"),
+        (["--train_batch_size", "0"], "`--train_batch_size` is 0"),
+        (["--seed", "-1"], "`--seed` is -1"),
     ],
 )
 def test_refusals_before_anything_is_made(tmp_path, more, message):
@@ -71,6 +74,23 @@ def test_refusals_before_anything_is_made(tmp_path, more, message):
     with pytest.raises(ValueError, match=message):
         run(tmp_path, *more)
     assert not (tmp_path / "run" / "labeler").exists()
+
+
+def test_a_teacher_that_diverged_replaces_nothing(tmp_path):
+    save_pipeline(tmp_path / "run")
+    run(tmp_path)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    with pytest.raises(FloatingPointError, match="the teacher's weights or logits became NaN .* `--learning_rate`"):
+        run(tmp_path, "--learning_rate", "1e12")
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+
+
+def test_damaged_options_are_named(tmp_path):
+    save_pipeline(tmp_path / "run")
+    for content in ('{"seed": ', "[]"):
+        (tmp_path / "run" / "options.json").write_text(content)
+        with pytest.raises(ValueError, match="run/options.json is damaged"):
+            run(tmp_path)
 
 
 def test_other_data_and_the_folder_of_another_run_are_refused(tmp_path):

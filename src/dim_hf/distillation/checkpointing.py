@@ -1,41 +1,152 @@
-"""Checkpoints of a training run: written aside and renamed, pruned, found, and refused when they do not fit."""
+"""
+Checkpoints of a training run: written aside and renamed, known to be whole by a manifest of their files, pruned,
+found, and refused when they do not fit.
+"""
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Callable, Collection
+import zipfile
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 from diffusers.models.modeling_utils import ModelMixin
+from safetensors import SafetensorError, safe_open
+
+from ..messages import listed
+
+
+# The size and digest of every other file of a checkpoint, written last.
+MANIFEST = "manifest.json"
+# What a checkpoint without a manifest holds at least. Releases before 0.2 wrote none; to be dropped in the one after.
+WITHOUT_MANIFEST = (
+    "progress.json",
+    "optimizer.bin",
+    "optimizer_1.bin",
+    *(f"{name}/diffusion_pytorch_model.safetensors" for name in ("generator", "discriminator", "ema_generator")),
+)
+
+
+def checkpoint_step(path: Path) -> int:
+    """The step in a checkpoint's name, `checkpoint-N`; -1 for any other name."""
+    found = re.fullmatch(r"checkpoint-(\d{1,18})", path.name, re.ASCII)
+    return int(found[1]) if found else -1
 
 
 def checkpoints(output_dir: str | os.PathLike) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first by their step."""
-    found = [p for p in Path(output_dir).glob("checkpoint-*") if p.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    """The checkpoints in a folder, oldest first by their step; one that was damaged later is among them."""
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if checkpoint_step(path) >= 0 and path.is_dir()]
+    return sorted(found, key=checkpoint_step)
 
 
-def find_checkpoint(output_dir: str | os.PathLike, name: str) -> Path | None:
+def find_checkpoint(output_dir: str | os.PathLike, name: str) -> tuple[Path | None, list[str]]:
     """
-    The checkpoint that `--resume_from_checkpoint` names: a path, a `checkpoint-N` of `output_dir`, or `"latest"`.
+    The checkpoint that `--resume_from_checkpoint` names: a `checkpoint-N` of `output_dir`, a path, or `"latest"`, the
+    last one that is whole.
 
     Returns:
-        Its folder; `None` if `"latest"` is asked for and there is none yet.
+        Its folder, `None` if `"latest"` is asked for and there is none yet; and for each later one that is not whole,
+        what is wrong with it.
 
     Raises:
         FileNotFoundError: If a checkpoint is named that does not exist.
+        ValueError: If it is not whole, naming the file, or if `"latest"` is asked for and no one is.
+        FileExistsError: If it is one of `output_dir` and whole ones follow it, which the run would lose.
     """
+    found = checkpoints(output_dir)
     if name == "latest":
-        return found[-1] if (found := checkpoints(output_dir)) else None
-    for path in (Path(name), Path(output_dir) / name):
-        if (path / "progress.json").is_file():
-            return path
-    valid = ["latest", *(path.name for path in checkpoints(output_dir))]
+        damaged: list[str] = []
+        for path in reversed(found):
+            if not (reason := damage(path)):
+                return path, damaged
+            damaged.append(f"{path.name} is damaged ({reason})")
+        if damaged:
+            raise ValueError(
+                f"no checkpoint in {output_dir} is whole: {listed(damaged, 2)}; name another --output_dir to begin "
+                f"again."
+            )
+        return None, []
+    for path in (Path(output_dir) / name, Path(name).expanduser()):
+        if path.is_dir() and (checkpoint_step(path) >= 0 or (path / "progress.json").is_file()):
+            if reason := damage(path):
+                raise ValueError(f"`--resume_from_checkpoint` {path} is damaged: {reason}.")
+            later = [
+                other
+                for other in found
+                if path.resolve().parent == other.resolve().parent and checkpoint_step(other) > checkpoint_step(path)
+            ]
+            if later and (whole := [other.name for other in later if not damage(other)]):
+                raise FileExistsError(
+                    f"`--resume_from_checkpoint` {name} is followed by {listed(whole, 3)} in {output_dir}, which "
+                    f"would be lost; go on with latest, or branch off into another --output_dir."
+                )
+            return path, []
+    valid = ["latest", *(path.name for path in reversed(found))]
     raise FileNotFoundError(
-        f"`--resume_from_checkpoint` {name!r} is no checkpoint; valid are {', '.join(valid)} or a checkpoint's path."
+        f"`--resume_from_checkpoint` {name!r} is not a checkpoint; valid are {listed(valid)} or a checkpoint's path."
     )
+
+
+def damage(checkpoint: Path) -> str | None:
+    """
+    Why a checkpoint is not whole, naming the file; `None` if it is. Every byte of it is read and compared with its
+    manifest.
+    """
+    try:
+        if not (checkpoint / MANIFEST).is_file():
+            return _damage_without_manifest(checkpoint)
+        manifest = json.loads((checkpoint / MANIFEST).read_bytes())
+        if "progress.json" not in manifest:
+            return f"{MANIFEST} is not what was saved"
+        for name, (size, digest) in manifest.items():
+            path = checkpoint / name
+            if not path.is_file():
+                return f"{name} is missing"
+            if path.stat().st_size != size:
+                return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
+            if _digest(path) != digest:
+                return f"{name} has other content than was saved"
+    except OSError as error:
+        return f"{error.filename or checkpoint} cannot be read: {error.strerror}"
+    # The manifest is a small file of ours: whatever it holds in place of what was written is damage.
+    except (ValueError, TypeError, AttributeError):
+        return f"{MANIFEST} is not what was saved"
+    return None
+
+
+def _damage_without_manifest(checkpoint: Path) -> str | None:
+    """What the formats of the files themselves show: lengths, and the checksums inside of pickled ones."""
+    if missing := [name for name in WITHOUT_MANIFEST if not (checkpoint / name).is_file()]:
+        return f"{missing[0]} is missing" if any(checkpoint.iterdir()) else "it is empty"
+    for name in WITHOUT_MANIFEST:
+        try:
+            if name.endswith(".json"):
+                progress = json.loads((checkpoint / name).read_bytes())
+                intact = isinstance(progress, dict) and {"step", "seconds", "best", "options"} <= progress.keys()
+            elif name.endswith(".bin"):
+                with zipfile.ZipFile(checkpoint / name) as archive:
+                    intact = archive.testzip() is None
+            else:
+                with safe_open(checkpoint / name, framework="pt"):
+                    intact = True
+        except (ValueError, SafetensorError, zipfile.BadZipFile):
+            intact = False
+        if not intact:
+            return f"{name} is cut short or changed"
+    return None
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
 
 
 def read_progress(
@@ -44,7 +155,7 @@ def read_progress(
     may_differ: Callable[[int, dict[str, Any], dict[str, Any]], Collection[str]] = lambda step, then, now: (),
 ) -> dict[str, Any]:
     """
-    What a checkpoint says of the run it was taken from.
+    What a whole checkpoint says of the run it was taken from.
 
     Args:
         options: The settings of the present run that decide its result; they must be those of the checkpoint.
@@ -58,14 +169,25 @@ def read_progress(
         ValueError: If a setting differs, naming each with both values.
     """
     progress = json.loads((checkpoint / "progress.json").read_text())
-    now = json.loads(json.dumps(options))
-    then = progress["options"]
-    compared = {*now, *then}.difference(may_differ(progress["step"], then, now))
-    changed = [name for name in compared if now.get(name) != then.get(name)]
-    if changed:
-        listed = "; ".join(f"`{name}` was {then.get(name)!r} and is now {now.get(name)!r}" for name in sorted(changed))
-        raise ValueError(f"{checkpoint} is a checkpoint of another configuration: {listed}.")
+    then, now = progress["options"], json.loads(json.dumps(options))
+    if changed := changed_settings(then, now, may_differ(progress["step"], then, now)):
+        raise ValueError(f"{checkpoint} is a checkpoint of another configuration: {changed}.")
     return progress | {"options": now}
+
+
+def changed_settings(then: dict[str, Any], now: dict[str, Any], may_differ: Collection[str] = ()) -> str:
+    """Names the settings that differ, with both values; empty if none does. Those of a nested config stand alone."""
+    old, new = ({name: value for name, value in each.items() if name not in may_differ} for each in (then, now))
+    for name in {*old, *new}:
+        if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
+            old |= {f"{name}.{entry}": value for entry, value in old.pop(name).items()}
+            new |= {f"{name}.{entry}": value for entry, value in new.pop(name).items()}
+    changed = [
+        f"`{name}` was {listed([repr(old.get(name))])} and is now {listed([repr(new.get(name))])}"
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+    return "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")
 
 
 def save_checkpoint(
@@ -82,31 +204,64 @@ def save_checkpoint(
     Args:
         models: By the name of their subfolder, saved in diffusers' format.
         progress: JSON values to be read back by [`read_progress`].
-        total_limit: At most so many checkpoints are kept; the oldest go first, before the new one is written.
+        total_limit: At most so many checkpoints are kept; the oldest go first, before the new one is written. One of
+            a later step, from before a damaged one was gone back from, goes as well.
+
+    Raises:
+        OSError: If it cannot be written.
     """
     path = Path(output_dir) / f"checkpoint-{progress['step']}"
-    aside = Path(output_dir) / f".{path.name}.incomplete"
+    aside, replaced = (Path(output_dir) / f".{path.name}.{state}" for state in ("incomplete", "old.incomplete"))
     if accelerator.is_main_process:
-        shutil.rmtree(aside, ignore_errors=True)
-        others = [old for old in checkpoints(output_dir) if old != path]
+        for stale in Path(output_dir).glob(".checkpoint-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        found = checkpoints(output_dir)
+        earlier = [old for old in found if checkpoint_step(old) < progress["step"]]
+        outdated = [old for old in found if checkpoint_step(old) > progress["step"]]
         # The newest stays until this one is complete, even where only one is to be kept.
-        for old in others[: max(0, min(len(others) - 1, len(others) - total_limit + 1))]:
+        for old in outdated + earlier[: max(0, min(len(earlier) - 1, len(earlier) - total_limit + 1))]:
             shutil.rmtree(old)
         aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(aside))
+    with writing(aside):
+        accelerator.save_state(str(aside))
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        for name, model in models.items():
-            model.save_pretrained(aside / name)
-        (aside / "progress.json").write_text(json.dumps(progress, indent=2))
-        if path.exists():
-            shutil.rmtree(path)
-        aside.rename(path)
+        with writing(aside):
+            for name, model in models.items():
+                model.save_pretrained(aside / name)
+            (aside / "progress.json").write_text(json.dumps(progress, indent=2))
+            files = sorted(file for file in aside.rglob("*") if file.is_file())
+            manifest = {file.relative_to(aside).as_posix(): (file.stat().st_size, _digest(file)) for file in files}
+            (aside / MANIFEST).write_text(json.dumps(manifest, indent=2))
+            if path.exists():
+                path.rename(replaced)
+            aside.rename(path)
+            shutil.rmtree(replaced, ignore_errors=True)
         for old in checkpoints(output_dir)[:-total_limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
     return path
+
+
+@contextmanager
+def writing(path: str | os.PathLike) -> Iterator[None]:
+    """
+    Names the file or folder in the error of a write that fails, as on a full disk, and makes it an `OSError`: torch
+    and safetensors raise errors of their own, and the system's may name no file.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    except RuntimeError as error:
+        if "PytorchStreamWriter" not in str(error) and "inline_container" not in str(error):
+            raise
+        raise OSError(f"{path} cannot be written: {str(error).splitlines()[0]}") from error
+    except OSError as error:
+        if error.strerror is None:
+            raise
+        raise OSError(f"{error.filename or path} cannot be written: {error.strerror}.") from error
 
 
 def leave_models_to_diffusers(accelerator: Accelerator) -> None:

@@ -13,22 +13,28 @@ import os
 import random
 import re
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..classifiers import build_classifier, check_classifier, local_fingerprint
 from ..data import ImageData, normalise
+from ..weights import is_finite
 from .augmentation import draw_augmentation
+from .checkpointing import writing
 
 
 POOL_FORMAT = 2
+# The most that an entry can weigh: the list of networks is as long as the weights say.
+MOST_WEIGHT = 1000
 
 
 @dataclass(frozen=True)
@@ -65,13 +71,16 @@ def split_entry(entry: str) -> tuple[str, int]:
     The classifier and the weight of an entry of a pool, `name` or `name@weight`.
 
     Raises:
-        ValueError: If the weight is no whole number from 1, or the classifier's name is wrong.
+        ValueError: If the weight is not a whole number from 1 to 1,000, or the classifier's name is wrong.
     """
     name, at, weight = entry.rpartition("@")
     if not at:
         name, weight = entry, "1"
-    if not weight.isdecimal() or int(weight) < 1:
-        raise ValueError(f"{entry!r} has the weight {weight!r}; it must be a whole number from 1, as in convnet3@2.")
+    if not weight.isdecimal() or not 1 <= int(weight[:9]) <= MOST_WEIGHT:
+        raise ValueError(
+            f"{entry!r} has the weight {weight!r}; it must be a whole number from 1 to {MOST_WEIGHT:,}, as in "
+            f"convnet3@2."
+        )
     check_classifier(name)
     return name, int(weight)
 
@@ -100,6 +109,8 @@ def build_pool(
 
     Raises:
         ValueError: If `entries` is empty or one is wrong, before anything is trained.
+        FloatingPointError: If a network's weights become NaN or infinite; it is not cached.
+        OSError: If the cache cannot be written.
     """
     if not entries:
         raise ValueError("`pool` is empty; matching needs at least one classifier.")
@@ -110,9 +121,10 @@ def build_pool(
     for i, (name, weight) in enumerate(named):
         own_seed = seed + [other for other, _ in named[:i]].count(name)
         path = _cache_file(name, data, recipe, own_seed, Path(cache_dir))
-        if not path.exists():
+        weights = _read_snapshots(path)
+        if weights is None:
             _train_snapshots(name, data, recipe, own_seed, path, device, show_progress)
-        weights = load_file(path)
+            weights = _read_snapshots(path) or {}
         for step in recipe.snapshot_steps():
             prefix = f"{step}/"
             network = build_classifier(name, data.num_classes, data.channels, data.size)
@@ -127,6 +139,32 @@ def _cache_file(name: str, data: ImageData, recipe: PoolRecipe, seed: int, cache
         key.append(folder)
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return cache_dir / "pool" / f"{re.sub(r'[^A-Za-z0-9_.-]+', '-', name)[:80]}-{digest}.safetensors"
+
+
+def _read_snapshots(path: Path) -> dict[str, torch.Tensor] | None:
+    """The weights in a file of the cache; `None` if there is none, or if it was damaged, which is said."""
+    if not path.exists():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            # Releases before 0.2 wrote no digest.
+            expected = (file.metadata() or {}).get("digest")
+    except SafetensorError:
+        expected = "none"
+        weights = {}
+    if expected is None or expected == _digest(weights):
+        return weights
+    warnings.warn(f"{path} is damaged; its networks are trained anew.", stacklevel=2)
+    return None
+
+
+def _digest(weights: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, value in sorted(weights.items()):
+        digest.update(name.encode())
+        digest.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 def _train_snapshots(
@@ -151,8 +189,13 @@ def _train_snapshots(
             loss.backward()
             optimizer.step()
             if step in stages:
+                if not is_finite(network):
+                    raise FloatingPointError(
+                        f"`pool`: the weights of {name} became NaN or infinite by step {step} of its training; "
+                        f"leave it out."
+                    )
                 weights |= {f"{step}/{k}": v.detach().cpu().clone() for k, v in network.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-        save_file(weights, Path(aside) / path.name)
+    with tempfile.TemporaryDirectory(dir=path.parent) as aside, writing(path):
+        save_file(weights, Path(aside) / path.name, metadata={"digest": _digest(weights)})
         os.replace(Path(aside) / path.name, path)

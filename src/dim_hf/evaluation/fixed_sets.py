@@ -174,6 +174,9 @@ def optimise_latents(
 
     Returns:
         New latents of the same shape.
+
+    Raises:
+        FloatingPointError: If they become NaN or infinite.
     """
     rng, draw = random.Random(seed), torch.Generator().manual_seed(seed)
     ipc = len(labels) // data.num_classes
@@ -199,6 +202,8 @@ def optimise_latents(
         # The generator's weights get no gradient.
         (latents.grad,) = torch.autograd.grad(loss, [latents])
         optimizer.step()
+    if not latents.isfinite().all():
+        raise FloatingPointError("the optimised latents became NaN or infinite; lower `learning_rate`.")
     return latents.detach()
 
 

@@ -1,0 +1,288 @@
+"""What `train_dim.py` refuses before any work: settings, networks' configs, trackers and precisions that cannot be."""
+
+import argparse
+import copy
+import inspect
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType
+from diffusers.models.modeling_utils import ModelMixin
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+from presets import doublings
+
+from dim_hf.classifiers import check_classifier
+from dim_hf.data import ImageData
+from dim_hf.distillation.losses import FEATURE_LOSSES, MATCHING_LOSSES
+from dim_hf.distillation.pool import split_entry
+from dim_hf.hub.push import check_token
+from dim_hf.messages import listed
+from dim_hf.models import DiMDiscriminator, DiMGenerator
+
+
+# Numbers that must be above 0, and those that may be 0. No whole number has a use above `MOST`.
+ABOVE_0 = (
+    "train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps",
+    "checkpoints_total_limit", "r1_interval", "match_interval", "pool_steps", "pool_snapshots", "validation_ipc",
+    "validation_epochs", "validation_steps", "max_train_samples", "num_train_epochs", "max_train_steps",
+    "learning_rate", "discr_learning_rate", "match_learning_rate", "max_grad_norm", "adam_epsilon",
+    "discr_adam_epsilon",
+)  # fmt: skip
+FROM_0 = (
+    "num_match_epochs", "max_match_steps", "class_loss_weight", "r1_weight", "match_weight", "lr_warmup_steps",
+    "adam_weight_decay", "discr_adam_weight_decay", "dataloader_num_workers",
+)  # fmt: skip
+BELOW_1 = ("ema_decay", "adam_beta1", "adam_beta2", "discr_adam_beta1", "discr_adam_beta2")
+MOST = 10**9
+# What a run writes into its folder.
+OWN_NAMES = {
+    "generator", "labeler", "before_matching", "samples", "evaluation", "options.json", "environment.json",
+    "metrics.jsonl", "model_index.json", "pipeline.py", ".lock",
+}  # fmt: skip
+# No sensible network has larger numbers in its config; the number of weights is looked at besides.
+MOST_IN_CONFIG = 2**16
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses settings that no data set could make valid."""
+    check_numbers(args)
+    if args.resolution is not None:
+        doublings(args.resolution)
+    matching_weights(args.match_loss)
+    check_classifiers(args)
+    check_report_to(args.report_to)
+    logging_dir = Path(args.logging_dir)
+    inside = not logging_dir.is_absolute() and ".." not in logging_dir.parts and logging_dir.parts
+    if not inside or logging_dir.parts[0] in OWN_NAMES or logging_dir.parts[0].startswith("checkpoint-"):
+        raise ValueError(
+            f"`--logging_dir` is {args.logging_dir!r}; it must be a folder of its own below the output folder, as "
+            f"logs is."
+        )
+    check_hub(args)
+
+
+def check_numbers(args: argparse.Namespace) -> None:
+    for names, valid in ((ABOVE_0, "above 0"), (FROM_0, "0 or above"), (BELOW_1, "from 0 to below 1")):
+        for name in names:
+            value = getattr(args, name)
+            if value is None:
+                continue
+            if not math.isfinite(value) or value < 0 or (names is ABOVE_0 and value == 0):
+                raise ValueError(f"`--{name}` is {value}; it must be {valid}.")
+            if (names is BELOW_1 and value >= 1) or (isinstance(value, int) and value > MOST):
+                valid = valid if names is BELOW_1 else f"at most {MOST:,}"
+                raise ValueError(f"`--{name}` is {value}; it must be {valid}.")
+    if not 0 < args.validation_fraction < 1:
+        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
+    if not 0 <= args.seed < 2**32:
+        raise ValueError(f"`--seed` is {args.seed}; it must be from 0 to {2**32 - 1}.")
+    if args.pool_snapshots > 1000:
+        raise ValueError(f"`--pool_snapshots` is {args.pool_snapshots}; it must be at most 1,000.")
+
+
+def matching_weights(text: str) -> dict[str, float]:
+    """The factors of `--match_loss`, `name` or `name=weight` each."""
+    weights: dict[str, float] = {}
+    for part in text.split():
+        name, equals, number = part.partition("=")
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            weight = math.nan
+        if name not in MATCHING_LOSSES:
+            raise ValueError(f"`--match_loss` has {listed([repr(name)])}; valid are {', '.join(MATCHING_LOSSES)}.")
+        if not 0 < weight < math.inf:
+            raise ValueError(
+                f"`--match_loss` has {listed([repr(part)])}; the weight of a loss must be a number above 0."
+            )
+        if name in weights:
+            raise ValueError(f"`--match_loss` names {name!r} twice.")
+        weights[name] = weight
+    if not weights:
+        raise ValueError(f"`--match_loss` is empty; valid are {', '.join(MATCHING_LOSSES)}.")
+    return weights
+
+
+def check_classifiers(args: argparse.Namespace, data: ImageData | None = None) -> None:
+    """Refuses classifiers by their names alone, or, where the data is known, by what images they take."""
+    shape = (data.channels, data.size) if data else ()
+    features = bool(FEATURE_LOSSES.keys() & matching_weights(args.match_loss))
+    for flag, entries in (("pool", args.pool), ("validation_classifier", [args.validation_classifier])):
+        for entry in entries:
+            try:
+                name = split_entry(entry)[0] if flag == "pool" else entry
+                check_classifier(name, *shape, features=features and flag == "pool")
+            except ValueError as error:
+                raise ValueError(f"`--{flag}`: {error}") from error
+
+
+def check_report_to(tracker: str) -> None:
+    """Refuses a tracker that accelerate does not know or that is not installed; accelerate would go on without one."""
+    installed = sorted(str(each) for each in get_available_trackers())
+    if tracker in ("none", "all", *installed):
+        return
+    known = sorted(str(each) for each in LoggerType.list() if str(each) != "all")
+    problem = "a tracker that is not installed" if tracker in known else "not a tracker that accelerate knows"
+    raise ValueError(
+        f"`--report_to` {listed([repr(tracker)])} is {problem}; valid are {', '.join(installed)} (installed), all and "
+        f"none."
+    )
+
+
+def check_hub(args: argparse.Namespace) -> None:
+    """What of a push can be refused without asking the Hub."""
+    if not args.push_to_hub:
+        return
+    check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
+    name = args.hub_model_id or Path(args.output_dir).resolve().name
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ValueError(f"`--hub_model_id` is not valid: {error}") from error
+
+
+def check_precision(mixed_precision: str | None) -> None:
+    """Refuses a precision that accelerate's configuration names and this script has no use for."""
+    precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    if precision not in ("no", "fp16", "bf16"):
+        raise ValueError(
+            f"accelerate's configuration asks for the precision {listed([repr(precision)])}; valid are no, fp16 and "
+            f"bf16 (--mixed_precision)."
+        )
+
+
+def check_accelerator(accelerator: Accelerator, args: argparse.Namespace) -> None:
+    """Refuses what the device, or accelerate's configuration, would silently make something else of."""
+    device = accelerator.device.type
+    if accelerator.mixed_precision == "fp16" and device == "cpu":
+        whose = "`--mixed_precision`" if args.mixed_precision else "accelerate's configuration"
+        raise ValueError(f"{whose} asks for fp16, which a CPU does not train in; valid here are no and bf16.")
+    if args.allow_tf32 and device != "cuda":
+        raise ValueError(f"`--allow_tf32` is of NVIDIA GPUs, and this run is on {accelerator.device}; leave it out.")
+    if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
+        raise ValueError(
+            f"`--gradient_accumulation_steps` is {args.gradient_accumulation_steps}, and accelerate's configuration "
+            f"asks for {accelerator.gradient_accumulation_steps}; they must be equal."
+        )
+
+
+def read_config(argument: str, path: str | None, network: type[ModelMixin]) -> dict[str, Any]:
+    """
+    The entries of a network's config that a JSON file gives, if there is one.
+
+    Raises:
+        ValueError: If it is not JSON, an entry is unknown, or a value is not of the entry's type or range.
+        OSError: If it cannot be read.
+    """
+    if path is None:
+        return {}
+    try:
+        entries = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise OSError(f"`--{argument}` {path} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"`--{argument}` {path} is not JSON: {listed([error])}.") from error
+    parameters = inspect.signature(network).parameters
+    valid = ", ".join(parameters)
+    if not isinstance(entries, dict) or (unknown := [name for name in entries if name not in parameters]):
+        wrong = f"the unknown {listed(unknown)}" if isinstance(entries, dict) else listed([repr(entries)])
+        raise ValueError(f"`--{argument}` {path} has {wrong}; valid is an object with any of {valid}.")
+    for name, value in entries.items():
+        # A class embedding, and the extra layers of a block, may be left out.
+        least = 0 if name in ("class_embed_dim", "layers_per_block") else 1
+        most = 64 if name == "layers_per_block" else MOST_IN_CONFIG
+        kind = parameters[name].annotation
+        if kind in (bool, str):
+            fits, what = isinstance(value, kind), "true or false" if kind is bool else "a word"
+        elif kind is int:
+            fits, what = is_whole(value, least, most), f"a whole number from {least} to {most:,}"
+        else:
+            fits = isinstance(value, list) and len(value) > 0 and all(is_whole(each, least, most) for each in value)
+            what = f"a list of whole numbers from {least} to {most:,}"
+        if not fits:
+            raise ValueError(f"`--{argument}` {path}: `{name}` is {listed([repr(value)])}; it must be {what}.")
+    return entries
+
+
+def is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def build_networks(
+    args: argparse.Namespace, generator_config: dict[str, Any], discriminator_config: dict[str, Any], data: ImageData
+) -> tuple[DiMGenerator, DiMDiscriminator]:
+    """
+    The two networks, with weights drawn from the global generator; they are known to fit the data and each other.
+
+    Raises:
+        ValueError: If a config cannot be built, its network is larger than memory, or does not fit.
+    """
+    parts = (
+        ("generator_config", args.generator_config, generator_config, DiMGenerator, "out_channels"),
+        ("discriminator_config", args.discriminator_config, discriminator_config, DiMDiscriminator, "in_channels"),
+    )
+    for argument, path, config, network, channels in parts:
+        origin = f"`--{argument}` {path}" if path else f"the {argument} of `--preset` {args.preset}"
+        of_data = {"num_classes": data.num_classes, "sample_size": data.size, channels: data.channels}
+        if other := [name for name in of_data if config[name] != of_data[name]]:
+            name = other[0]
+            raise ValueError(f"{origin}: `{name}` is {config[name]}, but that of the images is {of_data[name]}.")
+        try:
+            # Without memory for the weights, and nothing is drawn.
+            with torch.device("meta"):
+                size = 4 * network(**config).num_parameters()
+        except ValueError as error:
+            raise ValueError(f"{origin}: {error}") from error
+        # Weights, gradients, two moments, and the average.
+        if 4 * size > (memory := psutil.virtual_memory().available):
+            raise ValueError(
+                f"{origin} has {size // 4:,} weights, which take {4 * size / 2**30:.1f} GiB to train; "
+                f"{memory / 2**30:.1f} GiB are free."
+            )
+    generator, discriminator = DiMGenerator(**generator_config), DiMDiscriminator(**discriminator_config)
+    if args.class_loss_weight and discriminator.class_head is None:
+        raise ValueError(
+            f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` "
+            f"{args.discriminator_config} leaves out the class head (`auxiliary`)."
+        )
+    try:
+        try_networks(generator, discriminator, data, min(2, args.train_batch_size))
+    except (ValueError, RuntimeError) as error:
+        # Those of a preset fit, unless the fault is ours.
+        given = [f"`--{argument}` {path}" for argument, path, *_ in parts if path]
+        if not given:
+            raise
+        raise ValueError(f"{' and '.join(given)} cannot be trained: {listed([error])}.") from error
+    return generator, discriminator
+
+
+def try_networks(generator: DiMGenerator, discriminator: DiMDiscriminator, data: ImageData, count: int) -> None:
+    """A forward pass of both networks on a few images, as in a step, that leaves their state as it is."""
+    labels = torch.arange(count) % data.num_classes
+    with torch.no_grad():
+        images = copy.deepcopy(generator)(torch.zeros(count, generator.config.latent_dim), labels).sample
+        expected = (count, data.channels, data.size, data.size)
+        if images.shape != expected:
+            raise ValueError(f"images have the shape {tuple(images.shape)} in place of {expected}")
+        critic = copy.deepcopy(discriminator)
+        logits = critic(images.repeat(2, 1, 1, 1), labels.repeat(2), num_batches=2).logits
+        if logits.shape != (2 * count,):
+            raise ValueError(f"logits have the shape {tuple(logits.shape)} in place of {(2 * count,)}")
+
+
+def check_batch_memory(train_batch_size: int, data: ImageData) -> None:
+    """Refuses a batch whose images alone, real, generated and joined, would not fit into memory."""
+    needed = train_batch_size * data.channels * data.size**2 * 4 * 4
+    if needed > (memory := psutil.virtual_memory().available):
+        raise ValueError(
+            f"`--train_batch_size` is {train_batch_size}, whose images take {needed / 2**30:.1f} GiB; "
+            f"{memory / 2**30:.1f} GiB are free."
+        )

@@ -1,0 +1,144 @@
+"""The folder of a run of `train_dim.py`: whether it may be written to, and what a continuation keeps of it."""
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from dim_hf.distillation.checkpointing import changed_settings, checkpoints
+from dim_hf.files import (
+    check_output_dir,
+    lock_output_dir,
+    read_json,
+    read_json_lines,
+    refuse_foreign_files,
+    replace_pipeline,
+    replace_text,
+)
+from dim_hf.messages import listed
+from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+
+
+def check_folder(output_dir: Path, checkpoint: Path | None, goes_on: bool) -> None:
+    """
+    Refuses, before any work, a folder that a run cannot be written to or would take something away from.
+
+    Args:
+        checkpoint: What the run goes on from, if anything.
+        goes_on: Whether it is to go on in this folder, rather than begin or branch off into it.
+    """
+    if not goes_on and (found := [path.name for path in reversed(checkpoints(output_dir))]):
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} holds the checkpoints of a run already, {listed(found, 2)}; go on "
+            f"with --resume_from_checkpoint latest, or name another."
+        )
+    pipeline, options = output_dir / "model_index.json", output_dir / "options.json"
+    if goes_on and checkpoint is None and pipeline.exists() and not options.exists():
+        raise FileExistsError(f"`--output_dir` {output_dir} holds a pipeline, and no run to go on with; name another.")
+    check_output_dir(output_dir, 0, goes_on)
+    if checkpoint is None or not goes_on:
+        # A folder with a whole checkpoint of ours is ours.
+        refuse_foreign_files(output_dir, "train_dim.py")
+    if (output_dir / ".lock").exists():
+        lock_output_dir(output_dir).release()
+
+
+def is_branch(checkpoint: Path | None, output_dir: Path) -> bool:
+    """Whether a run goes on from a checkpoint of another folder than its own."""
+    return checkpoint is not None and checkpoint.parent.resolve() != output_dir.resolve()
+
+
+def check_restart(output_dir: Path, options: dict[str, Any]) -> None:
+    """
+    Refuses to begin again, where there is no checkpoint to go on from, over a pipeline of other settings.
+
+    Args:
+        options: The settings that decide the result.
+    """
+    path = output_dir / "options.json"
+    if not (output_dir / "model_index.json").exists():
+        return
+    recorded, now = read_json_object(path), json.loads(json.dumps(options))
+    if changed := changed_settings({name: recorded.get(name) for name in now}, now):
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} holds the pipeline of another configuration and no checkpoint to go on "
+            f"from; name another. {changed}."
+        )
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """A JSON file of a run; a `ValueError` names it where it is not what was written."""
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it does not hold an object.")
+    return content
+
+
+def needed_bytes(
+    output_dir: Path,
+    generator: DiMGenerator,
+    discriminator: DiMDiscriminator,
+    saves: int,
+    total_limit: int,
+) -> int:
+    """
+    The space that a run's checkpoints and pipelines take beyond what is there: the checkpoints in the folder give way
+    to the new ones.
+
+    Args:
+        saves: Checkpoints that are still to be saved.
+        total_limit: How many are kept, of which the newest stays until the one being written is complete.
+    """
+    small, large = (4 * model.num_parameters() for model in (generator, discriminator))
+    # Of each network the weights and two moments; of the generator the average and the best one, too.
+    checkpoint = 5 * small + 3 * large
+    there = sum(file.stat().st_size for path in checkpoints(output_dir) for file in path.rglob("*") if file.is_file())
+    pipelines = 3 * small
+    return max(0, checkpoint * min(saves, max(2, total_limit)) + pipelines - there)
+
+
+def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
+    """Makes a folder's pipeline this one, or none; one of the same weights stays as it is."""
+    if pipeline is not None:
+        if not (folder / "model_index.json").is_file() or not _holds(folder, pipeline.generator):
+            replace_pipeline(pipeline, folder)
+        return
+    # Without its index a folder is no pipeline.
+    for name in ("model_index.json", "pipeline.py"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "generator", ignore_errors=True)
+    if folder.is_dir() and not os.listdir(folder):
+        folder.rmdir()
+
+
+def _holds(folder: Path, generator: DiMGenerator) -> bool:
+    expected = generator.state_dict()
+    try:
+        found = load_file(folder / "generator" / SAFETENSORS_WEIGHTS_NAME)
+    except (OSError, SafetensorError):
+        return False
+    same_names = found.keys() == expected.keys()
+    return same_names and all(torch.equal(value.cpu(), found[name]) for name, value in expected.items())
+
+
+def keep_until(output_dir: Path, step: int) -> None:
+    """Drops what was logged, and what pictures were made, after the checkpoint that a run goes on from."""
+    path = output_dir / "metrics.jsonl"
+    if path.exists():
+        # Of an interruption there may be a torn line.
+        lines = [
+            line for line in read_json_lines(path) if isinstance(line, dict) and line.get("step", math.inf) <= step
+        ]
+        replace_text(path, "".join(f"{json.dumps(line)}\n" for line in lines))
+    for picture in (output_dir / "samples").glob("step-*.png"):
+        number = picture.stem.removeprefix("step-")
+        if number.isdecimal() and int(number) > step:
+            picture.unlink()
