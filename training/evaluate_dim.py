@@ -54,7 +54,7 @@ from dim_hf.files import check_output_dir, lock_output_dir, read_json_lines
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, warn_of_slow_precision
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, weights_digest
 
 

@@ -27,7 +27,8 @@ from tqdm.auto import tqdm
 from dim_hf.files import check_output_dir, lock_output_dir, replace_text
 from dim_hf.hub.card import HUB_ERRORS, existing_card, merge_cards
 from dim_hf.hub.push import prepare_repository
-from dim_hf.pipelines.pipeline_dim import DiMPipeline, hub_reason, labelled_features
+from dim_hf.pipelines import DiMPipeline
+from dim_hf.pipelines.pipeline_dim import hub_reason, labelled_features
 from dim_hf.streams.generated import DiMDataset, to_pil
 
 

@@ -16,7 +16,8 @@ from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
 from ..models import DiMGenerator
-from ..pipelines.pipeline_dim import DiMPipeline, labelled_features
+from ..pipelines import DiMPipeline
+from ..pipelines.pipeline_dim import labelled_features
 from .randomness import check_count, check_epoch, check_shuffled, epoch_order, latents_at
 from .real import BatchStream
 
