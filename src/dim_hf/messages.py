@@ -1,0 +1,28 @@
+"""Lists in messages, short whatever a data set or folder holds."""
+
+from collections.abc import Iterable
+from itertools import islice
+
+
+LONGEST_VALUE = 60
+
+
+def listed(values: Iterable[object], most: int = 8) -> str:
+    """
+    The values as one short text: `"a, b, c and 17 more"`, or `"none"`.
+
+    Each value is cut to 60 characters, and control characters are escaped, so that a message stays on its line.
+
+    Args:
+        values (`Iterable[object]`): What there is, in the order to be named; each as `str`.
+        most (`int`, *optional*, defaults to 8): How many are named, at least 1.
+    """
+    remaining = iter(values)
+    named = [_shortened(str(value)) for value in islice(remaining, most)]
+    more = sum(1 for _ in remaining)
+    return (", ".join(named) or "none") + (f" and {more:,} more" if more else "")
+
+
+def _shortened(text: str) -> str:
+    line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    return line if len(line) <= LONGEST_VALUE else f"{line[: LONGEST_VALUE - 3]}..."
