@@ -81,7 +81,7 @@ def test_what_is_not_a_name(name):
     [
         ("", "valid are .*convnet3.*timm/<model>"),
         (" ", "valid are .*convnet3.*timm/<model>"),
-        ("resnet18:depth=2", "valid are resnet18, .* without options, timm/<model>"),
+        ("resnet18:depth=2", "valid are .*resnet18, .* without options, timm/<model>"),
         ("timm", "the nearest are timm/"),
         ("timm/", "the nearest are timm/"),
         ("transformers", "such as ResNetConfig"),
