@@ -7,34 +7,38 @@ the huggingface_hub that diffusers is built on, and nothing else.
 import inspect
 import json
 import os
-import re
 import shutil
 import sys
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from numbers import Integral
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, TypeVar
 
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import replace_example_docstring
-from diffusers.utils.torch_utils import randn_tensor
+from diffusers.utils.torch_utils import randn_tensor, unwrap_module
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RemoteEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import httpx, validate_repo_id
 
+
+Pipeline = TypeVar("Pipeline", bound="DiMPipeline")
+ClassLabels = int | str | Iterable[int | str] | torch.Tensor | None
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _PICKLED_IS_REFUSED = "{} is pickled, and reading it can run code; only safetensors are read."
@@ -82,8 +86,8 @@ class DiMPipeline(DiffusionPipeline):
         generator ([`DiMGenerator`]):
             The network that maps noise and labels to images in [-1, 1]. It is put into `eval()` mode, in which an
             image does not depend on its batch; pass a copy of one that is being trained.
-        id2label (`dict[int, str]`, *optional*):
-            The name of every class of the generator, by its label. Without it classes go by number alone.
+        id2label (`dict[int, str]` or `list[str]`, *optional*):
+            The name of every class of the generator, by its label. Without it classes go by number only.
         labeler ([`DiMLabeler`], *optional*):
             A classifier trained on the real images, for soft labels and for leaving out images that it takes for
             another class; see [`DiMDataset`]. It is put into `eval()` mode.
@@ -92,26 +96,18 @@ class DiMPipeline(DiffusionPipeline):
     model_cpu_offload_seq = "generator"
     _optional_components = ["labeler"]
 
-    # The classes that load the components where this file is part of an installed package. In a repository they are
-    # None, and diffusers loads the repository's own classes, if it is trusted.
-    generator_class: ClassVar[type[ModelMixin] | None] = None
-    labeler_class: ClassVar[type[ModelMixin] | None] = None
-
     def __init__(
         self,
         generator: ModelMixin,
-        id2label: dict[int, str] | dict[str, str] | None = None,
+        id2label: dict[int, str] | dict[str, str] | list[str] | None = None,
         labeler: ModelMixin | None = None,
     ):
         super().__init__()
+        _check_network("generator", generator, "DiMGenerator")
         if labeler is not None:
-            made, taken = (
-                [config.num_classes, config.sample_size, channels]
-                for config, channels in (
-                    (generator.config, generator.config.out_channels),
-                    (labeler.config, labeler.config.in_channels),
-                )
-            )
+            _check_network("labeler", labeler, "DiMLabeler")
+            made = [generator.config[name] for name in ("num_classes", "sample_size", "out_channels")]
+            taken = [labeler.config[name] for name in ("num_classes", "sample_size", "in_channels")]
             if made != taken:
                 raise ValueError(
                     f"`labeler` takes {taken[0]} classes, {taken[1]} pixels and {taken[2]} channels; the generator "
@@ -119,47 +115,77 @@ class DiMPipeline(DiffusionPipeline):
                 )
             labeler = labeler.eval()
         self.register_modules(generator=generator.eval(), labeler=labeler)
-        if id2label is not None:
-            num_classes = generator.config.num_classes
-            # JSON has turned the keys of a saved pipeline into strings.
-            names = {str(label): name for label, name in id2label.items()}
-            if names.keys() != {str(label) for label in range(num_classes)}:
-                raise ValueError(
-                    f"`id2label` names the labels {list(id2label)}; the generator has {num_classes} classes, so valid "
-                    f"are exactly 0 to {num_classes - 1}."
-                )
-            id2label = {label: names[str(label)] for label in range(num_classes)}
-            listed = list(names.values())
-            if wrong := [name for name in listed if not isinstance(name, str) or listed.count(name) > 1]:
-                raise ValueError(f"`id2label` holds {wrong}; every class must have a name (`str`) of its own.")
-        self.register_to_config(id2label=id2label)
+        self.register_to_config(id2label=_checked_names(id2label, generator.config.num_classes))
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """
+        What `DiMPipeline(**pipe.components)` needs to make this pipeline again: its networks, and the class names
+        where it has any.
+        """
+        # diffusers leaves out what is not a network.
+        names = {} if self.config.id2label is None else {"id2label": self.config.id2label}
+        return super().components | names
+
+    @classmethod
+    def from_pipe(
+        cls: type[Pipeline], pipeline: DiffusionPipeline, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> Pipeline:
+        """
+        Makes a pipeline of the networks and class names of another; the two share their memory.
+
+        Args:
+            pipeline ([`DiMPipeline`]): Where they come from.
+            dtype (`torch.dtype`, *optional*): What the networks of both are cast to; by default they stay as they are.
+            kwargs: Arguments of this class that take the place of those of `pipeline`.
+
+        Raises:
+            ValueError: If `pipeline` is something else.
+        """
+        # That of diffusers drops every network whose class is not the annotated one, and casts the others to float32.
+        if not is_a(pipeline, "DiMPipeline"):
+            raise ValueError(f"`pipeline` is {_shown(pipeline)}; valid is a DiMPipeline.")
+        made = cls(**(pipeline.components | kwargs))
+        if pipeline.name_or_path is not None:
+            made.register_to_config(_name_or_path=pipeline.name_or_path)
+        return made if dtype is None else made.to(dtype=dtype)
+
+    def to(self: Pipeline, *args: Any, **kwargs: Any) -> Pipeline:
+        """As [`DiffusionPipeline.to`], without its warning of float16 on a CPU, where these networks do run."""
+        return super().to(*args, **{"silence_dtype_warnings": True} | kwargs)
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike, subfolder: str | None = None, **kwargs: Any
-    ) -> "DiMPipeline":
+        cls: type[Pipeline],
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Pipeline:
         """
-        Loads a pipeline from a folder or from the Hub, as [`DiffusionPipeline.from_pretrained`] does, but from
-        safetensors alone and, where this class comes from an installed package, without running any code of the
-        folder or repository.
+        Loads a pipeline from a folder or from the Hub, as [`DiffusionPipeline.from_pretrained`] does, but only from
+        safetensors and, where this class comes from an installed package, without running any code of the folder or
+        repository.
 
         Args:
-            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository on the Hub.
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A folder, in which `~` is the home folder, or a repository on the Hub.
             subfolder (`str`, *optional*): Where the pipeline lies in it, if not at its top.
             kwargs: Those of [`DiffusionPipeline.from_pretrained`].
 
         Raises:
             OSError: If a file is missing, weights are pickled, or the Hub does not give the repository.
-            ValueError: If a file describes something else than this pipeline.
+            ValueError: If an argument is not valid, or a file describes something else than this pipeline.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError(
-                f"`use_safetensors` is {kwargs['use_safetensors']}; valid is True alone, since pickled weights can "
-                "run code."
+                f"`use_safetensors` is {_shown(kwargs['use_safetensors'])}; only True is valid, since pickled weights "
+                "can run code."
             )
-        name = str(pretrained_model_name_or_path)
+        name = _folder_or_repo_id(pretrained_model_name_or_path)
         if subfolder is not None:
+            if not isinstance(subfolder, str | os.PathLike):
+                raise ValueError(f"`subfolder` is {_shown(subfolder)}; valid is the path of a folder, or None.")
             if not os.path.isdir(name):
                 of_the_hub = ("cache_dir", "force_download", "local_files_only", "token", "revision")
                 arguments = {key: kwargs.pop(key) for key in of_the_hub if key in kwargs}
@@ -167,7 +193,7 @@ class DiMPipeline(DiffusionPipeline):
                     name = snapshot_download(name, allow_patterns=f"{subfolder}/*", **arguments)
             name = os.path.join(name, subfolder)
             if not os.path.isdir(name):
-                raise FileNotFoundError(f"`subfolder` {subfolder!r} is not in {pretrained_model_name_or_path}.")
+                raise FileNotFoundError(f"`subfolder` {str(subfolder)!r} is not in {pretrained_model_name_or_path}.")
         # A save over an older pipeline that was killed between two files is whole in here.
         killed = os.path.join(name, ".pipeline.next")
         folder = killed if os.path.isdir(killed) else name
@@ -182,19 +208,7 @@ class DiMPipeline(DiffusionPipeline):
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
         """As [`DiffusionPipeline.download`], with one clear message where the Hub does not give the repository."""
         with _clear_hub_errors(pretrained_model_name):
-            try:
-                folder = super().download(pretrained_model_name, **kwargs)
-            except OSError as error:
-                # Where any weights are no safetensors, diffusers names every file of the repository.
-                names = re.findall(r"'([^']+)'", str(error)) if "necessary `safetensors`" in str(error) else []
-                for component in ("generator", "labeler"):
-                    own = sorted(name for name in names if name.startswith(f"{component}/"))
-                    if component in kwargs or not own or any(name.endswith(".safetensors") for name in own):
-                        continue
-                    if pickled := [name for name in own if name.endswith(_PICKLED)]:
-                        raise OSError(_PICKLED_IS_REFUSED.format(pickled[0])) from error
-                    raise OSError(f"{component}/diffusion_pytorch_model.safetensors is missing.") from error
-                raise
+            folder = super().download(pretrained_model_name, **kwargs)
         cls._check_files(Path(folder), passed=kwargs)
         return folder
 
@@ -213,8 +227,8 @@ class DiMPipeline(DiffusionPipeline):
             if not (below / "config.json").is_file():
                 missing.append(f"{component}/config.json")
             # An index names its shards, and diffusers unpickles those that are no safetensors.
-            indexes = [json.loads(path.read_text()) for path in below.glob("*.safetensors.index*.json")]
-            shards = {below / name for index in indexes for name in index["weight_map"].values()}
+            indexes = [_read_json(path) for path in below.glob("*.safetensors.index*.json")]
+            shards = {below / name for index in indexes for name in index.get("weight_map", {}).values()}
             pickled = {path for path in shards if path.suffix != ".safetensors"}
             if not list(below.glob("*.safetensors")):
                 missing.append(f"{component}/diffusion_pytorch_model.safetensors")
@@ -224,33 +238,21 @@ class DiMPipeline(DiffusionPipeline):
         if missing:
             raise FileNotFoundError(f"{folder} holds no DiMPipeline: {', '.join(missing)} is missing.")
 
-    # A saved pipeline names the source files beside it. `DiffusionPipeline.from_pretrained` would run them, once it is
-    # told to trust them; these two put the installed classes in their place.
     @classmethod
     def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
-        try:
-            config = super()._dict_from_json_file(json_file)
-        except ValueError as error:
-            raise OSError(f"{json_file} is no valid JSON: {error}.") from error
-        if config.get("_class_name") not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
-            found = config.get("_class_name")
-            raise ValueError(f"{json_file} describes a pipeline {found!r}; valid is a DiMPipeline.")
-        if cls.generator_class is not None:
-            config["_class_name"] = cls.__name__
+        config = _read_json(json_file)
+        found = config.get("_class_name")
+        if found not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
+            raise ValueError(f"{json_file} describes a pipeline {_shown(found)}; valid is a DiMPipeline.")
         return config
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         valid = cls._get_init_keys(cls) - {"self"}
         if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
-            listed = ", ".join(sorted(valid))
-            raise ValueError(f"{cls.config_name} has the unknown entries {', '.join(unknown)}; valid are {listed}.")
-        if cls.generator_class is not None:
-            installed = [cls.generator_class.__module__, cls.generator_class.__name__]
-            config_dict = {**config_dict, "generator": installed}
-        if cls.labeler_class is not None and "labeler" in config_dict:
-            installed = [cls.labeler_class.__module__, cls.labeler_class.__name__]
-            config_dict = {**config_dict, "labeler": installed}
+            raise ValueError(
+                f"{cls.config_name} has the unknown entries {_listed(unknown)}; valid are {_listed(sorted(valid))}."
+            )
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_pretrained(
@@ -267,8 +269,12 @@ class DiMPipeline(DiffusionPipeline):
         are always safetensors. The arguments are those of [`DiffusionPipeline.save_pretrained`].
         """
         if not safe_serialization:
-            raise ValueError("`safe_serialization` is False; valid is True alone, since pickled weights can run code.")
-        folder = Path(save_directory)
+            raise ValueError("`safe_serialization` is False; only True is valid, since pickled weights can run code.")
+        if not isinstance(save_directory, str | os.PathLike):
+            raise ValueError(f"`save_directory` is {_shown(save_directory)}; valid is the path of a folder.")
+        folder = Path(save_directory).expanduser()
+        if folder.is_file():
+            raise NotADirectoryError(f"`save_directory` {folder} is a file; valid is the path of a folder.")
         for name in ("generator", *(["labeler"] if self.labeler is not None else [])):
             library = self.config[name][0]
             (folder / name).mkdir(parents=True, exist_ok=True)
@@ -276,10 +282,10 @@ class DiMPipeline(DiffusionPipeline):
         shutil.copyfile(__file__, folder / "pipeline.py")
         repo_id = kwargs.pop("repo_id", folder.name)
         super().save_pretrained(
-            str(save_directory), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
+            str(folder), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
         )
         # diffusers notes where a component was loaded from: a path of this machine, and a change in every copy.
-        for name in self.components:
+        for name in ("generator", "labeler"):
             config_file = folder / name / "config.json"
             if config_file.is_file():
                 config = json.loads(config_file.read_text())
@@ -309,7 +315,7 @@ class DiMPipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
-        class_labels: int | str | list[int | str] | torch.Tensor | None,
+        class_labels: ClassLabels,
         ipc: int,
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
@@ -319,21 +325,21 @@ class DiMPipeline(DiffusionPipeline):
         """Raises a `ValueError` that names the first argument of [`__call__`] that is wrong, and what is valid."""
         for name, value in (("ipc", ipc), ("batch_size", batch_size)):
             if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < 1:
-                raise ValueError(f"`{name}` is {value!r}; valid is a whole number from 1.")
-        if output_type not in ("pil", "np", "pt"):
-            raise ValueError(f"`output_type` is {output_type!r}; valid are 'pil', 'np' and 'pt'.")
+                raise ValueError(f"`{name}` is {_shown(value)}; valid is a whole number from 1.")
+        if not isinstance(output_type, str) or output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` is {_shown(output_type)}; valid are 'pil', 'np' and 'pt'.")
         label_ids = self.get_label_ids(class_labels)
-        num_images = len(label_ids) * ipc
+        num_images = len(label_ids) * int(ipc)
         if num_images > _MOST_IN_MEMORY:
             raise ValueError(
-                f"`ipc` is {ipc}, for {len(label_ids)} classes; valid are at most {_MOST_IN_MEMORY:,} images in "
-                "memory. training/generate_dim.py of dim_hf writes any number to disk."
+                f"`ipc` is {_shown(ipc)}, for {len(label_ids)} classes; valid are at most {_MOST_IN_MEMORY:,} images "
+                "in memory. training/generate_dim.py of dim_hf writes any number to disk."
             )
         generators = generator if isinstance(generator, list) else [generator]
         for each in generators:
             if not isinstance(each, torch.Generator) and generator is not None:
                 raise ValueError(
-                    f"`generator` is or holds {each!r}; valid is a `torch.Generator`, such as "
+                    f"`generator` is or holds {_shown(each)}; valid is a `torch.Generator`, such as "
                     "`torch.Generator().manual_seed(0)`, a list with one for each image, or None."
                 )
         if isinstance(generator, list) and len(generator) != num_images:
@@ -342,22 +348,28 @@ class DiMPipeline(DiffusionPipeline):
                 "one for each."
             )
         shape = (num_images, self.generator.config.latent_dim)
-        if latents is not None and (not isinstance(latents, torch.Tensor) or latents.shape != shape):
-            received = tuple(latents.shape) if isinstance(latents, torch.Tensor) else type(latents).__name__
-            raise ValueError(f"`latents` is {received}; valid for {num_images} images is a tensor of shape {shape}.")
+        if latents is not None:
+            valid = f"valid for {num_images} images is a floating-point tensor of shape {shape}"
+            if not isinstance(latents, torch.Tensor):
+                raise ValueError(f"`latents` is {_shown(latents)}; {valid}.")
+            if latents.shape != shape or not latents.is_floating_point():
+                raise ValueError(f"`latents` is {latents.dtype} of shape {tuple(latents.shape)}; {valid}.")
+            if not latents.isfinite().all():
+                raise ValueError("`latents` holds infinity or NaN; valid are finite numbers.")
         if self.generator.training:
             raise ValueError(
                 "`pipe.generator` is in training mode, in which an image depends on its batch; call "
                 "`pipe.generator.eval()` first."
             )
 
-    def get_label_ids(self, class_labels: int | str | list[int | str] | torch.Tensor | None) -> list[int]:
+    def get_label_ids(self, class_labels: ClassLabels, argument: str = "class_labels") -> list[int]:
         """
         The label of each class that is asked for.
 
         Args:
-            class_labels (`int`, `str`, `list[int | str]` or `torch.Tensor`, *optional*):
-                A label or a class name, or several of them, mixed at will. `None` stands for every class.
+            class_labels (`int`, `str`, `torch.Tensor`, `np.ndarray` or an iterable of these, *optional*):
+                A label or a class name, or several of them in order, mixed at will. `None` stands for every class.
+            argument (`str`, *optional*, defaults to `"class_labels"`): What an error calls it.
 
         Returns:
             `list[int]`: The labels, in the order given.
@@ -368,27 +380,33 @@ class DiMPipeline(DiffusionPipeline):
         num_classes = self.generator.config.num_classes
         if class_labels is None:
             return list(range(num_classes))
-        if isinstance(class_labels, torch.Tensor):
-            class_labels = class_labels.tolist()
-        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
-            class_labels = [class_labels]
         id2label = self.config.id2label or {}
         label2id = {name: label for label, name in id2label.items()}
         valid = f"valid are the labels 0 to {num_classes - 1}"
         if id2label:
-            valid += f" and the names {', '.join(repr(id2label[label]) for label in range(num_classes))}"
+            valid += f" and the names {_listed(repr(id2label[label]) for label in range(num_classes))}"
+        if isinstance(class_labels, set | frozenset | Mapping | bytes | bytearray):
+            raise ValueError(
+                f"`{argument}` is {_shown(class_labels)}; valid is one class or a sequence of them, since the order "
+                "decides which noise a class gets."
+            )
+        class_labels = _plain(class_labels)
+        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
+            class_labels = [class_labels]
         label_ids = []
-        for label in class_labels:
+        for label in islice(map(_plain, class_labels), _MOST_IN_MEMORY + 1):
             label_id = label2id.get(label, label) if isinstance(label, str) else label
             if (
                 not isinstance(label_id, Integral)
                 or isinstance(label_id, bool)
                 or not 0 <= int(label_id) < num_classes
             ):
-                raise ValueError(f"`class_labels` is or holds {label!r}; {valid}.")
+                raise ValueError(f"`{argument}` is or holds {_shown(label)}; {valid}.")
             label_ids.append(int(label_id))
         if not label_ids:
-            raise ValueError(f"`class_labels` is empty; {valid}, or None for every class.")
+            raise ValueError(f"`{argument}` is empty; {valid}, or None for every class.")
+        if len(label_ids) > _MOST_IN_MEMORY:
+            raise ValueError(f"`{argument}` holds more than {_MOST_IN_MEMORY:,} classes; valid are at most so many.")
         return label_ids
 
     def prepare_latents(
@@ -413,7 +431,7 @@ class DiMPipeline(DiffusionPipeline):
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
-        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        class_labels: ClassLabels = None,
         ipc: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
@@ -425,7 +443,7 @@ class DiMPipeline(DiffusionPipeline):
         Generates `ipc` images of each class, class by class.
 
         Args:
-            class_labels (`int`, `str`, `list[int | str]` or `torch.Tensor`, *optional*):
+            class_labels (`int`, `str`, `torch.Tensor`, `np.ndarray` or an iterable of these, *optional*):
                 The classes, each by its label or its name; a string is one name. `None` stands for every class.
             ipc (`int`, *optional*, defaults to 1):
                 Images per class.
@@ -446,8 +464,10 @@ class DiMPipeline(DiffusionPipeline):
         Returns:
             [`DiMPipelineOutput`], or the tuple `(images, labels)` when `return_dict` is `False`.
         """
-        self.check_inputs(class_labels, ipc, generator, latents, batch_size, output_type)
-        labels = [label for label in self.get_label_ids(class_labels) for _ in range(ipc)]
+        # An iterator can be read only once.
+        label_ids = self.get_label_ids(class_labels)
+        self.check_inputs(label_ids, ipc, generator, latents, batch_size, output_type)
+        labels = [label for label in label_ids for _ in range(ipc)]
         latents = self.prepare_latents(len(labels), generator, latents)
 
         images: Any = []
@@ -475,7 +495,7 @@ class DiMPipeline(DiffusionPipeline):
     def to_dataset(
         self,
         ipc: int,
-        class_labels: int | str | list[int | str] | torch.Tensor | None = None,
+        class_labels: ClassLabels = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         batch_size: int = 256,
         features: Any = None,
@@ -497,10 +517,10 @@ class DiMPipeline(DiffusionPipeline):
             ImportError: If the package datasets is not installed.
             ValueError: If an argument is not valid, or a class is not one of `features`.
         """
-        self.check_inputs(class_labels, ipc, generator, None, batch_size, "pil")
         label_ids = self.get_label_ids(class_labels)
+        self.check_inputs(label_ids, ipc, generator, None, batch_size, "pil")
         features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
-        images, labels = self(class_labels, ipc, generator, batch_size=batch_size, return_dict=False)
+        images, labels = self(label_ids, ipc, generator, batch_size=batch_size, return_dict=False)
         content = {image_column: images, label_column: [label_of[label] for label in labels]}
         return _import_datasets().Dataset.from_dict(content, features=features)
 
@@ -527,21 +547,23 @@ def labelled_features(
     datasets = _import_datasets()
     if features is None:
         features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=class_names)})
+    if not isinstance(features, datasets.Features):
+        raise ValueError(f"`features` is {_shown(features)}; valid is the `features` of a data set, or None.")
     columns = {}
     for kind in (datasets.Image, datasets.ClassLabel):
         found = [name for name, feature in features.items() if isinstance(feature, kind)]
         if len(found) != 1:
             raise ValueError(
-                f"`features` has the {kind.__name__} columns {found}; valid is exactly one. `select_columns` and "
-                "`cast_column` make it so."
+                f"`features` has the {kind.__name__} columns {_listed(found)}; valid is exactly one. `select_columns` "
+                "and `cast_column` make it so."
             )
         columns[found[0]] = features[found[0]]
     image_column, label_column = columns
     names = columns[label_column].names
     if unknown := [class_names[label] for label in label_ids if class_names[label] not in names]:
         raise ValueError(
-            f"`features` has the classes {', '.join(names)}; the pipeline also generates {', '.join(unknown)}. Rename "
-            "the classes of one of them, or leave these out."
+            f"`features` has the classes {_listed(names)}; the pipeline also generates {_listed(unknown)}. Rename the "
+            "classes of one of them, or leave these out."
         )
     label_of = {label: names.index(class_names[label]) for label in label_ids}
     return datasets.Features(columns), image_column, label_column, label_of
@@ -556,6 +578,90 @@ def _import_datasets() -> Any:
     return datasets
 
 
+def is_a(value: Any, class_name: str) -> bool:
+    """Whether a value is of the class of that name, whichever copy of its source that was made from."""
+    return class_name in [each.__name__ for each in type(value).__mro__]
+
+
+def _check_network(argument: str, network: Any, class_name: str) -> None:
+    if not is_a(unwrap_module(network), class_name):
+        raise ValueError(
+            f"`{argument}` is {_shown(network)}; valid is a {class_name}. `DiMPipeline.from_pretrained` loads a saved "
+            "pipeline."
+        )
+
+
+def _checked_names(id2label: Any, num_classes: int) -> dict[int, str] | None:
+    """The name of each label. JSON has turned the labels of a saved pipeline into strings."""
+    if id2label is None:
+        return None
+    if isinstance(id2label, list | tuple):
+        id2label = dict(enumerate(id2label))
+    if not isinstance(id2label, Mapping):
+        raise ValueError(f"`id2label` is {_shown(id2label)}; valid is a dict of labels and names, or a list of names.")
+    names = {str(label): name for label, name in id2label.items()}
+    if names.keys() != {str(label) for label in range(num_classes)} or len(id2label) != num_classes:
+        raise ValueError(
+            f"`id2label` names the labels {_listed(map(repr, id2label))}; the generator has {num_classes} classes, so "
+            f"valid are exactly 0 to {num_classes - 1}."
+        )
+    seen: set[str] = set()
+    for name in names.values():
+        if not isinstance(name, str) or name in seen:
+            raise ValueError(f"`id2label` holds {_shown(name)}; every class must have a name (`str`) of its own.")
+        seen.add(name)
+    return {label: str(names[str(label)]) for label in range(num_classes)}
+
+
+def _folder_or_repo_id(value: Any) -> str:
+    """A folder, or an id that a repository may have; anything else is refused before the Hub is asked."""
+    what = f"`pretrained_model_name_or_path` {_shown(str(value) if isinstance(value, os.PathLike) else value)}"
+    valid = "valid is the folder of a saved pipeline, or the id of a repository on the Hub"
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{what} is neither a path nor an id; {valid}.")
+    name = os.path.expanduser(str(value))
+    if os.path.isdir(name):
+        return name
+    if os.path.exists(name):
+        raise NotADirectoryError(f"{what} is a file; {valid}.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(f"{what} does not exist, and no repository can have this id; {valid}.") from None
+    if isinstance(value, os.PathLike):
+        raise FileNotFoundError(f"{what} does not exist; {valid}, as a `str`.")
+    return name
+
+
+def _read_json(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} holds {_shown(content)}; valid is a JSON object.")
+    return content
+
+
+def _plain(value: Any) -> Any:
+    """A tensor or an array of any number of dimensions, down to none, as Python's own lists and numbers."""
+    return value.tolist() if hasattr(value, "tolist") else value
+
+
+def _shown(value: Any) -> str:
+    """A value as a message has it: on one line and not too long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def _listed(names: Iterable[str]) -> str:
+    """`a, b, c and 17 more`."""
+    remaining = iter(names)
+    named = [name if len(name) <= 30 else f"{name[:27]}..." for name in islice(remaining, 6)]
+    more = sum(1 for _ in remaining)
+    return ", ".join(named) + (f" and {more:,} more" if more else "")
+
+
 def _file_name(library: str) -> str:
     """The last part of a module's dotted name: a class that diffusers loaded from a folder has a longer one."""
     return library.rpartition(".")[2]
@@ -567,9 +673,9 @@ def _clear_hub_errors(repo_id: str) -> Iterator[None]:
     try:
         yield
     except (OSError, httpx.HTTPError, EntryNotFoundError) as error:
-        raise OSError(f"{repo_id!r} is no local folder and cannot be loaded from the Hub: {hub_reason(error)}") from (
-            error
-        )
+        raise OSError(
+            f"{repo_id!r} is not a local folder and cannot be loaded from the Hub: {hub_reason(error)}"
+        ) from (error)
 
 
 def hub_reason(error: BaseException) -> str:
@@ -594,4 +700,5 @@ def hub_reason(error: BaseException) -> str:
         return "HF_HUB_OFFLINE is set, so nothing but the cache is used."
     if any(isinstance(each, LocalEntryNotFoundError) for each in chain):
         return "it is not in the cache, and `local_files_only` keeps it from being looked up."
-    return " ".join(str(error).split())
+    text = " ".join(str(error).split())
+    return text if len(text) <= 400 else f"{text[:397]}..."

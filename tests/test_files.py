@@ -24,7 +24,7 @@ from dim_hf.files import (
     whole_folder,
 )
 from dim_hf.models import DiMGenerator, DiMLabeler
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 
 
 # What folders hold that a release without a marker made.

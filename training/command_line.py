@@ -11,7 +11,7 @@ from accelerate.utils.memory import should_reduce_batch_size
 
 from dim_hf.files import NEXT_PIPELINE, read_json
 from dim_hf.messages import listed
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 
 
 # The type of a flag that takes a path: `~` is the home folder.

@@ -65,7 +65,7 @@ from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import check_token, prepare_repository
 from dim_hf.machine import environment, warn_of_slow_precision
 from dim_hf.messages import listed
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.randomness import check_shuffled
 from dim_hf.weights import module_bytes, weights_digest
 

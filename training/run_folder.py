@@ -24,7 +24,7 @@ from dim_hf.files import (
 )
 from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator, DiMGenerator
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 
 
 def check_folder(output_dir: Path, checkpoint: Path | None, goes_on: bool) -> None:

@@ -77,7 +77,7 @@ from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import ShuffledOrder
 from dim_hf.weights import is_finite

@@ -24,7 +24,7 @@ from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
 from dim_hf.models import DiMLabeler
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
 from dim_hf.weights import is_finite
 

@@ -1,5 +1,6 @@
 """The field's classifiers: sizes, what they are made of, that they learn, and their names."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -65,3 +66,41 @@ def test_unknown_names_list_the_nearest_first():
 def test_too_small():
     with pytest.raises(ValueError, match="`size` is 4; convnet3 takes images of 8 pixels or more"):
         build_classifier("convnet3", 10, 1, 4)
+
+
+@pytest.mark.parametrize("name", [None, 3, b"convnet3", ["convnet3"], True, nn.Linear(1, 1)])
+def test_what_is_not_a_name(name):
+    with pytest.raises(ValueError) as caught:
+        build_classifier(name, 10)
+    expected = f"classifier {name!r} is not a name; valid are convnet3, resnet10, resnet18, resnet10_ap, resnet18_ap, "
+    assert str(caught.value).startswith(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"),
+    [
+        ("", "valid are .*convnet3.*timm/<model>"),
+        (" ", "valid are .*convnet3.*timm/<model>"),
+        ("resnet18:depth=2", "valid are .*resnet18, .* without options, timm/<model>"),
+        ("timm", "the nearest are timm/"),
+        ("timm/", "the nearest are timm/"),
+        ("transformers", "such as ResNetConfig"),
+    ],
+)
+def test_a_name_of_nothing(name, valid):
+    with pytest.raises(ValueError, match=f"classifier '{name}'.*{valid}"):
+        build_classifier(name, 10)
+
+
+@pytest.mark.parametrize("name", ["convnet3", "resnet18", "timm/resnet18", "transformers/ResNetConfig"])
+@pytest.mark.parametrize("argument", ["num_classes", "channels", "size"])
+@pytest.mark.parametrize("value", [0, -1, 1.5, 8.0, "8", True, [8], float("nan")])
+def test_numbers_that_make_no_network(name, argument, value):
+    with pytest.raises(ValueError) as caught:
+        build_classifier(name, **{"num_classes": 2, "channels": 1, "size": 8} | {argument: value})
+    assert str(caught.value) == f"`{argument}` is {value!r}; valid is a whole number from 1."
+
+
+def test_numbers_of_numpy():
+    network = build_classifier("convnet3", np.int64(3), np.int64(2), np.int64(8))
+    assert network(torch.zeros(1, 2, 8, 8)).shape == (1, 3)

@@ -17,7 +17,7 @@ from dim_hf.evaluation.fixed_sets import (
     save_latents,
 )
 from dim_hf.models import DiMGenerator
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream, to_pil
 from dim_hf.streams.randomness import latents_at
 

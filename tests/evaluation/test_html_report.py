@@ -26,7 +26,7 @@ from dim_hf.evaluation.html_report import (
 from dim_hf.evaluation.sample_grid import GAP, save_sample_grid
 from dim_hf.evaluation.tables import Row
 from dim_hf.models import DiMGenerator
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 
 
 ROWS = [

@@ -1,5 +1,8 @@
 """Deployment: reproducible, scored in eval(), crops that move and do nothing else."""
 
+import math
+
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -8,7 +11,9 @@ from torch.nn import functional as F
 
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, load_image_data, normalise
-from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, random_crop, train_classifier
+from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, predict, random_crop, train_classifier
+from dim_hf.models import DiMGenerator
+from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.real import RealStream
 
 
@@ -159,12 +164,85 @@ def test_refusals(arguments):
         DeploymentRecipe(**arguments)
 
 
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0])
-def test_a_label_must_keep_a_share_for_itself(smoothing):
-    with pytest.raises(ValueError, match=f"`label_smoothing` is {smoothing}; it must be from 0 to below 1"):
-        DeploymentRecipe(label_smoothing=smoothing)
+@pytest.mark.parametrize(
+    ("name", "values", "valid"),
+    [
+        ("epochs", [0, -1, 1.5, None, "1", True, math.nan], "a whole number from 1"),
+        ("batch_size", [0, -1, 64.0, None, "1", True, math.nan], "a whole number from 1"),
+        ("learning_rate", [0, -0.1, None, "0.1", True, math.nan, math.inf], "a finite number above 0"),
+        ("momentum", [-0.1, 1.0, None, "0.9", math.nan], "a finite number at least 0 and below 1"),
+        ("weight_decay", [-1e-4, None, "0", math.nan, math.inf], "a finite number at least 0"),
+        ("label_smoothing", [-0.1, 1.0, None, "0", math.nan], "a finite number at least 0 and below 1"),
+    ],
+)
+def test_a_recipe_takes_only_numbers_that_train(name, values, valid):
+    for value in values:
+        with pytest.raises(ValueError) as caught:
+            DeploymentRecipe(**{name: value})
+        assert str(caught.value) == f"`{name}` is {value!r}; valid is {valid}."
+    DeploymentRecipe(epochs=np.int64(1), learning_rate=np.float32(0.1), momentum=0, weight_decay=0, label_smoothing=0)
 
 
-def test_unknown_precision():
-    with pytest.raises(ValueError, match="`mixed_precision` is 'fp16'; valid are 'no' and 'bf16'"):
-        DeploymentRecipe(mixed_precision="fp16")
+@pytest.mark.parametrize("precision", ["fp16", None, True, []])
+def test_unknown_precision(precision):
+    with pytest.raises(ValueError) as caught:
+        DeploymentRecipe(mixed_precision=precision)
+    assert str(caught.value) == f"`mixed_precision` is {precision!r}; valid are 'no', 'bf16'."
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ({"stream": None}, "`stream` is None; valid are a GeneratedStream, a RealStream and their like."),
+        ({"stream": [1]}, "`stream` is [1]; valid are"),
+        ({"recipe": None}, "`recipe` is None; valid is a DeploymentRecipe."),
+        ({"recipe": {"epochs": 1}}, "`recipe` is {'epochs': 1}; valid"),
+        ({"name": None}, "classifier None is not a name; valid are convnet3,"),
+        ({"name": "convnet4"}, "classifier 'convnet4' is unknown; valid are convnet3,"),
+        ({"channels": 0}, "`channels` is 0; valid is a whole number from 1."),
+        ({"size": 8.0}, "`size` is 8.0; valid is a whole number from 1."),
+        ({"seed": 1.5}, "`seed` is 1.5; valid is a whole number from 0 to 9,223,372,036,854,775,807."),
+        ({"seed": -1}, "`seed` is -1; valid"),
+        ({"seed": True}, "`seed` is True; valid"),
+        ({"device": "gpu"}, "`device` is 'gpu', which cannot be used: "),
+        ({"device": None}, "`device` is None, which cannot be used: "),
+        ({"device": 1.5}, "`device` is 1.5, which cannot be used: "),
+        ({"device": "cuda:99"}, "`device` is 'cuda:99', which cannot be used: "),
+        ({"augment": None}, "`augment` is None; valid are True and False."),
+        ({"progress": "yes"}, "`progress` is 'yes'; valid are True and False."),
+        ({"on_epoch": 1}, "`on_epoch` is 1; valid is a function of an epoch and a classifier, or None."),
+    ],
+)
+def test_a_wrong_argument_is_named_before_any_work(argument, text):
+    arguments = {
+        "stream": GeneratedStream(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), 2, 0, 6), "name": "convnet3",
+        "recipe": DeploymentRecipe(epochs=1), "channels": 1, "size": 8, "seed": 0, "device": "cpu",
+    }  # fmt: skip
+    with pytest.raises(ValueError) as caught:
+        train_classifier(**(arguments | argument))
+    assert str(caught.value).startswith(text) and "\n" not in str(caught.value)
+
+
+def test_a_device_may_be_a_word():
+    generator = DiMGenerator(3, 8, 1, 6, 4, (8,), (0,))
+    recipe = DeploymentRecipe(epochs=1)
+    weights = [
+        train_classifier(
+            GeneratedStream(generator, 2, 0, 6), "convnet3", recipe, channels=1, size=8, seed=seed, device=device
+        ).state_dict()
+        for seed, device in ((0, "cpu"), (np.int64(0), torch.device("cpu")))
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_what_cannot_be_scored_is_named(digits):
+    data, classifier = digits[1], nn.Flatten()
+    for score in (predict, evaluate_accuracy):
+        with pytest.raises(ValueError, match="`classifier` is None; valid is a `torch.nn.Module`"):
+            score(None, data)
+        for wrong in (None, "digits", [1]):
+            with pytest.raises(ValueError, match=r"`data` is .*; valid is an ImageData of one image or more"):
+                score(classifier, wrong)
+        for wrong in (0, -1, 1.5, None, True):
+            with pytest.raises(ValueError, match=f"`batch_size` is {wrong}; valid is a whole number from 1"):
+                score(classifier, data, wrong)

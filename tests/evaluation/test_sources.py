@@ -23,7 +23,7 @@ from dim_hf.evaluation.sources import (
 )
 from dim_hf.evaluation.tables import Row
 from dim_hf.models import DiMGenerator, DiMLabeler
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.real import RealStream
 from dim_hf.weights import module_bytes

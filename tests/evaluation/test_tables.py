@@ -17,7 +17,7 @@ from dim_hf.evaluation.sample_grid import GAP, save_sample_grid
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, write_report
 from dim_hf.machine import environment
 from dim_hf.models import DiMGenerator
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 
 
 ROWS = [

@@ -305,20 +305,18 @@ json.dump(seen, open("seen.json", "w"))
 """
     python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
     expected = {
-        "no-index": "OSError: 'me/no-index' is no local folder and cannot be loaded from the Hub: the repository has "
-        "no file model_index.json.",
-        "no-weights": f"cannot be loaded from the Hub: {weights} is missing.",
-        "pickled": "OSError: 'me/pickled' is no local folder and cannot be loaded from the Hub: "
-        "generator/diffusion_pytorch_model.bin is pickled, and reading it can run code; only safetensors are read.",
-        "pickled-labeler": "cannot be loaded from the Hub: labeler/diffusion_pytorch_model.bin is pickled, and "
-        "reading it can run code; only safetensors are read.",
+        "no-index": "OSError: 'me/no-index' is not a local folder and cannot be loaded from the Hub: the repository "
+        "has no file model_index.json.",
+        "no-weights": "cannot be loaded from the Hub: Could not find the necessary `safetensors` weights in {",
+        "pickled": "'generator/diffusion_pytorch_model.bin'",
+        "pickled-labeler": "'labeler/diffusion_pytorch_model.bin'",
         "pickled, labeler passed": "None",
         "no-config": "holds no DiMPipeline: generator/config.json is missing.",
         "unknown": "ValueError: model_index.json has the unknown entries guidance; valid are generator, id2label",
         "unknown-below": "ValueError: the generator's config.json has the unknown entries num_heads; valid are block_",
-        "missing": "'me/nowhere' is no local folder and cannot be loaded from the Hub: there is no such repository, "
-        "or it is private and the token does not give access to it.",
-        "private": "'me/secret' is no local folder and cannot be loaded from the Hub: there is no such repository, or",
+        "missing": "'me/nowhere' is not a local folder and cannot be loaded from the Hub: there is no such "
+        "repository, or it is private and the token does not give access to it.",
+        "private": "'me/secret' is not a local folder and cannot be loaded from the Hub: there is no such repository",
         "wrong token": "the token is not valid; log in with `hf auth login`, or set HF_TOKEN.",
         "revision": "the repository has no such `revision`.",
         "variant": "variant=int8",
@@ -361,7 +359,7 @@ json.dump(seen, open("{tmp_path}/seen.json", "w"))
     found = seen(tmp_path)
     assert found["cached"]
     failed = f"the connection to {nowhere} failed ("
-    assert f"'me/nowhere' is no local folder and cannot be loaded from the Hub: {failed}" in found["load"]
+    assert f"'me/nowhere' is not a local folder and cannot be loaded from the Hub: {failed}" in found["load"]
     assert "it is not in the cache, and `local_files_only` keeps it from being looked up." in found["local_files_only"]
     assert f"The push to 'x' failed: {failed}" in found["push"]
     assert found["push, no token"] == (

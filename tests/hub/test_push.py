@@ -20,5 +20,30 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(tmp_path):
     # With a token that no Hub knows, an error of the Hub would come first.
     with pytest.raises(ValueError, match="`evaluation_dir` .* holds no metrics.json"):
         push_to_hub(pipeline, "me/x", token="t", evaluation_dir=tmp_path)
-    with pytest.raises(ValueError, match="`safe_serialization` is False; valid is True alone"):
+    with pytest.raises(ValueError, match="`safe_serialization` is False; only True is valid"):
         push_to_hub(pipeline, "me/x", token="t", safe_serialization=False)
+
+
+@pytest.mark.parametrize(
+    ("argument", "text"),
+    [
+        ({"pipeline": None}, "`pipeline` is None; valid is a DiMPipeline."),
+        ({"pipeline": "out/x"}, "`pipeline` is 'out/x'; valid is a DiMPipeline."),
+        ({"repo_id": None}, "`repo_id` is None; valid is `name` or `namespace/name`."),
+        ({"repo_id": 3}, "`repo_id` is 3; valid is"),
+        ({"repo_id": ""}, "`repo_id` is ''; valid is"),
+        ({"repo_id": "a/b/c"}, "`repo_id` is 'a/b/c'; valid is"),
+        ({"repo_id": "./run"}, "`repo_id` is './run'; valid is"),
+        ({"token": 3}, "`token` is 3; valid is a `str`, or None."),
+        ({"variant": True}, "`variant` is True; valid is a `str`, or None."),
+        ({"subfolder": 1}, "`subfolder` is 1; valid is a `str`, or None."),
+        ({"commit_message": ["x"]}, "`commit_message` is ['x']; valid is a `str`, or None."),
+        ({"private": "yes"}, "`private` is 'yes'; valid are True and False."),
+        ({"create_pr": 1}, "`create_pr` is 1; valid are True and False."),
+    ],
+)
+def test_each_wrong_argument_is_named(argument, text):
+    arguments = {"pipeline": DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,))), "repo_id": "me/x", "token": "t"}
+    with pytest.raises(ValueError) as caught:
+        push_to_hub(**(arguments | argument))
+    assert str(caught.value).startswith(text) and "\n" not in str(caught.value)

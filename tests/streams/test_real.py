@@ -82,5 +82,5 @@ def test_refusals(stream, generator, ipc, batch_size, message):
 def test_what_is_no_epoch_is_refused(stream, generator, epoch):
     source = generator if stream is GeneratedStream else numbered([2, 2])
     # Where it is asked for, not where its first batch is.
-    with pytest.raises(ValueError, match=rf"`epoch` is {epoch}; it must be a whole number from 0 to 2\*\*32 - 1"):
+    with pytest.raises(ValueError, match=rf"`epoch` is {epoch}; valid is a whole number from 0 to 4,294,967,295"):
         stream(source, 2, 0, 4).batches(epoch)

@@ -26,7 +26,7 @@ from dim_hf.evaluation.sources import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.files import lock_output_dir
 from dim_hf.hub.card import model_card
 from dim_hf.models import DiMGenerator, DiMLabeler
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 
 
 DIGITS = {label: str(label) for label in range(10)}

@@ -17,6 +17,7 @@ import difflib
 
 from torch import nn
 
+from ..arguments import check_integer, shown
 from .convnet import ConvNet
 from .features import logits_and_features
 from .names import LIBRARIES, local_fingerprint, public_name, split_name
@@ -61,6 +62,7 @@ def build_classifier(name: str, num_classes: int, channels: int = 3, size: int =
         ValueError: If the name or an option is unknown, listing valid ones, nearest first, or if the model takes no
             images of this size or number of channels, saying which it does take.
     """
+    check_integer("num_classes", num_classes, least=1)
     check_classifier(name, channels, size)
     if split_name(name)[0] in LIBRARIES:
         from .external import build_external
@@ -80,6 +82,14 @@ def check_classifier(
     name is looked at, and nothing is read from a network. With `features` a model that names no intermediate features
     is refused, too.
     """
+    if not isinstance(name, str):
+        raise ValueError(
+            f"classifier {shown(name)} is not a name; valid are {', '.join(CLASSIFIERS)}, timm/<model> and "
+            "transformers/<config class, hub id or folder>."
+        )
+    for argument, value in (("channels", channels), ("size", size)):
+        if value is not None:
+            check_integer(argument, value, least=1)
     library, _, options = split_name(name)
     if library in LIBRARIES:
         # timm and transformers take seconds to import.

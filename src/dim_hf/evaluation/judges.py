@@ -4,16 +4,16 @@ Deployment, protocol B: a fresh classifier is trained on a stream and scored onc
 One recipe serves every row of a comparison: generated images, real images streamed at the same rate, fixed subsets.
 """
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..arguments import check_choice, check_flag, check_integer, check_number, check_seed, shown
 from ..classifiers import build_classifier
 from ..data import ImageData, normalise
 
@@ -42,16 +42,16 @@ class DeploymentRecipe:
     mixed_precision: str = "no"
 
     def __post_init__(self) -> None:
-        positive = {"epochs": self.epochs, "batch_size": self.batch_size, "learning_rate": self.learning_rate}
-        for name, value in positive.items():
-            if not 0 < value < math.inf:
-                raise ValueError(f"`{name}` is {value}; it must be above 0, and finite.")
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"`label_smoothing` is {self.label_smoothing}; it must be from 0 to below 1.")
-        if self.mixed_precision not in ("no", "bf16"):
-            raise ValueError(f"`mixed_precision` is {self.mixed_precision!r}; valid are 'no' and 'bf16'.")
+        check_integer("epochs", self.epochs, least=1)
+        check_integer("batch_size", self.batch_size, least=1)
+        check_number("learning_rate", self.learning_rate, above=0)
+        check_number("momentum", self.momentum, least=0, below=1)
+        check_number("weight_decay", self.weight_decay, least=0)
+        check_number("label_smoothing", self.label_smoothing, least=0, below=1)
+        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
 
 
+@runtime_checkable
 class Stream(Protocol):
     """What a classifier is trained on; see [`GeneratedStream`] and [`RealStream`]."""
 
@@ -71,7 +71,7 @@ def train_classifier(
     channels: int,
     size: int,
     seed: int,
-    device: torch.device,
+    device: torch.device | str,
     augment: bool = True,
     progress: bool = False,
     on_epoch: Callable[[int, nn.Module], None] | None = None,
@@ -85,7 +85,7 @@ def train_classifier(
         recipe ([`DeploymentRecipe`]): How.
         channels (`int`), size (`int`): Of the images.
         seed (`int`): Seeds the weights, the crops and any dropout; with the stream it decides the result.
-        device (`torch.device`): Where the classifier is trained.
+        device (`torch.device` or `str`): Where the classifier is trained.
         augment (`bool`, *optional*, defaults to `True`): Whether images are moved by [`random_crop`].
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
         on_epoch (`Callable`, *optional*): Called after each epoch with its number, from 0, and the classifier in
@@ -93,7 +93,22 @@ def train_classifier(
 
     Returns:
         The classifier after the last epoch, in `eval()`.
+
+    Raises:
+        ValueError: If an argument is not valid.
     """
+    if not isinstance(stream, Stream):
+        raise ValueError(f"`stream` is {shown(stream)}; valid are a GeneratedStream, a RealStream and their like.")
+    if not isinstance(recipe, DeploymentRecipe):
+        raise ValueError(f"`recipe` is {shown(recipe)}; valid is a DeploymentRecipe.")
+    check_seed(seed)
+    check_flag("augment", augment)
+    check_flag("progress", progress)
+    if on_epoch is not None and not callable(on_epoch):
+        raise ValueError(
+            f"`on_epoch` is {shown(on_epoch)}; valid is a function of an epoch and a classifier, or None."
+        )
+    device, seed = _checked_device(device), int(seed)
     torch.manual_seed(seed)
     classifier = build_classifier(name, stream.num_classes, channels, size)
     if device.type == "cpu" and name != "convnet3":
@@ -130,6 +145,15 @@ def train_classifier(
             classifier.train()
     # Safetensors saves ordinary strides alone.
     return classifier.to(memory_format=torch.contiguous_format).eval()
+
+
+def _checked_device(device: torch.device | str) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device if device is not None else torch.device("")
+    # PyTorch that was built without CUDA fails an assertion.
+    except (RuntimeError, TypeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` is {shown(device)}, which cannot be used: {reason}") from error
 
 
 def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
@@ -173,7 +197,15 @@ def predict(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> to
 
     Returns:
         `torch.Tensor` of shape `(len(data),)`: int64, on the device of the data's labels.
+
+    Raises:
+        ValueError: If an argument is not valid.
     """
+    if not isinstance(classifier, nn.Module):
+        raise ValueError(f"`classifier` is {shown(classifier)}; valid is a `torch.nn.Module`.")
+    if not isinstance(data, ImageData) or len(data) == 0:
+        raise ValueError(f"`data` is {shown(data)}; valid is an ImageData of one image or more.")
+    check_integer("batch_size", batch_size, least=1)
     classifier.eval()
     batches = torch.arange(len(data), device=data.labels.device).split(batch_size)
     return torch.cat([classifier(normalise(data.batch(indices)[0])).argmax(dim=1) for indices in batches])

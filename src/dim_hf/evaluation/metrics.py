@@ -10,10 +10,21 @@ Each is computed from what classifiers predict on the same real test images. The
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
-import evaluate
+
+if TYPE_CHECKING:
+    from evaluate import Metric, MetricInfo
+else:
+
+    class Metric:
+        """A class of metrics that becomes one of `evaluate.Metric` when its first metric is made."""
+
+        # To import evaluate imports the pipelines of transformers: 11 CPU seconds.
+        def __new__(cls, *args: Any, **kwargs: Any) -> Any:
+            import evaluate
+
+            return object.__new__(type(cls.__name__, (cls, evaluate.Metric), {"__doc__": cls.__doc__}))
 
 
 CITATION = "DD-Ranking: Rethinking the Evaluation of Dataset Distillation"
@@ -82,7 +93,10 @@ def _check_fractions(**values: float) -> None:
             raise ValueError(f"`{name}` is {value}; it must lie in [0, 1], accuracies as fractions.")
 
 
-def _info(description: str, *inputs: str) -> evaluate.MetricInfo:
+def _info(description: str, *inputs: str) -> "MetricInfo":
+    import datasets
+    import evaluate
+
     features = datasets.Features({name: datasets.Value("int64") for name in inputs})
     listed = "\n".join(f"    {name} (`list[int]`): Class indices, one per test image." for name in inputs)
     return evaluate.MetricInfo(
@@ -93,24 +107,24 @@ def _info(description: str, *inputs: str) -> evaluate.MetricInfo:
 # `evaluate.combine` hands every metric the inputs of all of them, so each takes and leaves what it does not know.
 
 
-class Accuracy(evaluate.Metric):
+class Accuracy(Metric):
     """`{"accuracy": ...}` in [0, 1], of `predictions` and `references`."""
 
-    def _info(self) -> evaluate.MetricInfo:
+    def _info(self) -> "MetricInfo":
         return _info("Share of predictions that are right.", "predictions", "references")
 
     def _compute(self, predictions: list[int], references: list[int], **others: Any) -> dict[str, float]:
         return {"accuracy": accuracy(predictions, references)}
 
 
-class LabelRobustScore(evaluate.Metric):
+class LabelRobustScore(Metric):
     """
     `{"lrs": ...}` in [0, 1]; see [`label_robust_score`]. Takes `references` and the predictions of four classifiers:
     `predictions` (trained on the distilled images with their own labels), `hard_label_predictions`,
     `real_predictions` and `random_predictions`, and, optionally, `label_weight`.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
+    def _info(self) -> "MetricInfo":
         return _info(
             "Label-robust score of DD-Ranking, from accuracies as fractions.",
             "predictions",
@@ -140,14 +154,14 @@ class LabelRobustScore(evaluate.Metric):
         return {"lrs": score}
 
 
-class AugmentationRobustScore(evaluate.Metric):
+class AugmentationRobustScore(Metric):
     """
     `{"ars": ...}` in [0, 1]; see [`augmentation_robust_score`]. Takes `references` and the predictions of the four
     classifiers: `augmented_predictions` and `plain_predictions` (trained on the distilled images),
     `random_augmented_predictions` and `random_plain_predictions`, and, optionally, `augmentation_weight`.
     """
 
-    def _info(self) -> evaluate.MetricInfo:
+    def _info(self) -> "MetricInfo":
         return _info(
             "Augmentation-robust score of DD-Ranking, from accuracies as fractions.",
             "references",

@@ -7,9 +7,11 @@ from pathlib import Path
 from diffusers import DiffusionPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, create_repo, get_token
 from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 
+from ..arguments import shown
 from ..evaluation.sample_grid import save_sample_grid
-from ..pipelines.pipeline_dim import hub_reason
+from ..pipelines.pipeline_dim import hub_reason, is_a
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
 
 
@@ -87,6 +89,19 @@ def push_to_hub(
         OSError: If the push fails. The repository is then as it was, and so is the local folder.
         ValueError: If there is no token, an argument is not valid, or the evaluation is one of other weights.
     """
+    if not is_a(pipeline, "DiMPipeline"):
+        raise ValueError(f"`pipeline` is {shown(pipeline)}; valid is a DiMPipeline.")
+    try:
+        validate_repo_id(repo_id if isinstance(repo_id, str) else "")
+    except HFValidationError as error:
+        raise ValueError(f"`repo_id` is {shown(repo_id)}; valid is `name` or `namespace/name`.") from error
+    words = {"commit_message": commit_message, "token": token, "variant": variant, "subfolder": subfolder}
+    for name, word in words.items():
+        if word is not None and not isinstance(word, str):
+            raise ValueError(f"`{name}` is {shown(word)}; valid is a `str`, or None.")
+    for name, flag in {"private": private, "create_pr": create_pr}.items():
+        if flag is not None and not isinstance(flag, bool):
+            raise ValueError(f"`{name}` is {shown(flag)}; valid are True and False.")
     check_token(token, "`push_to_hub`", "`token`")
     read_evaluation(pipeline, evaluation_dir)
     try:

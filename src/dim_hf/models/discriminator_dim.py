@@ -1,6 +1,7 @@
 """The discriminator: how real an image is for its class, and which class it shows."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -114,6 +115,11 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         self.adversarial_head = weight_norm(nn.Linear(num_features, 1))
         self.label_projection = weight_norm(nn.Embedding(num_classes, num_features)) if projection else None
         self.class_head = weight_norm(nn.Linear(num_features, num_classes)) if auxiliary else None
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        # ModelMixin warns at every change of dtype of the layers to keep in float32, even where there are none.
+        changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+        return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
 
     def forward(
         self, sample: torch.Tensor, class_labels: torch.Tensor, num_batches: int = 1, return_dict: bool = True

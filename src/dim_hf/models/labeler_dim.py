@@ -70,6 +70,11 @@ class DiMLabeler(ModelMixin, ConfigMixin):
             )
         return super().extract_init_dict(config_dict, **kwargs)
 
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        # ModelMixin warns at every change of dtype of the layers to keep in float32, even where there are none.
+        changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+        return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
+
     def forward(self, sample: torch.Tensor, return_dict: bool = True) -> DiMLabelerOutput | tuple[torch.Tensor]:
         """
         Args:

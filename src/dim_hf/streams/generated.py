@@ -6,17 +6,20 @@ Every image is a pure function of (weights, seed, epoch, class, index), whatever
 
 import itertools
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import datasets
 import torch
-from diffusers import DiffusionPipeline
+from diffusers.utils.torch_utils import unwrap_module
 from PIL import Image
 from torch.utils.data import Dataset, get_worker_info
 
+from ..arguments import check_flag, check_integer, check_number, check_seed, shown
 from ..models import DiMGenerator
-from ..pipelines.pipeline_dim import DiMPipeline, labelled_features
+from ..pipelines import DiMPipeline
+from ..pipelines.pipeline_dim import is_a, labelled_features
 from .randomness import check_count, check_epoch, check_shuffled, epoch_order, latents_at
 from .real import BatchStream
 
@@ -71,12 +74,21 @@ class DiMDataset(Dataset):
         noise_scale: float = 1.0,
         transform: Callable[[Image.Image], Any] | None = None,
     ):
-        pipe = source if isinstance(source, DiffusionPipeline) else DiMPipeline(source)
+        if is_a(source, "DiMPipeline"):
+            pipe: Any = source
+        elif is_a(unwrap_module(source), "DiMGenerator"):
+            pipe = DiMPipeline(source)
+        else:
+            raise ValueError(
+                f"`source` is {shown(source)}; valid is a DiMPipeline or a DiMGenerator. "
+                "`DiMPipeline.from_pretrained` loads a saved pipeline."
+            )
         self.num_classes = pipe.generator.config.num_classes
         counts = [0] * self.num_classes
         if isinstance(ipc, Mapping):
             keys: dict[int, int | str] = {}
-            for label, (key, count) in zip(pipe.get_label_ids(list(ipc)), ipc.items(), strict=True):
+            for key, count in ipc.items():
+                (label,) = pipe.get_label_ids([key], argument="ipc")
                 check_count(f"ipc[{key!r}]", count, least=0)
                 if label in keys:
                     raise ValueError(
@@ -87,13 +99,15 @@ class DiMDataset(Dataset):
             check_count("ipc", ipc, least=1)
             counts = [int(ipc)] * self.num_classes
         if sum(counts) == 0:
-            raise ValueError("`ipc` asks for no image of any class; at least one count must be above 0.")
-        if not 0 <= seed < 2**63:
-            raise ValueError(f"`seed` is {seed}; it must be from 0 to 2**63 - 1.")
-        if max_attempts < 1:
-            raise ValueError(f"`max_attempts` is {max_attempts}; it must be at least 1.")
-        if not 0 < noise_scale < math.inf:
-            raise ValueError(f"`noise_scale` is {noise_scale}; it must be a finite number above 0.")
+            raise ValueError(
+                f"`ipc` is {shown(ipc)}, which asks for no image of any class; valid is at least one number above 0."
+            )
+        check_seed(seed)
+        check_flag("soft_labels", soft_labels)
+        check_integer("max_attempts", max_attempts, least=1)
+        check_number("noise_scale", noise_scale, above=0)
+        if transform is not None and not callable(transform):
+            raise ValueError(f"`transform` is {shown(transform)}; valid is a function of a PIL image, or None.")
         if (soft_labels or max_attempts > 1) and pipe.labeler is None:
             asked = "`soft_labels` is True" if soft_labels else f"`max_attempts` is {max_attempts}"
             raise ValueError(
@@ -101,7 +115,7 @@ class DiMDataset(Dataset):
                 "one."
             )
         self.generator, self.labeler = pipe.generator.eval(), pipe.labeler
-        self.class_names, self.counts, self.seed = pipe.class_names, counts, seed
+        self.class_names, self.counts, self.seed = pipe.class_names, counts, int(seed)
         self.soft_labels, self.max_attempts, self.noise_scale = soft_labels, max_attempts, noise_scale
         self.transform = transform
         self._length = sum(counts)
@@ -123,7 +137,7 @@ class DiMDataset(Dataset):
         `Trainer` needs a callback to: docs/use.md says who calls it where.
         """
         check_epoch(epoch)
-        self._epoch.fill_(epoch)
+        self._epoch.fill_(int(epoch))
 
     @torch.no_grad()
     def make(self, epoch: int | torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -140,7 +154,18 @@ class DiMDataset(Dataset):
 
         Raises:
             RuntimeError: If a network is in training mode, or on a device that this process cannot use.
+            ValueError: If an argument is not valid; positions on a GPU, of which to look at one takes time, are only
+                checked for their type.
         """
+        if not isinstance(epoch, torch.Tensor):
+            check_epoch(epoch)
+        if not isinstance(positions, torch.Tensor) or positions.dtype != torch.int64 or positions.ndim != 1:
+            raise ValueError(f"`positions` is {shown(positions)}; valid is an int64 tensor of one dimension.")
+        if positions.device.type == "cpu" and len(positions):
+            low, high = positions.aminmax()
+            if low < 0 or high >= len(self):
+                outside = int(low if low < 0 else high)
+                raise ValueError(f"`positions` holds {outside}; valid are 0 to {len(self) - 1}.")
         device = self.generator.device
         if get_worker_info() is not None and device.type != "cpu":
             raise RuntimeError(
@@ -183,9 +208,21 @@ class DiMDataset(Dataset):
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
         """The items at some positions. A `DataLoader` calls this with all of a batch."""
         length = len(self)
-        if wrong := [position for position in positions if not -length <= position < length]:
-            raise IndexError(f"position {wrong[0]} is out of range; the data set has {length} images.")
-        images, labels = self.make(self.epoch, torch.tensor([position % length for position in positions]))
+        chosen = []
+        for position in positions:
+            try:
+                index = operator.index(position)
+            except TypeError:
+                raise ValueError(
+                    f"position {shown(position)} is not an integer; valid are {-length} to {length - 1}, one at a "
+                    "time. A `DataLoader` gives batches, and a `torch.utils.data.Subset` a part."
+                ) from None
+            if not -length <= index < length:
+                raise IndexError(f"position {index} is out of range; the data set has {length} images.")
+            chosen.append(index % length)
+        if not chosen:
+            return []
+        images, labels = self.make(self.epoch, torch.tensor(chosen))
         pixels: Any = images.cpu()
         if self.transform is not None:
             made = [self.transform(image) for image in to_pil(images)]
@@ -212,11 +249,9 @@ class DiMDataset(Dataset):
         """
         if self.soft_labels:
             raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
-        if not 1 <= num_shards <= len(self):
-            # A worker whose shards are empty would go through empty epochs for ever.
-            raise ValueError(f"`num_shards` is {num_shards}; for {len(self)} images it must be from 1 to {len(self)}.")
-        if block_size < 1:
-            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        # A worker whose shards are empty would go through empty epochs for ever.
+        check_integer("num_shards", num_shards, least=1, most=len(self))
+        check_integer("block_size", block_size, least=1)
         check_shuffled(len(self))
         label_ids = [label for label, count in enumerate(self.counts) if count]
         features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
@@ -254,7 +289,7 @@ class GeneratedStream(BatchStream):
             Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
             default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
             one block is held, and an epoch that is asked for again, or an earlier one, makes its own.
-        options: `soft_labels`, `max_attempts` and `noise_scale` of [`DiMDataset`].
+        soft_labels, max_attempts, noise_scale: Those of [`DiMDataset`].
     """
 
     def __init__(
@@ -264,15 +299,19 @@ class GeneratedStream(BatchStream):
         seed: int,
         batch_size: int,
         block_size: int | None = None,
-        **options: Any,
+        *,
+        soft_labels: bool = False,
+        max_attempts: int = 1,
+        noise_scale: float = 1.0,
     ):
-        self.dataset = DiMDataset(source, ipc, seed, **options)
+        self.dataset = DiMDataset(
+            source, ipc, seed, soft_labels=soft_labels, max_attempts=max_attempts, noise_scale=noise_scale
+        )
         device = self.dataset.generator.device
         super().__init__(self.dataset.num_classes, len(self.dataset), seed, batch_size, device)
         if block_size is None:
             block_size = batch_size if device.type == "cpu" else max(batch_size, _GPU_BLOCK)
-        if block_size < 1:
-            raise ValueError(f"`block_size` is {block_size}; it must be at least 1.")
+        check_integer("block_size", block_size, least=1)
         largest_batch = math.ceil(self.length / self.steps_per_epoch)
         self.block_steps = max(1, block_size // largest_batch)
         self._epoch = self._number = -1

@@ -2,10 +2,11 @@
 
 import math
 import random
-from numbers import Integral
 from typing import Any
 
 import torch
+
+from ..arguments import check_integer
 
 
 _MASK = 0xFFFFFFFF
@@ -83,6 +84,7 @@ class ShuffledOrder:
     """
 
     def __init__(self, length: int, seed: int | str, device: torch.device):
+        check_integer("length", length, least=1)
         self.length, self.seed, self.device = length, seed, device
         self.epochs: dict[int, torch.Tensor] = {}
 
@@ -104,14 +106,13 @@ def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def check_count(name: str, value: Any, least: int) -> None:
-    """Refuses what is no number of images, naming the argument."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) < 2**32:
-        # The running number of an image takes part in its noise with 32 bits.
-        raise ValueError(f"`{name}` is {value!r}; it must be a whole number of at least {least} and below 2**32.")
+    """Raises a `ValueError` unless a value is a number of images of a class."""
+    # The index of an image in its class enters its noise with 32 bits.
+    check_integer(name, value, least, most=2**32 - 1)
 
 
 def check_shuffled(length: int) -> None:
-    """Refuses an epoch whose order would not fit into memory."""
+    """Raises a `ValueError` if the order of an epoch would not fit into memory."""
     if length > _MOST_SHUFFLED:
         raise ValueError(
             f"`ipc` asks for {length:,} images in an epoch; valid are at most {_MOST_SHUFFLED:,} where they are "
@@ -120,6 +121,5 @@ def check_shuffled(length: int) -> None:
 
 
 def check_epoch(epoch: Any) -> None:
-    """Refuses what is no number of an epoch."""
-    if not isinstance(epoch, Integral) or isinstance(epoch, bool) or not 0 <= int(epoch) < 2**32:
-        raise ValueError(f"`epoch` is {epoch!r}; it must be a whole number from 0 to 2**32 - 1.")
+    """Raises a `ValueError` unless a value is the number of an epoch."""
+    check_integer("epoch", epoch, least=0, most=2**32 - 1)

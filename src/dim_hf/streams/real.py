@@ -6,7 +6,9 @@ from collections.abc import Iterator
 
 import torch
 
+from ..arguments import check_integer, check_seed, shown
 from ..data import ImageData, normalise
+from ..messages import listed
 from .randomness import ShuffledOrder, check_count, check_epoch, check_shuffled, epoch_order
 
 
@@ -14,10 +16,10 @@ class BatchStream(ABC):
     """`length` images in each epoch, shuffled and split evenly into `steps_per_epoch` batches."""
 
     def __init__(self, num_classes: int, length: int, seed: int, batch_size: int, device: torch.device):
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+        check_seed(seed)
+        check_integer("batch_size", batch_size, least=1)
         check_shuffled(length)
-        self.num_classes, self.length, self.seed, self.device = num_classes, length, seed, device
+        self.num_classes, self.length, self.seed, self.device = num_classes, length, int(seed), device
         self.steps_per_epoch = math.ceil(length / batch_size)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -35,6 +37,13 @@ class BatchStream(ABC):
         return order.tensor_split(self.steps_per_epoch)
 
 
+def _check_data(data: ImageData) -> None:
+    if not isinstance(data, ImageData):
+        raise ValueError(f"`data` is {shown(data)}; valid is an ImageData, as `load_image_data` returns it.")
+    if len(data) == 0:
+        raise ValueError("`data` holds no images; valid is at least one.")
+
+
 class RealStream(BatchStream):
     """
     Real images at the rate of a [`GeneratedStream`]: `ipc` of every class in each epoch, none twice before all of its
@@ -48,10 +57,13 @@ class RealStream(BatchStream):
     """
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
+        _check_data(data)
         check_count("ipc", ipc, least=1)
-        super().__init__(data.num_classes, data.num_classes * ipc, seed, batch_size, data.labels.device)
-        self.data, self.ipc = data, ipc
+        super().__init__(data.num_classes, data.num_classes * int(ipc), seed, batch_size, data.labels.device)
+        self.data, self.ipc = data, int(ipc)
         members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+        if empty := [name for name, part in zip(data.class_names, members, strict=True) if len(part) == 0]:
+            raise ValueError(f"`data` holds no image of the class {listed(empty)}; valid is at least one of each.")
         self.members = members
         self.orders = [
             ShuffledOrder(len(part), f"{seed}/{label}", data.labels.device) for label, part in enumerate(members)
@@ -81,9 +93,10 @@ class WholeSetStream(BatchStream):
     """
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
+        _check_data(data)
         check_count("ipc", ipc, least=1)
-        super().__init__(data.num_classes, data.num_classes * ipc, seed, batch_size, data.labels.device)
-        self.data, self.ipc = data, ipc
+        super().__init__(data.num_classes, data.num_classes * int(ipc), seed, batch_size, data.labels.device)
+        self.data, self.ipc = data, int(ipc)
         self.order = ShuffledOrder(len(data), seed, data.labels.device)
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:

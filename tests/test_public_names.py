@@ -1,0 +1,37 @@
+"""What the package offers at its top, and that asking for a part of it does not load the rest."""
+
+import subprocess
+import sys
+
+import pytest
+
+import dim_hf
+
+
+def test_every_public_name_is_there():
+    assert set(dim_hf.__all__) <= set(dir(dim_hf))
+    for name in dim_hf.__all__:
+        assert getattr(dim_hf, name).__name__ == name
+    with pytest.raises(AttributeError, match="module 'dim_hf' has no attribute 'DiMNothing'"):
+        dim_hf.DiMNothing  # noqa: B018
+    with pytest.raises(ImportError, match="DiMNothing"):
+        from dim_hf import DiMNothing  # noqa: F401
+
+
+def test_there_is_one_pipeline():
+    from dim_hf import pipelines
+
+    assert dim_hf.DiMPipeline is pipelines.DiMPipeline
+    assert dim_hf.DiMPipeline.__doc__ == pipelines.pipeline_dim.DiMPipeline.__doc__
+    # The file of a repository must not know of the package that has loaded it.
+    assert "dim_hf" not in pipelines.pipeline_dim.DiMPipeline.push_to_hub.__module__
+
+
+@pytest.mark.parametrize(
+    "statement",
+    ["import dim_hf", "from dim_hf.evaluation.metrics import Accuracy", "from dim_hf.evaluation import metrics"],
+)
+def test_a_part_is_loaded_alone(statement):
+    code = f"{statement}\nimport sys\nprint(*({{'torch', 'diffusers', 'transformers', 'timm'}} & sys.modules.keys()))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert (finished.returncode, finished.stdout.strip()) == (0, ""), finished.stderr
