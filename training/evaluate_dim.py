@@ -24,6 +24,7 @@ import time
 from dataclasses import asdict
 from datetime import timedelta
 from functools import partial
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
-    data.add_argument("--cache_dir", help="where decoded images are kept")
-    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
+    data.add_argument("--cache_dir", type=expanduser, help="where decoded images are kept")
+    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core; 0: none")
 
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument("--protocols", nargs="+", choices=["A", "B", "C"], default=["B"])
@@ -427,7 +428,7 @@ def load_splits(
 
     def load(split: str, class_names: tuple[str, ...] | None, max_samples: int | None) -> ImageData:
         with accelerator.main_process_first():
-            return load_image_data(
+            data = load_image_data(
                 args.dataset_name,
                 split,
                 dataset_config_name=args.dataset_config_name,
@@ -442,6 +443,8 @@ def load_splits(
                 max_samples=max_samples,
                 revision=args.revision,
             )
+        accelerator.print(data.describe())
+        return data
 
     if training:
         train = load(training["train_split"], None, training["max_train_samples"])
