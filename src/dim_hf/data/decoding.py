@@ -147,8 +147,8 @@ def _whole(path: Path, digest_path: Path) -> np.ndarray | None:
     try:
         pixels = np.load(path, mmap_mode="c")
         whole = pixels.dtype == np.uint8 and pixels.ndim == 4 and _digest(pixels) == digest_path.read_text()
-    # What numpy raises over a damaged header.
-    except (FileNotFoundError, ValueError, EOFError, SyntaxError, TokenError):
+    # Beside what the file system says, what numpy raises over a damaged header.
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         return None
     return pixels if whole else None
 

@@ -125,9 +125,8 @@ def read_folder(root: Path, argument: str) -> Folder:
                 status = entry.stat()
             except OSError as error:
                 kind = "link" if entry.is_symlink() else "entry"
-                raise OSError(
-                    f"`{argument}`: the {kind} {one_line(root / path)} leads to nothing that can be read: {error.strerror}."
-                ) from error
+                message = f"`{argument}`: the {kind} {one_line(root / path)} leads to nothing that can be read"
+                raise OSError(f"{message}: {error.strerror}.") from error
             if stat.S_ISDIR(status.st_mode):
                 child = Folder(path, root, argument, (status.st_dev, status.st_ino), folder)
                 above: Folder | None = folder
