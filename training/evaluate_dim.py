@@ -113,7 +113,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
     data.add_argument("--cache_dir", type=local_path, help="where decoded images are kept")
-    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
+    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core; 0: none")
 
     protocol = parser.add_argument_group("protocol")
     protocol.add_argument("--protocols", nargs="+", choices=["A", "B", "C"], default=["B"])
@@ -511,7 +511,7 @@ def load_splits(
 
     def load(split: str, class_names: tuple[str, ...] | None, max_samples: int | None) -> ImageData:
         with accelerator.main_process_first():
-            return load_image_data(
+            data = load_image_data(
                 args.dataset_name,
                 split,
                 dataset_config_name=args.dataset_config_name,
@@ -526,6 +526,8 @@ def load_splits(
                 max_samples=max_samples,
                 revision=args.revision,
             )
+        accelerator.print(data.describe())
+        return data
 
     if training:
         train = load(training["train_split"], None, training["max_train_samples"])

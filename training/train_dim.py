@@ -120,7 +120,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
     data.add_argument("--cache_dir", type=local_path, help="where decoded images and the pool's networks are kept")
-    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core")
+    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core; 0: none")
     data.add_argument("--resolution", type=int, help="height and width in pixels; default: that of the images")
     data.add_argument("--max_train_samples", type=int, help="train on so many images, stratified")
     data.add_argument("--validation_fraction", type=float, default=0.1, help="share of the train split held out")
@@ -278,6 +278,7 @@ def main(args: argparse.Namespace) -> None:
             max_samples=args.max_train_samples,
             revision=args.revision,
         )
+    accelerator.print(data.describe())
     check_classifiers(args, data)
     check_batch_memory(args.train_batch_size, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))

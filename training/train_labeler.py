@@ -116,6 +116,7 @@ def main(args: argparse.Namespace) -> float:
         max_samples=run.get("max_train_samples"),
         revision=args.revision,
     )
+    print(data.describe())
     if run.get("data_fingerprint", data.fingerprint) != data.fingerprint:
         raise ValueError(
             f"`--dataset_name` {args.dataset_name} is not the data that `--pipeline` {args.pipeline} was trained on, "

@@ -281,9 +281,9 @@ def test_a_corrupt_image_is_named_by_its_row(parquet, load, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"dataset_name": "./nowhere"}, FileNotFoundError, "`dataset_name` ./nowhere is no folder or file"),
-        ({"dataset_name": "a/b/c"}, FileNotFoundError, "`dataset_name` a/b/c is no folder or file"),
-        ({"train_data_dir": "nowhere"}, FileNotFoundError, "`train_data_dir` nowhere is no folder"),
+        ({"dataset_name": "./nowhere"}, FileNotFoundError, "`dataset_name` ./nowhere is not a folder or file"),
+        ({"dataset_name": "a/b/c"}, FileNotFoundError, "`dataset_name` a/b/c is not a folder or file"),
+        ({"train_data_dir": "nowhere"}, FileNotFoundError, "`train_data_dir` nowhere is not a folder"),
         ({"resolution": 3}, ValueError, "`resolution` is 3"),
         ({"channels": 2}, ValueError, "`channels` is 2; valid are 1"),
         ({"image_column": "picture"}, ValueError, "`image_column` 'picture'.*valid are image"),

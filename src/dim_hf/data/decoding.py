@@ -1,21 +1,38 @@
 """Decodes the images of a data set once, in parallel, into one memory-mapped uint8 array that is kept on disk."""
 
+import errno
 import hashlib
 import json
+import math
 import os
+import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import datasets
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
+from PIL.TiffImagePlugin import TiffImageFile
+
+from ..messages import listed
 
 
-CACHE_FORMAT = 2
-GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L", "I;16N")
-LARGEST_16_BIT = 65535
+CACHE_FORMAT = 3
+BATCH_SIZE = 256
+FITTING_LABELS = "named classes, text, integers or booleans"
+GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
+# Mode I has 32 bits, but Pillow also takes it for the 16 of PGM and, in older releases, of PNG. An image has no format
+# once it is turned as its EXIF data says.
+FORMATS_OF_16_BIT = ("PNG", "PPM", None)
+TIFF_BITS_PER_SAMPLE = 258
 
 
 def default_cache_dir() -> Path:
@@ -31,26 +48,41 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
         ValueError: If a named column does not exist or does not fit, or if there is a choice, listing it.
     """
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    encoded = [name for name, feature in features.items() if _holds_encoded_images(feature)]
     classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     plain = [
         name
         for name, feature in features.items()
-        if isinstance(feature, datasets.Value) and feature.dtype.startswith(("string", "large_string", "int", "uint"))
+        if isinstance(feature, datasets.Value)
+        and feature.dtype.startswith(("string", "large_string", "int", "uint", "bool"))
     ]
-    image = _choose("image_column", image_column, images, images)
-    return image, _choose("label_column", label_column, classes or plain, classes + plain)
+    kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in features.items()}
+    image = _choose("image_column", image_column, images or encoded, images + encoded, kinds)
+    return image, _choose("label_column", label_column, classes or plain, classes + plain, kinds)
 
 
-def _choose(argument: str, given: str | None, candidates: list[str], valid: list[str]) -> str:
-    listed = ", ".join(valid) or "none"
-    if given is not None:
-        if given not in valid:
-            raise ValueError(f"`{argument}` {given!r} is not in the data set or does not fit; valid are {listed}.")
+def _holds_encoded_images(feature: object) -> bool:
+    """Whether a column holds the bytes of image files without saying so, as pandas writes them."""
+    content = feature.get("bytes") if isinstance(feature, dict) else feature
+    return isinstance(content, datasets.Value) and content.dtype in ("binary", "large_binary")
+
+
+def _choose(argument: str, given: str | None, candidates: list[str], valid: list[str], kinds: dict[str, str]) -> str:
+    if given is not None and given in valid:
         return given
-    if len(candidates) != 1:
-        kind = "no column fits" if not candidates else "several columns fit"
-        raise ValueError(f"`{argument}` must be given, since {kind}; valid are {listed}.")
-    return candidates[0]
+    if given is None and len(candidates) == 1:
+        return candidates[0]
+    if given is None:
+        wrong = f"must be given, since {'no column fits' if not candidates else 'several columns fit'}"
+    else:
+        wrong = f"{listed([repr(given)])} is not in the data set or does not fit"
+    if not valid:
+        fitting = "images, or the bytes of their files" if argument == "image_column" else FITTING_LABELS
+        columns = listed((f"{name} ({kind})" for name, kind in kinds.items()), most=4)
+        wrong += f" ({fitting}; columns are {columns})"
+    elif given in kinds:
+        wrong += f" (it holds {kinds[given]})"
+    raise ValueError(f"`{argument}` {wrong}; valid are {listed(valid, most=4)}.")
 
 
 def decoded_images(
@@ -63,54 +95,123 @@ def decoded_images(
     num_workers: int | None,
 ) -> tuple[torch.Tensor, str]:
     """
-    The images of a data set, decoded now or before.
+    The images of a data set, decoded now or before. What was decoded before and does not fit its digest, as after a
+    fault of the disk, is decoded anew.
 
     Args:
         origin (`str`): What the data set is called in messages.
+        num_workers (`int`, *optional*): Processes that decode; by default every core. 0 decodes in this process.
 
     Returns:
         A memory-mapped uint8 tensor of shape `(N, channels, size, size)`, and a digest of its shape and pixels.
+
+    Raises:
+        ValueError: If an image cannot be decoded, naming its row and file, or if sizes differ without `resolution`.
+        OSError: If the cache cannot be written or is too small, or if a decoding process was ended from outside.
     """
     key_parts = [CACHE_FORMAT, dataset._fingerprint, len(dataset), column, resolution, channels]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:24]
     path = cache_dir / "images" / f"{key}.npy"
     digest_path = path.with_suffix(".sha256")
-    if not path.exists():
+    if (pixels := _whole(path, digest_path)) is None:
         raw = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
-        workers = min(num_workers or os.cpu_count() or 1, max(1, len(dataset) // 2000))
+        wanted = (os.cpu_count() or 1) if num_workers is None else num_workers
+        workers = min(wanted, len(dataset) // 2000)
         size, channels = _common_shape(raw, origin, column, resolution, channels, workers)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-            target = Path(aside) / path.name
-            shape = (len(dataset), channels, size, size)
-            np.lib.format.open_memmap(target, mode="w+", dtype=np.uint8, shape=shape).flush()
-            _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, str(target)))
-            # Over the same images the key can change, as `datasets` names local files by where and when they were
-            # written. The digest, which results and checkpoints are kept under, does not.
-            digest = hashlib.sha256(f"{shape}".encode())
-            pixels = np.load(target, mmap_mode="r")
-            for start in range(0, len(pixels), 4096):
-                digest.update(pixels[start : start + 4096])
-            Path(aside, digest_path.name).write_text(digest.hexdigest())
-            os.replace(Path(aside, digest_path.name), digest_path)
-            os.replace(target, path)
-    # Copy-on-write, because torch has no read-only tensors; nothing here writes to it.
-    return torch.from_numpy(np.load(path, mmap_mode="c")), digest_path.read_text()
+        shape = (len(dataset), channels, size, size)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=path.parent) as aside:
+                target = Path(aside) / path.name
+                _reserve(target, shape)
+                _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, target))
+                # Over the same images the key can change, as it names local files by where and when they were
+                # written. The digest, which results and checkpoints are kept under, does not.
+                Path(aside, digest_path.name).write_text(_digest(np.load(target, mmap_mode="r")))
+                os.replace(Path(aside, digest_path.name), digest_path)
+                os.replace(target, path)
+        except OSError as error:
+            if error.errno is None:
+                raise
+            raise OSError(
+                f"`cache_dir` {cache_dir} cannot take the decoded images of {origin}, "
+                f"{math.prod(shape) / 2**20:,.1f} MiB: {error.strerror}; name another folder with --cache_dir."
+            ) from error
+        # Copy-on-write, because torch has no read-only tensors; nothing here writes to it.
+        pixels = np.load(path, mmap_mode="c")
+    return torch.from_numpy(pixels), digest_path.read_text()
 
 
-def _each_batch(raw: datasets.Dataset, what: str, workers: int, function, arguments: tuple) -> datasets.Dataset:
-    return raw.map(
-        function,
-        with_indices=True,
-        batched=True,
-        batch_size=256,
-        num_proc=workers if workers > 1 else None,
-        fn_kwargs={"arguments": arguments},
-        load_from_cache_file=False,
-        keep_in_memory=workers == 1,
-        remove_columns=raw.column_names,
-        desc=what,
-    )
+def _whole(path: Path, digest_path: Path) -> np.ndarray | None:
+    """The pixels that were decoded before, if they are there and are what was written."""
+    try:
+        pixels = np.load(path, mmap_mode="c")
+        whole = pixels.dtype == np.uint8 and pixels.ndim == 4 and _digest(pixels) == digest_path.read_text()
+    # Beside what the file system says, what numpy raises over a damaged header.
+    except (OSError, ValueError, EOFError, SyntaxError, TokenError):
+        return None
+    return pixels if whole else None
+
+
+def _digest(pixels: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{pixels.shape}".encode())
+    for start in range(0, len(pixels), 4096):
+        digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
+    return digest.hexdigest()
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> None:
+    """A file for an array, with its place on the disk: to write to a memory map that finds none kills a process."""
+    size = math.prod(shape)
+    if shutil.disk_usage(path.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape).flush()
+    if hasattr(os, "posix_fallocate"):
+        with open(path, "r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+# Of a process that decodes: the data set, given once.
+_rows_of_process: datasets.Dataset
+
+
+def _start_process(raw: datasets.Dataset) -> None:
+    global _rows_of_process
+    _rows_of_process = raw
+
+
+def _process_batch(function: Callable, start: int, arguments: tuple) -> Any:
+    return function(_rows_of_process[start : start + BATCH_SIZE], start, *arguments)
+
+
+def _each_batch(raw: datasets.Dataset, what: str, workers: int, function: Callable, arguments: tuple) -> list[Any]:
+    """
+    What a function returns for each batch of rows, in order.
+
+    The processes are not those of `Dataset.map`, which can wait for ever for one that was killed.
+    """
+    starts = range(0, len(raw), BATCH_SIZE)
+    results = []
+    with datasets.utils.tqdm(total=len(raw), desc=what, unit=" images") as bar:
+        if workers <= 1:
+            for start in starts:
+                results.append(function(raw[start : start + BATCH_SIZE], start, *arguments))
+                bar.update(min(BATCH_SIZE, len(raw) - start))
+            return results
+        pool = ProcessPoolExecutor(workers, initializer=_start_process, initargs=(raw,))
+        try:
+            futures = [pool.submit(_process_batch, function, start, arguments) for start in starts]
+            for start, future in zip(starts, futures, strict=True):
+                results.append(future.result())
+                bar.update(min(BATCH_SIZE, len(raw) - start))
+        except BrokenProcessPool as error:
+            raise ChildProcessError(
+                f"a process that decoded {arguments[0]} was killed, as happens where memory runs out; try again, with "
+                f"fewer processes (--dataloader_num_workers, `num_workers`, now {workers}; 0 starts none)."
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+    return results
 
 
 def _common_shape(
@@ -121,43 +222,54 @@ def _common_shape(
         return resolution, channels
     found = _each_batch(raw, "Reading sizes", workers, _read_headers, (origin, column))
     if channels is None:
-        channels = 1 if all(found["grey"]) else 3
+        channels = 1 if all(grey for _, grey in found) else 3
     if resolution is None:
-        sizes = sorted(set(zip(found["width"], found["height"], strict=True)))
+        sizes = sorted(set().union(*(sizes for sizes, _ in found)))
         if len(sizes) > 1 or sizes[0][0] != sizes[0][1]:
-            listed = ", ".join(f"{width}x{height}" for width, height in sizes[:4])
             raise ValueError(
-                f"the images of {origin} are not all square and of one size ({listed}"
-                f"{', ...' if len(sizes) > 4 else ''}); `resolution` must be given (--resolution)."
+                f"the images of {origin} are not all square and of one size "
+                f"({listed((f'{width}x{height}' for width, height in sizes), most=4)}); `resolution` must be given "
+                f"(--resolution)."
             )
         resolution = sizes[0][0]
     return resolution, channels
 
 
-def _opened(value: dict, origin: str, row: int) -> Image.Image:
+@contextmanager
+def _named(value: dict | None, origin: str, row: int) -> Iterator[None]:
+    """Says of which row and file an error is."""
     try:
-        return datasets.Image().decode_example(value)
+        yield
+    # Pillow and its plugins raise errors of every kind over a broken file.
     except Exception as error:
-        raise ValueError(f"the image in row {row} of {origin} cannot be decoded: {error}") from error
+        file = f" ({value['path']})" if value and value.get("path") else ""
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise ValueError(f"the image in row {row}{file} of {origin} cannot be decoded: {reason}") from error
 
 
-def _read_headers(batch: dict, rows: list[int], arguments: tuple) -> dict:
-    origin, column = arguments
-    images = [_opened(value, origin, row) for value, row in zip(batch[column], rows, strict=True)]
-    return {
-        "width": [image.width for image in images],
-        "height": [image.height for image in images],
-        "grey": [image.mode in GREY_MODES for image in images],
-    }
+def _opened(value: dict | None) -> Image.Image:
+    if value is None or (value["bytes"] is None and value["path"] is None):
+        raise ValueError("there is none (null)")
+    return datasets.Image().decode_example(value)
 
 
-def _decode_batch(batch: dict, rows: list[int], arguments: tuple) -> dict:
-    origin, column, size, channels, path = arguments
+def _read_headers(batch: dict, start: int, origin: str, column: str) -> tuple[set[tuple[int, int]], bool]:
+    """The sizes of the images of a batch, and whether all are grey."""
+    sizes, grey = set(), True
+    for row, value in enumerate(batch[column], start):
+        with _named(value, origin, row):
+            image = _opened(value)
+            sizes.add(image.size)
+            grey = grey and image.mode in GREY_MODES
+    return sizes, grey
+
+
+def _decode_batch(batch: dict, start: int, origin: str, column: str, size: int, channels: int, path: Path) -> None:
     target = np.load(path, mmap_mode="r+")
-    for value, row in zip(batch[column], rows, strict=True):
-        target[row] = to_pixels(_opened(value, origin, row), size, channels)
+    for row, value in enumerate(batch[column], start):
+        with _named(value, origin, row):
+            target[row] = to_pixels(_opened(value), size, channels)
     target.flush()
-    return {"row": rows}
 
 
 def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
@@ -166,13 +278,23 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
     16-bit values are scaled, not clipped. Transparent images are laid over white, as a page shows them. The shorter
     side is brought to `size` with antialiasing and the middle is kept.
+
+    Raises:
+        ValueError: If its pixels are 32-bit integers or floating point numbers, whose range no file says.
     """
-    if image.mode.startswith("I"):
-        values = np.asarray(image, dtype=np.float64) * (255 / LARGEST_16_BIT)
-        image = Image.fromarray(np.clip(np.round(values), 0, 255).astype(np.uint8))
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in FORMATS_OF_16_BIT):
+        values = np.asarray(image, dtype=np.float64) * (255 / _largest_value(image))
+        if values.min() < 0 or values.max() > 255:
+            raise ValueError("its pixels are not of 16 bits")
+        image = Image.fromarray(np.round(values).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating point numbers"
+        raise ValueError(f"its pixels are {kind}, of no known range; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    if image.mode == "LAB":
+        image = image.convert("RGB")  # Pillow has no way from LAB to grey.
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         scale = size / min(image.size)
@@ -182,3 +304,9 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
         image = image.crop((left, top, left + size, top + size))
     pixels = np.asarray(image)
     return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _largest_value(image: Image.Image) -> int:
+    """The largest value that the pixels of a 16-bit image can have; TIFF has them of 12 bits too."""
+    bits = image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
+    return 2**bits - 1

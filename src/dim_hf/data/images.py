@@ -9,16 +9,13 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-import datasets
-import numpy as np
 import psutil
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 
+from ..messages import listed
 from .decoding import decoded_images, default_cache_dir, find_columns
+from .reading import embedded_digits, open_dataset, read_labels
 
 
 # The share of a device's free memory that images may take; above it they stay memory-mapped.
@@ -37,6 +34,8 @@ class ImageData:
         fingerprint (`str`): Of images, labels and class names; keys caches, results and checkpoints.
         rows (`torch.Tensor` of shape `(N,)`, *optional*):
             Of memory-mapped images, those of the data set: int64, on the CPU. In memory, `stored` holds them alone.
+        origin (`str`, *optional*): The split and the name of the data set.
+        skipped (`str`, *optional*): What was passed over in reading it.
     """
 
     stored: torch.Tensor
@@ -44,6 +43,8 @@ class ImageData:
     class_names: tuple[str, ...]
     fingerprint: str
     rows: torch.Tensor | None = None
+    origin: str = "the data set"
+    skipped: str = ""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -66,6 +67,17 @@ class ImageData:
     def size(self) -> int:
         """Height and width in pixels."""
         return self.stored.shape[2]
+
+    def describe(self) -> str:
+        """One line for a log: how many images there are of each class, their shape, and what was skipped."""
+        counts = torch.bincount(self.labels.cpu(), minlength=self.num_classes).tolist()
+        classes = listed((f"{name} {count:,}" for name, count in zip(self.class_names, counts, strict=True)), most=10)
+        colour = "grey" if self.channels == 1 else "colour"
+        skipped = f"; skipped {self.skipped}" if self.skipped else ""
+        return (
+            f"{self.origin}: {len(self):,} images of {self.num_classes:,} classes ({classes}), "
+            f"{self.size}x{self.size}, {colour}{skipped}"
+        )
 
     def to(self, device: torch.device) -> "ImageData":
         """Moves the labels to a device, and the images where they take at most half of its free memory."""
@@ -106,11 +118,11 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 
 def load_image_data(
-    dataset_name: str = "digits",
+    dataset_name: str | os.PathLike[str] = "digits",
     split: str = "train",
     *,
     dataset_config_name: str | None = None,
-    train_data_dir: str | None = None,
+    train_data_dir: str | os.PathLike[str] | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
     class_names: tuple[str, ...] | None = None,
@@ -126,45 +138,50 @@ def load_image_data(
     Loads one split of a data set.
 
     Args:
-        dataset_name: `"digits"` (embedded), a Hub id, a local folder or parquet file, or a `save_to_disk` folder.
+        dataset_name: `"digits"` (embedded), a Hub id, a folder of images, a folder of parquet files or one such file,
+            or what `save_to_disk` wrote. `~` is the home folder, here as in the other paths.
         split: `"train"`, `"test"` or what the data set calls its splits.
         dataset_config_name: Configuration, where a data set has several.
-        train_data_dir: A folder of images, one sub-folder per class, instead of `dataset_name`.
-        image_column, label_column: Found from the features unless given.
+        train_data_dir: A folder, instead of `dataset_name`.
+        image_column, label_column: Found from the features unless given. A folder of images has its classes by their
+            folders, unless `label_column` names a column of its `metadata.csv`, `.jsonl` or `.parquet`.
         class_names: The names of another split, so that labels mean the same; otherwise the split's own.
         resolution: Height and width in pixels; by default that of the images, which must then be square and equal.
         channels: 1 or 3; by default 1 if every image is grey.
         cache_dir: Where decoded images are kept; by default `dim_hf` in the cache folder of Hugging Face.
-        num_workers: Processes that decode; by default every core.
+        num_workers: Processes that decode; by default every core. 0 decodes in this process.
         max_samples: A stratified part of so many images, drawn with `seed`.
         revision: Of a data set on the Hub.
 
     Raises:
         FileNotFoundError: If there is no such data set.
-        ValueError: If a split, column, label, size or image is not usable, naming it and what is.
+        OSError: If a folder cannot be read, or the cache cannot be written or is too small.
+        ValueError: If a split, layout, column, label, size or image is not usable, naming it and what is.
     """
     if resolution is not None and resolution < 4:
         raise ValueError(f"`resolution` is {resolution}; it must be at least 4.")
     if channels not in (None, 1, 3):
         raise ValueError(f"`channels` is {channels}; valid are 1 (grey) and 3 (RGB).")
-    if train_data_dir is not None:
-        name = str(train_data_dir)
-        if not Path(name).is_dir():
-            raise FileNotFoundError(f"`train_data_dir` {name} is no folder.")
-        dataset = _read(name, split, None, None, builder="imagefolder")
-    elif dataset_name == "digits":
-        name, dataset = "digits", _embedded_digits(split)
+    if num_workers is not None and num_workers < 0:
+        raise ValueError(f"`num_workers` is {num_workers} (--dataloader_num_workers); it must be 0 or more.")
+    skipped = ""
+    if train_data_dir is None and os.fspath(dataset_name) == "digits":
+        name, dataset = "digits", embedded_digits(split)
     else:
-        name, dataset = dataset_name, _open(dataset_name, split, dataset_config_name, revision)
+        argument = "dataset_name" if train_data_dir is None else "train_data_dir"
+        name = os.path.expanduser(dataset_name if train_data_dir is None else train_data_dir)
+        if train_data_dir is not None and not Path(name).is_dir():
+            raise FileNotFoundError(f"`train_data_dir` {name} is not a folder.")
+        dataset, skipped = open_dataset(name, split, argument, dataset_config_name, revision, label_column)
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     origin = f"split {split!r} of {name}"
-    own_names, own_labels = _labels(dataset, origin, label_column, class_names)
+    own_names, own_labels = read_labels(dataset, origin, label_column, class_names)
     if len(dataset) < len(own_names) and class_names is None:
         raise ValueError(f"{origin} has {len(dataset)} images of {len(own_names)} classes.")
     counts = torch.bincount(own_labels, minlength=len(own_names))
     if class_names is None and (counts == 0).any():
         empty = [own_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
-        raise ValueError(f"{origin} has no image of the class {', '.join(empty)}.")
+        raise ValueError(f"{origin} has no image of the class {listed(empty)}.")
     if max_samples is not None and max_samples < len(dataset):
         if max_samples < len(own_names):
             raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
@@ -176,12 +193,12 @@ def load_image_data(
         image_column,
         resolution,
         channels,
-        Path(cache_dir) if cache_dir is not None else default_cache_dir(),
+        Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir(),
         num_workers,
     )
     content = json.dumps([digest, own_labels.tolist(), own_names])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
-    return ImageData(images, own_labels, own_names, fingerprint, rows=torch.arange(len(images)))
+    return ImageData(images, own_labels, own_names, fingerprint, torch.arange(len(images)), origin, skipped)
 
 
 def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[ImageData, ImageData]:
@@ -201,7 +218,7 @@ def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[Imag
     counts = torch.bincount(labels, minlength=data.num_classes)
     if (counts < 2).any():
         alone = [data.class_names[i] for i in torch.nonzero(counts < 2).flatten().tolist()]
-        raise ValueError(f"a part cannot be held out: the class {', '.join(alone)} has fewer than 2 images.")
+        raise ValueError(f"a part cannot be held out: the class {listed(alone)} has fewer than 2 images.")
     rng = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(data), dtype=torch.bool)
     for label, count in enumerate(counts.tolist()):
@@ -221,90 +238,3 @@ def stratified_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
         # One image of every class comes before any second one.
         position[members[0]] -= 1
     return position.argsort(stable=True)
-
-
-def _embedded_digits(split: str) -> datasets.Dataset:
-    """The 1,797 digits of scikit-learn (UCI, 8x8 pixels of 17 shades): 1,437 to train on and 360 to test."""
-    if split not in ("train", "test"):
-        raise ValueError(f"digits have no split {split!r}; valid are train, test.")
-    digits = load_digits()
-    parts = train_test_split(np.arange(len(digits.target)), test_size=0.2, stratify=digits.target, random_state=0)
-    rows = np.sort(parts[0 if split == "train" else 1])
-    pixels = np.round(digits.images[rows] * (255 / 16)).astype(np.uint8)
-    features = datasets.Features(
-        {"image": datasets.Image(mode="L"), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
-    )
-    content = {"image": list(pixels), "label": digits.target[rows].tolist()}
-    dataset = datasets.Dataset.from_dict(content, features=features)
-    dataset._fingerprint = hashlib.sha256(pixels.tobytes()).hexdigest()[:16]
-    return dataset
-
-
-def _open(name: str, split: str, config: str | None, revision: str | None) -> datasets.Dataset:
-    path = Path(name)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
-        saved = datasets.load_from_disk(name)
-        parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-        if split not in parts:
-            raise ValueError(f"{name} has no split {split!r}; valid are {', '.join(parts)}.")
-        return parts[split]
-    if path.is_file():
-        if path.suffix != ".parquet":
-            raise ValueError(f"`dataset_name` {name} is a file; valid are parquet files and folders.")
-        if split != "train":
-            raise ValueError(f"`dataset_name` {name} is a file and has no split {split!r}; valid is train.")
-        return _read(name, split, None, None, builder="parquet")
-    if not path.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"`dataset_name` {name} is no folder or file, and no id of the Hub.")
-    return _read(name, split, config, revision)
-
-
-def _read(
-    name: str, split: str, config: str | None, revision: str | None, builder: str | None = None
-) -> datasets.Dataset:
-    arguments: dict[str, Any] = {"path": name, "name": config, "revision": revision}
-    if builder == "imagefolder":
-        arguments = {"path": builder, "data_dir": name}
-    elif builder == "parquet":
-        arguments = {"path": builder, "data_files": {split: name}}
-    try:
-        return datasets.load_dataset(**arguments, split=split)
-    except (FileNotFoundError, ConnectionError) as error:
-        raise FileNotFoundError(f"`dataset_name` {name} cannot be found: {_first_line(error)}") from error
-    except ValueError as error:
-        text = str(error)
-        if "Config name is missing" in text or "BuilderConfig" in text:
-            raise ValueError(
-                f"`dataset_config_name` {config!r} does not name one of {name}: {' '.join(text.split())}"
-            ) from error
-        raise ValueError(f"split {split!r} of {name} cannot be read: {_first_line(error)}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def _labels(
-    dataset: datasets.Dataset, origin: str, column: str, class_names: tuple[str, ...] | None
-) -> tuple[tuple[str, ...], torch.Tensor]:
-    """The class names and the label of every row."""
-    feature = dataset.features[column]
-    values = dataset.select_columns([column])[:][column]
-    # An unlabelled row of a ClassLabel column holds -1.
-    absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None,)
-    if missing := [row for row, value in enumerate(values) if value in absent]:
-        raise ValueError(f"`label_column` {column} of {origin} has no label in row {missing[0]}.")
-    if isinstance(feature, datasets.ClassLabel):
-        own = tuple(feature.names or [str(n) for n in range(feature.num_classes)])
-        values = [own[value] for value in values]
-    else:
-        own = tuple(str(value) for value in sorted(set(values)))
-        values = [str(value) for value in values]
-    names = class_names or own
-    label_of = {name: label for label, name in enumerate(names)}
-    if unknown := sorted({value for value in values if value not in label_of}):
-        raise ValueError(
-            f"`label_column` {column} of {origin} has the classes {', '.join(unknown)} that are unknown; valid are "
-            f"{', '.join(names)}."
-        )
-    return names, torch.tensor([label_of[value] for value in values], dtype=torch.int64)

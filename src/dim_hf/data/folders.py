@@ -1,0 +1,282 @@
+"""
+Folders of images, read by one rule (docs/your_data.md): what a folder stands for is said by where it is and by nothing
+else. Only `train`, `test` and `validation` at the top mean a split, and only where they hold the folders of classes.
+"""
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+from PIL import Image, ImageFile
+
+from ..messages import listed, one_line
+from .metadata import METADATA, read_metadata
+
+
+SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
+# What splits are called too: where no class is called otherwise, it is no class that is meant.
+SPLIT_WORDS = {*SPLITS, "training", "testing", "dev", "eval", "evaluation"}
+ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+LAYOUTS = (
+    "Read is a folder for each class, at the top or in train, test and validation folders (docs/your_data.md: Folders)"
+)
+
+
+def image_suffixes() -> frozenset[str]:
+    """The suffixes, in small letters, of the formats that Pillow decodes here."""
+    suffixes = Image.registered_extensions()
+    # Of some formats Pillow knows the name, and leaves decoding to plugins.
+    named_alone = {
+        name
+        for name, (factory, _) in Image.OPEN.items()
+        if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
+    }
+    return frozenset(suffix for suffix, name in suffixes.items() if name in Image.OPEN and name not in named_alone)
+
+
+@dataclass(eq=False)
+class Folder:
+    """
+    A folder with all that is below it, links followed.
+
+    Args:
+        path (`str`): From the folder that was given; `""` of that one itself.
+        root (`Path`): The folder that was given.
+        argument (`str`): What gave it, for messages.
+        identity (`tuple[int, int]`): Its device and inode.
+    """
+
+    path: str
+    root: Path
+    argument: str
+    identity: tuple[int, int]
+    parent: "Folder | None" = None
+    folders: list["Folder"] = field(default_factory=list)
+    images: list[tuple[str, os.stat_result]] = field(default_factory=list)
+    others: list[str] = field(default_factory=list)
+    hidden: list[str] = field(default_factory=list)
+    num_images: int = 0
+
+    @property
+    def name(self) -> str:
+        return os.path.basename(self.path)
+
+    def below(self) -> Iterator["Folder"]:
+        """This folder and all below it."""
+        waiting = [self]
+        while waiting:
+            folder = waiting.pop()
+            yield folder
+            waiting.extend(reversed(folder.folders))
+
+    def files(self) -> list[str]:
+        """The files below that are not images, by their paths from the given folder."""
+        return [path for folder in self.below() for path in folder.others]
+
+    def images_below(self) -> list[tuple[str, os.stat_result]]:
+        """Every image at any depth, in the order of paths."""
+        return sorted((image for folder in self.below() for image in folder.images), key=lambda image: image[0])
+
+    def refusal(self, problem: str) -> ValueError:
+        """The error that says what is wrong with the given folder, what would be read, and what this folder holds."""
+        parts = []
+        if folders := [folder.name for folder in self.folders if folder.num_images]:
+            parts.append(f"{len(folders):,} folders with images ({listed(folders, most=3)})")
+        if self.images:
+            parts.append(f"{len(self.images):,} images ({listed((os.path.basename(i) for i, _ in self.images), 1)})")
+        if self.others:
+            parts.append(f"{len(self.others):,} other files")
+        found = f"found in {one_line(self.root / self.path)}: {' and '.join(parts) or 'nothing of these'}"
+        return ValueError(f"`{self.argument}` {one_line(self.root)}: {problem}. {LAYOUTS}; {found}.")
+
+
+def read_folder(root: Path, argument: str) -> Folder:
+    """
+    What a folder holds.
+
+    Raises:
+        OSError: If a part of it cannot be read, or a link leads nowhere or into a folder that it lies in.
+    """
+    suffixes = image_suffixes()
+    status = root.stat()
+    top = Folder("", root, argument, (status.st_dev, status.st_ino))
+    # No recursion: folders can be nested deeper than Python calls.
+    reached = [top]
+    for folder in reached:
+        try:
+            with os.scandir(root / folder.path) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            message = f"`{argument}`: the folder {one_line(root / folder.path)} cannot be read: {error.strerror}."
+            raise OSError(message) from error
+        for entry in found:
+            path = f"{folder.path}/{entry.name}" if folder.path else entry.name
+            if entry.name.startswith(".") or entry.name == "__MACOSX":
+                folder.hidden.append(path)
+                continue
+            try:
+                status = entry.stat()
+            except OSError as error:
+                kind = "link" if entry.is_symlink() else "entry"
+                message = f"`{argument}`: the {kind} {one_line(root / path)} leads to nothing that can be read"
+                raise OSError(f"{message}: {error.strerror}.") from error
+            if stat.S_ISDIR(status.st_mode):
+                child = Folder(path, root, argument, (status.st_dev, status.st_ino), folder)
+                above: Folder | None = folder
+                while above is not None:
+                    if above.identity == child.identity:
+                        raise OSError(
+                            f"`{argument}`: the link {one_line(root / path)} leads back to a folder that it lies in."
+                        )
+                    above = above.parent
+                folder.folders.append(child)
+                reached.append(child)
+            elif stat.S_ISREG(status.st_mode) and os.path.splitext(entry.name)[1].lower() in suffixes:
+                folder.images.append((path, status))
+            else:
+                folder.others.append(path)
+    for folder in reversed(reached):
+        folder.num_images = len(folder.images) + sum(child.num_images for child in folder.folders)
+    return top
+
+
+def read_image_folder(top: Folder, split: str, label_column: str | None) -> tuple[datasets.Dataset, str]:
+    """
+    One split of a folder of images: the columns `image` and `label`, or the column of its metadata that is asked for.
+
+    Args:
+        top ([`Folder`]): From [`read_folder`].
+        split (`str`): `"train"`, `"test"` or `"validation"`; without folders of splits there is `"train"` alone.
+        label_column (`str`, *optional*): A column of metadata files that labels images, in place of their folders.
+
+    Returns:
+        The images, class by class in sorted order and by path within a class, and what was skipped.
+
+    Raises:
+        ValueError: If the folder has another layout, naming what does not fit.
+    """
+    if archives := [path for path in top.files() if path.lower().endswith(ARCHIVES)]:
+        raise top.refusal(f"archives are not read; unpack {listed(archives, 2)}, or move them elsewhere")
+    if not top.num_images:
+        raise top.refusal("it holds no image that Pillow reads")
+    tables = [path for path in top.files() if os.path.basename(path) in METADATA] if label_column else []
+    part = _split(top, split, flat=bool(tables))
+    tables = [path for path in tables if path in {*top.others, *part.files()}]
+    labels = read_metadata(top.root, tables, label_column, top.argument) if label_column and tables else None
+    images = part.images_below()
+    if labels is None and label_column not in (None, "label"):
+        raise top.refusal(f"`label_column` {listed([label_column])} is not in it: folders of classes give `label`")
+    if labels is not None:
+        column = label_column or ""
+        known = dict(zip(labels["file_name"].to_pylist(), labels["label"].to_pylist(), strict=True))
+        if unlabelled := [path for path, _ in images if path not in known]:
+            missing = f"{len(unlabelled):,} images ({listed(unlabelled, 2)})"
+            raise top.refusal(f"{listed(tables, 1)} has no row for {missing}")
+        every = {path for path, _ in top.images_below()}
+        if lost := [path for path in known if path not in every]:
+            raise top.refusal(f"{listed(tables, 1)} names {len(lost):,} images that are missing ({listed(lost, 2)})")
+        values = [known[path] for path, _ in images]
+        features = datasets.Features.from_arrow_schema(pa.schema({column: labels.schema.field("label").type}))
+    else:
+        column = "label"
+        classes = _classes(part)
+        features = datasets.Features({column: datasets.ClassLabel(names=[folder.name for folder in classes])})
+        by_class = [folder.images_below() for folder in classes]
+        images = [image for members in by_class for image in members]
+        values = [label for label, members in enumerate(by_class) for _ in members]
+    if strange := [path for path, _ in images if not _is_utf8(path)]:
+        raise top.refusal(f"{len(strange):,} names are not UTF-8 ({listed(strange, 2)}); rename them")
+    root = os.path.abspath(top.root)
+    dataset = datasets.Dataset.from_dict(
+        {"image": [f"{root}/{path}" for path, _ in images], column: values},
+        features=datasets.Features({"image": datasets.Image(), **features}),
+    )
+    # Whoever changes a file is not given what was decoded before.
+    content = [root, [(path, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in images], column, values]
+    dataset._fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
+    used = set(tables) if labels is not None else set()
+    return dataset, _skipped(top, part, used)
+
+
+def _skipped(top: Folder, part: Folder, used: set[str]) -> str:
+    """What was passed over at the top and in a split, in words."""
+    beside = top.hidden + top.others if part is not top else []
+    paths = sorted({*beside, *(path for folder in part.below() for path in (*folder.hidden, *folder.others))} - used)
+    return f"{len(paths):,} that are hidden or not images ({listed(paths, most=4)})" if paths else ""
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _split(top: Folder, split: str, flat: bool) -> Folder:
+    """
+    The folder of a split: one of those at the top, or the top itself where there are none.
+
+    Args:
+        flat (`bool`): Whether images need no folder of a class, as their labels are in metadata.
+    """
+    holding = [folder for folder in top.folders if folder.num_images]
+    named = [folder for folder in holding if folder.name.lower() in SPLITS]
+    if not flat or top.images or len(named) < len(holding):
+        named = [folder for folder in named if any(child.num_images for child in folder.folders)]
+    wanted = SPLITS.get(split.lower(), split)
+    if not named:
+        if wanted != "train":
+            raise top.refusal(f"it has no split {split!r}; valid is train, as it has no folders of splits")
+        return top
+    if top.images or len(named) < len(holding):
+        beside = [os.path.basename(path) for path, _ in top.images]
+        beside = [folder.name for folder in holding if folder not in named] + beside
+        splits = listed((folder.name for folder in named), 3)
+        raise top.refusal(
+            f"images in no split ({listed(beside, 2)}) lie beside {splits}; move them, or give "
+            f"{one_line(top.root / named[0].name)}"
+        )
+    by_split: dict[str, Folder] = {}
+    for folder in named:
+        if (first := by_split.setdefault(SPLITS[folder.name.lower()], folder)) is not folder:
+            raise top.refusal(f"{first.name} and {folder.name} are the same split")
+    if wanted not in by_split:
+        raise top.refusal(f"it has no split {split!r}; valid are {listed(by_split)}")
+    return by_split[wanted]
+
+
+def _classes(part: Folder) -> list[Folder]:
+    """The folders of classes in a split, in sorted order."""
+    if part.images:
+        loose = f"{len(part.images):,} images are in no class ({listed((path for path, _ in part.images), 2)})"
+        tables = [path for path in part.others if os.path.basename(path) in METADATA]
+        hint = f"; `label_column` (--label_column) can name a column of {tables[0]}" if tables else ""
+        raise part.refusal(loose + hint)
+    if empty := [folder.name for folder in part.folders if not folder.num_images]:
+        lacking = f"{len(empty):,} folders hold no image that Pillow reads ({listed(empty, 2)})"
+        raise part.refusal(f"{lacking}, and every class needs one; move or fill them")
+    if len(part.folders) < 2:
+        inner = part.folders[0]
+        while len(inner.folders) == 1 and not inner.images:
+            inner = inner.folders[0]
+        several = sum(folder.num_images > 0 for folder in inner.folders) > 1
+        hint = f"; if its folders are the classes, give {one_line(inner.root / inner.path)}" if several else ""
+        raise part.refusal(f"there is one class alone ({listed([part.folders[0].name])}){hint}")
+    if all(_looks_like_split(folder) for folder in part.folders):
+        names = listed((folder.name for folder in part.folders), 3)
+        raise part.refusal(f"every folder ({names}) is called as a split, none as a class; rename or move them")
+    return sorted(part.folders, key=lambda folder: folder.name)
+
+
+def _looks_like_split(folder: Folder) -> bool:
+    """Whether a folder is called `train` or the like, or so among other words and holds folders of images alone."""
+    words = set(re.split(r"[\W\d_]+", folder.name.lower()))
+    return folder.name.lower() in SPLIT_WORDS or (bool(words & SPLIT_WORDS) and not folder.images)

@@ -1,0 +1,77 @@
+"""Labels of images in `metadata.csv`, `.jsonl` or `.parquet` beside them, the convention of `datasets`."""
+
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.json
+import pyarrow.parquet
+
+from ..messages import listed
+
+
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+
+
+def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> pa.Table | None:
+    """
+    The column of a folder's metadata that labels its images.
+
+    Args:
+        tables (`list[str]`): The files of metadata, by their paths from `root`.
+        argument (`str`): What gave the folder, for messages.
+
+    Returns:
+        A table with the columns `file_name`, each by its path from `root`, and `label`; `None` if the column is
+        `"label"`, which folders of classes give, and no file has it.
+
+    Raises:
+        ValueError: If a file cannot be read, has no column `file_name` or not the one asked for, or names an image
+            that was named before.
+    """
+    parts = []
+    found: list[str] = []
+    for path in tables:
+        try:
+            table = _read(root / path)
+        except (pa.ArrowException, OSError) as error:
+            reason = " ".join(str(error).split())[:150]
+            raise ValueError(f"`{argument}`: the metadata {root / path} cannot be read: {reason}") from error
+        names = table.column_names
+        if "file_name" not in names or not pa.types.is_string(table.schema.field("file_name").type):
+            raise ValueError(
+                f"`{argument}`: the metadata {root / path} needs a column `file_name` of paths; its columns are "
+                f"{listed(names)}."
+            )
+        found += [name for name in names if name != "file_name" and name not in found]
+        if column in names and column not in ("file_name", "image"):
+            folder = os.path.dirname(path)
+            files = [os.path.normpath(os.path.join(folder, name or "")) for name in table["file_name"].to_pylist()]
+            parts.append(pa.table({"file_name": pa.array(files, pa.string()), "label": table[column]}))
+    if len(parts) < len(tables):
+        if not parts and column == "label":
+            return None
+        raise ValueError(
+            f"`label_column` {listed([repr(column)])} is not in all the metadata of {root}, {listed(tables, most=2)}; "
+            f"valid are label (the folders of classes) and {listed(found, most=4)}."
+        )
+    try:
+        labels = pa.concat_tables(parts)
+    except pa.ArrowInvalid as error:
+        kinds = listed({str(part.schema.field("label").type) for part in parts})
+        raise ValueError(f"`label_column` {column!r} has several types in the metadata of {root}: {kinds}.") from error
+    seen: set[str] = set()
+    for name in labels["file_name"].to_pylist():
+        if name in seen:
+            raise ValueError(f"`{argument}`: the metadata of {root} names {listed([name])} more than once.")
+        seen.add(name)
+    return labels
+
+
+def _read(path: Path) -> pa.Table:
+    if path.suffix == ".csv":
+        return pyarrow.csv.read_csv(path)
+    if path.suffix == ".jsonl":
+        return pyarrow.json.read_json(path)
+    return pyarrow.parquet.read_table(path)
