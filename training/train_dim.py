@@ -65,9 +65,11 @@ from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models.generator_dim import STORAGE_FORMS
 from dim_hf.pipelines.pipeline_dim import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import ShuffledOrder
+from dim_hf.weights import stored_form, warn_of_storage
 
 
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number
@@ -112,6 +114,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", default="out/digits")
+    run.add_argument("--storage", choices=STORAGE_FORMS, help="how weights are stored, and scored; default: float32")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--train_batch_size", type=int, help="per process")
     run.add_argument("--num_train_epochs", type=int, help="length of phase 1")
@@ -381,7 +384,7 @@ def main(args: argparse.Namespace) -> None:
     if accelerator.is_main_process and match_steps and branched and progress["step"] == adversarial_steps:
         # A branch has no validation before matching.
         begun_with = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
-        replace_pipeline(begun_with, output_dir / "before_matching")
+        replace_pipeline(stored_form(begun_with, args.storage), output_dir / "before_matching")
     pool = []
     if match_steps:
         with accelerator.main_process_first():
@@ -524,8 +527,14 @@ def main(args: argparse.Namespace) -> None:
         progress["seconds"] = time.perf_counter() - started
         record = {f"loss/{name}": value for name, value in record.items()}
         if due_validation and accelerator.is_main_process:
-            record["validation/accuracy"] = accuracy = validate(ema_generator, validation, args, accelerator)
             pipeline = DiMPipeline(copy.deepcopy(ema_generator), id2label=dict(enumerate(data.class_names)))
+            pipeline = stored_form(pipeline, args.storage)
+            record["validation/accuracy"] = accuracy = validate(pipeline.generator, validation, args, accelerator)
+            if args.storage not in (None, "float32") and step == total_steps:
+                record["validation/accuracy_in_float32"] = full = validate(
+                    ema_generator, validation, args, accelerator
+                )
+                warn_of_storage(args.storage, accuracy, full, "validation accuracy")
             pipeline.set_progress_bar_config(disable=True)
             save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
             if accuracy > progress["best"]["accuracy"]:
