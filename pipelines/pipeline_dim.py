@@ -262,11 +262,19 @@ class DiMPipeline(DiffusionPipeline):
         variant: str | None = None,
         max_shard_size: int | str | None = None,
         push_to_hub: bool = False,
+        storage: str | None = None,
         **kwargs: Any,
     ) -> None:
         """
         Saves the pipeline with its source, so that the folder works where this package is not installed. The weights
-        are always safetensors. The arguments are those of [`DiffusionPipeline.save_pretrained`].
+        are always safetensors. The arguments are those of [`DiffusionPipeline.save_pretrained`], and
+
+        Args:
+            storage (`str`, *optional*):
+                How the generator's weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`, codes of so
+                many bits with a scale per channel; a labeler is in float16 with any but the first. What is read back
+                is float32 again, of what the form has kept. By default as the generator's file was that it was loaded
+                from, else as in memory. What is in memory stays as it is.
         """
         if not safe_serialization:
             raise ValueError("`safe_serialization` is False; only True is valid, since pickled weights can run code.")
@@ -275,15 +283,20 @@ class DiMPipeline(DiffusionPipeline):
         folder = Path(save_directory).expanduser()
         if folder.is_file():
             raise NotADirectoryError(f"`save_directory` {folder} is a file; valid is the path of a folder.")
+        form = self.generator.storage if storage is None else storage
+        if form is not None:
+            # Before any file is made.
+            self.generator.check_storage(form, max_shard_size)
         for name in ("generator", *(["labeler"] if self.labeler is not None else [])):
             library = self.config[name][0]
             (folder / name).mkdir(parents=True, exist_ok=True)
             shutil.copyfile(inspect.getfile(sys.modules[library]), folder / name / f"{_file_name(library)}.py")
         shutil.copyfile(__file__, folder / "pipeline.py")
         repo_id = kwargs.pop("repo_id", folder.name)
-        super().save_pretrained(
-            str(folder), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
-        )
+        with self._saved_in(form):
+            super().save_pretrained(
+                str(folder), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
+            )
         # diffusers notes where a component was loaded from: a path of this machine, and a change in every copy.
         for name in ("generator", "labeler"):
             config_file = folder / name / "config.json"
@@ -293,7 +306,23 @@ class DiMPipeline(DiffusionPipeline):
                     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         # A push takes nothing else from the folder, which may hold a run with its checkpoints.
         if push_to_hub:
-            self.push_to_hub(repo_id, variant=variant, **kwargs)
+            with self._saved_in(form):
+                self.push_to_hub(repo_id, variant=variant, **kwargs)
+
+    @contextmanager
+    def _saved_in(self, form: str | None) -> Iterator[None]:
+        """Within it, diffusers saves the components in a form of storage."""
+        own_form, self.generator.storage = self.generator.storage, form
+        halved = self.labeler is not None and form not in (None, "float32")
+        if halved:
+            content = {name: value.half() for name, value in self.labeler.state_dict().items()}
+            self.labeler.state_dict = lambda: content
+        try:
+            yield
+        finally:
+            self.generator.storage = own_form
+            if halved:
+                del self.labeler.state_dict
 
     def to_json_string(self) -> str:
         """The content of `model_index.json`, which names the source files that [`save_pretrained`] copies."""

@@ -50,7 +50,7 @@ from dim_hf.evaluation.making_sets import SetsRecipe, describe_times, make_fixed
 from dim_hf.evaluation.protocol_c import LegacyStream, legacy_accuracy
 from dim_hf.evaluation.results import EVALUATION_FORMAT, job_key, read_results
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.evaluation.sources import REAL, LatentsOf, Source, list_sources, png_bytes, scores
+from dim_hf.evaluation.sources import REAL, LatentsOf, Source, generated_source, list_sources, png_bytes, scores
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores_table, write_report
 from dim_hf.files import (
     append_json_line,
@@ -65,9 +65,10 @@ from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import check_token, prepare_repository
 from dim_hf.machine import environment, warn_of_slow_precision
 from dim_hf.messages import listed
+from dim_hf.models.generator_dim import STORAGE_FORMS
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.randomness import check_shuffled
-from dim_hf.weights import module_bytes, weights_digest
+from dim_hf.weights import module_bytes, stored_form, warn_of_storage, weights_digest
 
 
 CONTROLS = ("before_matching", *REAL)
@@ -89,6 +90,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--before_matching", type=local_path, help="pipeline of that control; default: before_matching/ in --pipeline"
     )
     parser.add_argument("--output_dir", type=local_path, help="default: evaluation/ in --pipeline")
+    parser.add_argument(
+        "--storage",
+        choices=STORAGE_FORMS,
+        help="score and push the weights in this form; default: as they are stored",
+    )
 
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -277,6 +283,9 @@ def main(args: argparse.Namespace) -> list[Row]:
     }
     pipeline = load_pipeline("pipeline", args.pipeline)
     pipeline_before = load_pipeline("before_matching", before) if with_before else None
+    as_it_was, pipeline = pipeline, stored_form(pipeline, args.storage)
+    if pipeline_before:
+        pipeline_before = stored_form(pipeline_before, args.storage)
     loaded = [pipeline, *([pipeline_before] if pipeline_before else [])]
     shapes = {
         (p.generator.config.sample_size, p.generator.config.out_channels, p.generator.config.num_classes)
@@ -368,6 +377,12 @@ def main(args: argparse.Namespace) -> list[Row]:
         for ipc in args.ipc
     }
     rows = [(source, name, ipc) for ipc in args.ipc for name in args.classifiers for source in sources[ipc]]
+    # One classifier more says what a smaller form costs.
+    compared = [
+        (generated_source(each, args.ipc[0], recipes[args.ipc[0]]), args.classifiers[0], args.ipc[0], args.seeds[0])
+        for each in (pipeline, as_it_was.to(accelerator.device))
+        if as_it_was is not pipeline
+    ]
 
     def job(source: Source, name: str, ipc: int, seed: int) -> dict[str, Any]:
         """All that decides a result, as JSON values."""
@@ -389,6 +404,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     wanted: dict[str, tuple[Source, str, int, int]] = {}
     for seed, (source, name, ipc) in itertools.product(args.seeds, rows):
         wanted.setdefault(job_key(job(source, name, ipc, seed)), (source, name, ipc, seed))
+    for each in compared:
+        wanted.setdefault(job_key(job(*each)), each)
     missing = [each for key, each in wanted.items() if key not in finished]
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     for source, name, ipc, seed in tqdm(mine, unit="classifier", disable=not accelerator.is_main_process):
@@ -426,6 +443,10 @@ def main(args: argparse.Namespace) -> list[Row]:
         own = [finished[job_key(job(source, name, ipc, seed))] for seed in args.seeds]
         table.append(source.row(name, ipc, recipes[ipc], args.seeds[0], own))
     if accelerator.is_main_process:
+        if compared:
+            stored_accuracy, full = (finished[job_key(job(*each))]["accuracy"] for each in compared)
+            about = f"accuracy of {args.classifiers[0]} at ipc {args.ipc[0]}"
+            warn_of_storage(args.storage, stored_accuracy, full, about)
         ranking = scores(table)
         save_sample_grid(pipeline, output_dir / "samples.png")
         options = {name: value for name, value in vars(args).items() if name != "hub_token"}

@@ -77,10 +77,11 @@ from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import environment, peak_memory_mib, warn_of_slow_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models.generator_dim import STORAGE_FORMS
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import ShuffledOrder
-from dim_hf.weights import is_finite
+from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number
@@ -136,6 +137,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", type=local_path, default="out/digits")
+    run.add_argument("--storage", choices=STORAGE_FORMS, help="how weights are stored, and scored; default: float32")
     run.add_argument("--seed", type=int, default=0)
     run.add_argument("--train_batch_size", type=int, help="per process")
     length = run.add_mutually_exclusive_group()
@@ -375,10 +377,12 @@ def main(args: argparse.Namespace) -> None:
     if checkpoint and accelerator.is_main_process:
         # The folder becomes what it was at the checkpoint, so that its pipeline is of the settings recorded below: all
         # that may differ has decided nothing by then.
-        selected = make_pipeline(best_generator, data) if progress["best"]["accuracy"] >= 0 else None
+        selected = make_pipeline(best_generator, data, args.storage) if progress["best"]["accuracy"] >= 0 else None
         set_pipeline(output_dir, selected)
         if progress["step"] <= adversarial_steps:
-            begun_with = make_pipeline(ema_generator, data) if progress["step"] == adversarial_steps else None
+            begun_with = (
+                make_pipeline(ema_generator, data, args.storage) if progress["step"] == adversarial_steps else None
+            )
             set_pipeline(output_dir / "before_matching", (selected or begun_with) if match_steps else None)
     if branched:
         # From here on the branch goes on by its own checkpoints.
@@ -427,14 +431,20 @@ def main(args: argparse.Namespace) -> None:
         if validating and accelerator.is_main_process:
             if not makes_finite_images(ema_generator):
                 raise not_finite("generated images", step)
+            pipeline = make_pipeline(ema_generator, data, args.storage)
+            full = None
             try:
-                accuracy = validate(ema_generator, validation, args, accelerator, stop)
+                accuracy = validate(pipeline.generator, validation, args, accelerator, stop)
+                if args.storage not in (None, "float32") and step == total_steps:
+                    full = validate(ema_generator, validation, args, accelerator, stop)
             except ValidationInterrupted:
                 # The continuation begins with it.
                 progress["pending"], saving, interrupted = record, True, True
             else:
                 record = record | {"validation/accuracy": accuracy}
-                pipeline = make_pipeline(ema_generator, data)
+                if full is not None:
+                    record["validation/accuracy_in_float32"] = full
+                    warn_of_storage(args.storage, accuracy, full, "validation accuracy")
                 save_sample_grid(pipeline, output_dir / "samples" / f"step-{step:07d}.png")
                 if accuracy > progress["best"]["accuracy"]:
                     progress["best"] = {"accuracy": accuracy, "step": step, "matching": matching}
@@ -591,9 +601,10 @@ def main(args: argparse.Namespace) -> None:
             print(f"Pushed to {args.hub_model_id}: {url}")
 
 
-def make_pipeline(generator: DiMGenerator, data: ImageData) -> DiMPipeline:
-    """A pipeline of a copy of the generator's present weights."""
+def make_pipeline(generator: DiMGenerator, data: ImageData, storage: str | None) -> DiMPipeline:
+    """A pipeline of a copy of the generator's present weights, as they are once they are stored."""
     pipeline = DiMPipeline(copy.deepcopy(generator), id2label=dict(enumerate(data.class_names)))
+    pipeline = stored_form(pipeline, storage)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -116,6 +116,9 @@ make(3).push_to_hub("secret", subfolder="deep/below")
 make(4, taught=True).push_to_hub("taught")
 torch.save(logits(make(4, taught=True)), "logits.pt")
 torch.save(images(make(0)), "images.pt")
+from dim_hf.weights import stored_form
+make(5).push_to_hub("small", storage="int4")
+torch.save(images(stored_form(make(5), "int4")), "small.pt")
 json.dump(seen, open("seen.json", "w"))
 """
     python(code, folder, environment(hub.endpoint, folder / "home"))
@@ -162,6 +165,19 @@ def test_a_teacher_goes_with_its_pipeline_and_its_code_is_told_of(hub, pushed):
 
 
 @together
+def test_a_small_form_goes_up_and_its_card_tells_its_bytes(hub, pushed, pulled):
+    # What was pulled and pushed again unchanged made no commit.
+    _, (_, files) = hub.repos["me/small"]["commits"]
+    assert set(files) == FILES
+    # Embedding, linear layer and output layer in 4 bits with their scales; the rest in float16, and a count.
+    stored = (6 + 3 * 2) + (8 * 16 * 10 // 2 + 8 * 16 * 2) + (64 + 2) + 2 * (8 * 16 + 4 * 8 + 1) + 8
+    assert f"\nstored as int4 in {stored:,} bytes," in files["README.md"].decode()
+    content = files["generator/diffusion_pytorch_model.safetensors"]
+    assert len(content) == stored + 8 + int.from_bytes(content[:8], "little")
+    assert "stored as float32 in" in hub.files("me/x")["README.md"].decode()
+
+
+@together
 def test_an_interrupted_push_changes_nothing_and_is_done_again(hub, pushed):
     message = seen(pushed)["broken"]
     assert message.startswith(f"OSError: The push to 'me/broken' failed: the connection to {hub.endpoint} failed (")
@@ -190,6 +206,9 @@ def pulled(hub, pushed, tmp_path_factory):
 load = DiMPipeline.from_pretrained
 pipe = load("me/x")
 torch.save(images(pipe), "images.pt")
+small = load("me/small")
+torch.save(images(small), "small.pt")
+small.push_to_hub("small")
 half = load("me/x", variant="fp16", dtype=torch.float16)
 below = DiMGenerator.from_pretrained("me/x", subfolder="generator")
 seen = {
@@ -214,7 +233,7 @@ json.dump(seen, open("seen.json", "w"))
 
 @together
 def test_the_package_loads_it_without_running_its_code(hub, pushed, pulled):
-    for name in ("images.pt", "logits.pt"):
+    for name in ("images.pt", "logits.pt", "small.pt"):
         assert torch.equal(torch.load(pulled / name), torch.load(pushed / name)), name
     found = seen(pulled)
     assert 0 < found.pop("half") < 0.01
@@ -245,10 +264,11 @@ pipe.push_to_hub("copy")
 pipe.push_to_hub("copy")
 assert torch.equal(images(DiffusionPipeline.from_pretrained("me/copy", trust_remote_code=True)), images(pipe))
 torch.save(logits(DiffusionPipeline.from_pretrained("me/taught", trust_remote_code=True)), "logits.pt")
+torch.save(images(DiffusionPipeline.from_pretrained("me/small", trust_remote_code=True)), "small.pt")
 assert "dim_hf" not in sys.modules
 """
     python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"), installed=False)
-    for name in ("images.pt", "logits.pt"):
+    for name in ("images.pt", "logits.pt", "small.pt"):
         assert torch.equal(torch.load(tmp_path / name), torch.load(pushed / name)), name
     files = hub.files("me/x")
     (_, (_, copy)) = hub.repos["me/copy"]["commits"]

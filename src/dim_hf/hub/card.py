@@ -18,7 +18,7 @@ from yaml import YAMLError
 from ..classifiers.names import public_name
 from ..evaluation.tables import Row, results_table
 from ..files import read_json
-from ..weights import weights_digest
+from ..weights import module_bytes, weights_digest
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -92,9 +92,9 @@ def model_card(
     same_data = existing is None or tells_of_data(existing, digest, data_name, classes)
     kept_licence = existing.data.get("license") if existing and same_data else None
     licence = kept_licence or data_licence(data, hub_id, token)
-    about = [digest, names, pipeline.labeler is not None]
     parameters = pipeline.generator.num_parameters()
-    stored = sum(value.numel() * value.element_size() for value in pipeline.generator.state_dict().values())
+    form = pipeline.generator.storage or str(pipeline.generator.dtype).removeprefix("torch.")
+    about = [digest, names, pipeline.labeler is not None, form]
     model_name = repo_id.rpartition("/")[2]
     results = eval_results(metrics, hub_id, data_name) if metrics else []
     card = ModelCard.from_template(
@@ -120,7 +120,8 @@ def model_card(
         channels=config.out_channels,
         num_classes=config.num_classes,
         parameters=f"{parameters:,}",
-        megabytes=f"{stored / 1e6:.2f}",
+        num_bytes=f"{module_bytes(pipeline.generator):,}",
+        form=form,
         sample_rows="every class" if config.num_classes <= 10 else "the first 10 classes",
         classes=classes,
         example_class=repr(names[0]) if pipeline.config.id2label else 0,

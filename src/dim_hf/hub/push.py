@@ -12,6 +12,7 @@ from huggingface_hub.utils import validate_repo_id
 from ..arguments import shown
 from ..evaluation.sample_grid import save_sample_grid
 from ..pipelines.pipeline_dim import hub_reason, is_a
+from ..weights import stored_form
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
 
 
@@ -64,6 +65,7 @@ def push_to_hub(
     variant: str | None = None,
     subfolder: str | None = None,
     evaluation_dir: str | os.PathLike | None = None,
+    storage: str | None = None,
 ) -> str:
     """
     Pushes a pipeline to the Hub in one commit: its weights, configs and source, a model card and a sample grid. What
@@ -81,6 +83,8 @@ def push_to_hub(
         evaluation_dir (`str` or `os.PathLike`, *optional*):
             Output folder of `training/evaluate_dim.py`, for the card's table; by default `evaluation/` in the folder
             that the pipeline was loaded from.
+        storage (`str`, *optional*):
+            How the weights are stored, as in [`DiMPipeline.save_pretrained`]. The card tells of what is stored.
 
     Returns:
         `str`: The URL of the commit.
@@ -103,6 +107,7 @@ def push_to_hub(
         if flag is not None and not isinstance(flag, bool):
             raise ValueError(f"`{name}` is {shown(flag)}; valid are True and False.")
     check_token(token, "`push_to_hub`", "`token`")
+    pipeline = stored_form(pipeline, storage)
     read_evaluation(pipeline, evaluation_dir)
     try:
         with tempfile.TemporaryDirectory() as aside:

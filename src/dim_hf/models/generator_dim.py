@@ -1,8 +1,11 @@
-"""The class-conditional generator that stores a distilled data set.
+"""The class-conditional generator that stores a distilled data set, and the forms in which its weights are stored.
 
 This file is also what a distilled repository on the Hub holds, so it needs torch and diffusers and nothing else.
 """
 
+import copy
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +14,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+
+
+# How the weights of a file can be stored. `intN`: each as a code of N bits, with a float16 scale per channel.
+STORAGE_FORMS = ("float32", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))
 
 
 @dataclass
@@ -51,6 +58,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
+    # The form of the file that the weights were read from, which the next file has too; `None`: as they are in memory.
+    storage: str | None = None
 
     @register_to_config
     def __init__(
@@ -115,6 +124,180 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
         return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
 
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        storage: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves the network as [`ModelMixin.save_pretrained`] does. What is in memory stays as it is.
+
+        Args:
+            storage (`str`, *optional*):
+                How the weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`, codes of so many bits
+                with a scale per channel. By default as the file was that they were read from, else as in memory.
+            save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, push_to_hub:
+                Those of [`ModelMixin.save_pretrained`]; codes go into one file.
+
+        Raises:
+            ValueError: If there is no such form, or it cannot hold the weights.
+        """
+        form = self.storage if storage is None else storage
+        saved = self
+        if form is not None:
+            if not safe_serialization:
+                raise ValueError(f"`safe_serialization` is False; valid with `storage` {form!r} is only True.")
+            self.check_storage(form, max_shard_size)
+            content = self.stored_state(form)
+            # diffusers saves what `state_dict` gives; of this one object alone it is what is stored.
+            saved = copy.copy(self)
+            saved.state_dict = lambda: content  # type: ignore[method-assign, assignment]
+        super(DiMGenerator, saved).save_pretrained(
+            save_directory,
+            is_main_process,
+            save_function,
+            safe_serialization,
+            variant,
+            "10GB" if max_shard_size is None else max_shard_size,
+            push_to_hub,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """
+        Loads the network as [`ModelMixin.from_pretrained`] does, from a file of any form of storage.
+
+        Raises:
+            ValueError: If the file does not hold exactly the weights of the network that its config describes.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        # diffusers leaves at random what a file does not have.
+        for kind in ("missing", "unexpected", "mismatched"):
+            if keys := info[f"{kind}_keys"]:
+                raise ValueError(f"the generator's weights have {kind} tensors: {_listed(sorted(map(str, keys)))}.")
+        return (model, info) if with_info else model
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
+        # What diffusers calls with the content of a file, before anything is made of it.
+        super()._fix_state_dict_keys_on_load(state_dict)
+        weights, self.storage = self.read_state(state_dict)
+        state_dict.clear()
+        state_dict.update(weights)
+
+    def check_storage(self, storage: str, max_shard_size: int | str | None = None) -> None:
+        """Raises a `ValueError` if the weights cannot be stored so, naming what is wrong."""
+        if storage not in STORAGE_FORMS:
+            raise ValueError(f"`storage` is {storage!r}; valid are {', '.join(map(repr, STORAGE_FORMS))}.")
+        if not storage.startswith("int"):
+            return
+        if max_shard_size is not None:
+            raise ValueError(
+                f"`max_shard_size` is {max_shard_size!r}; valid with `storage` {storage!r}, one file, is None."
+            )
+        for name, value in self.state_dict().items():
+            # NaN is not below it either.
+            if value.ndim > 1 and not value.abs().max() <= torch.finfo(torch.float16).max:
+                raise ValueError(
+                    f"`storage` {storage!r} cannot hold {name}, whose largest weight is {value.abs().max():.3g}; "
+                    "valid are finite ones up to 65504."
+                )
+
+    def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
+        """
+        What a file of a form of [`STORAGE_FORMS`] holds. A weight that `intN` stores is `NAME.intN`, its packed codes,
+        and `NAME.scale`; the few tensors of one dimension are in float16, or float32 where float16 would overflow.
+        """
+        content = {}
+        for name, value in self.state_dict().items():
+            if not value.is_floating_point():
+                content[name] = value
+            elif storage.startswith("int") and value.ndim > 1:
+                bits = int(storage[3:])
+                codes, scale = quantise(self._channels_first(name, value.float()).flatten(1), bits)
+                content[f"{name}.{storage}"] = pack(codes.flatten(), bits)
+                content[f"{name}.scale"] = scale
+            else:
+                half = value.half()
+                content[name] = value.float() if storage == "float32" or half.isinf().any() else half
+        return content
+
+    def read_state(self, content: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str | None]:
+        """
+        The inverse of [`stored_state`].
+
+        Returns:
+            The float32 weights by their names, and the form of storage; `None` of plain float32.
+
+        Raises:
+            ValueError: If the content is not that of this network, naming the first tensor that is wrong.
+        """
+        left, weights = dict(content), {}
+        forms: set[str] = set()
+        for name, expected in self.state_dict().items():
+            shape = expected.shape
+            if name in left:
+                value = _checked(name, left.pop(name), shape, expected.is_floating_point())
+                weights[name] = value.float() if value.is_floating_point() else value
+                if value.dtype == torch.float16 and value.ndim > 1:
+                    forms.add("float16")
+                continue
+            found = [form for form in STORAGE_FORMS if form.startswith("int") and f"{name}.{form}" in left]
+            if len(found) != 1 or f"{name}.scale" not in left:
+                other = sorted(key for key in left if key.startswith(f"{name}."))
+                raise ValueError(
+                    f"the generator's weights lack {name}"
+                    + (f" and have {_listed(other)}" if other else "")
+                    + f"; valid is {name}, or its codes {name}.int8 to {name}.int2 and {name}.scale."
+                )
+            bits = int(found[0][3:])
+            forms.add(found[0])
+            rows = self._channels_first(name, expected).shape
+            size = (shape.numel() * bits + 7) // 8
+            packed = _checked(f"{name}.{found[0]}", left.pop(f"{name}.{found[0]}"), torch.Size([size]), False)
+            scale = _checked(f"{name}.scale", left.pop(f"{name}.scale"), rows[:1], True)
+            if packed.dtype != torch.uint8 or scale.dtype != torch.float16 or bool((scale < 0).any()):
+                raise ValueError(
+                    f"the generator's {name} has {packed.dtype} codes and {scale.dtype} scales, the smallest "
+                    f"{scale.min():.3g}; valid are torch.uint8, and torch.float16 from 0."
+                )
+            codes = unpack(packed, bits, shape.numel()).reshape(rows[0], -1)
+            weights[name] = self._channels_first(name, dequantise(codes, scale, bits).reshape(rows)).contiguous()
+        if left:
+            raise ValueError(f"the generator's weights hold the unknown {_listed(sorted(left))}.")
+        if len(forms) > 1:
+            raise ValueError(
+                f"the generator's weights are stored as {' and '.join(sorted(forms))}; valid is one form."
+            )
+        return weights, forms.pop() if forms else None
+
+    def stored_bytes(self) -> int:
+        """Bytes of the weights, with codes and scales, as [`save_pretrained`] stores them."""
+        total = 0
+        for name, value in self.state_dict().items():
+            if self.storage and self.storage.startswith("int") and value.ndim > 1:
+                rows = self._channels_first(name, value)
+                total += (value.numel() * int(self.storage[3:]) + 7) // 8 + 2 * len(rows)
+            elif self.storage and value.is_floating_point():
+                wide = self.storage == "float32" or bool(value.half().isinf().any())
+                total += value.numel() * (4 if wide else 2)
+            else:
+                total += value.numel() * value.element_size()
+        return total
+
+    def _channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """A weight with its output channels, which have a scale each, as the first dimension; and back."""
+        module = self.get_submodule(name.rpartition(".")[0])
+        return value.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else value
+
     def forward(
         self, latents: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
     ) -> DiMGeneratorOutput | tuple[torch.Tensor]:
@@ -167,3 +350,76 @@ class GeneratorBlock(nn.Module):
             update = layer(hidden)
             hidden = (hidden + update if self.residual else update).relu()
         return hidden
+
+
+def quantise(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rounds each row to `2**bits` evenly spaced values, symmetric about zero. The largest, which is the row's scale, is
+    the one of a grid of fractions of its largest weight with the least squared error: with few bits it pays to clip.
+    Rows that were rounded before come out as they were, bit for bit: their largest weight is then the scale itself.
+
+    Args:
+        rows (`torch.Tensor` of shape `(num_rows, length)`): float32, none beyond the range of float16.
+        bits (`int`): 2 to 8.
+
+    Returns:
+        uint8 codes of shape `(num_rows, length)`, and float16 scales of shape `(num_rows,)`. A row whose largest
+        weight is below `2**-14`, where float16 loses digits, has scale zero.
+    """
+    largest = rows.abs().amax(dim=1)
+    best_error = torch.full_like(largest, torch.inf)
+    best_scale = torch.zeros_like(largest, dtype=torch.float16)
+    best_codes = torch.full_like(rows, 2 ** (bits - 1), dtype=torch.uint8)
+    for percent in range(100, 20, -5):
+        scale = (largest * (percent / 100)).half()
+        scale[scale < torch.finfo(torch.float16).tiny] = 0
+        # A scale of zero gives all of its row the code just above the middle, whatever is in it.
+        divisor = scale.float().where(scale > 0, torch.inf)
+        positions = (rows / divisor[:, None] + 1) * ((2**bits - 1) / 2)
+        codes = positions.round().clamp(0, 2**bits - 1).to(torch.uint8)
+        error = (dequantise(codes, scale, bits) - rows).square().sum(dim=1)
+        # The first of equal ones, so that an error of zero keeps the scale that gave it.
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+        best_codes = torch.where(better[:, None], codes, best_codes)
+    return best_codes, best_scale
+
+
+def dequantise(codes: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """The float32 weights of what [`quantise`] returns."""
+    # The outermost values are exactly the scale, which makes rounding twice the same as rounding once.
+    levels = torch.arange(2**bits, dtype=torch.float32, device=codes.device) * 2 - (2**bits - 1)
+    return (levels / (2**bits - 1))[codes.long()] * scale.float()[:, None]
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Codes of `bits` bits each, a uint8 tensor of one dimension, as bytes, the lowest bit first."""
+    ones = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8, device=codes.device)) & 1
+    ones = nn.functional.pad(ones.flatten(), (0, -len(codes) * bits % 8)).reshape(-1, 8)
+    return (ones << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The `count` codes of what [`pack`] returns."""
+    ones = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    ones = ones.flatten()[: count * bits].reshape(count, bits)
+    return (ones << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) -> torch.Tensor:
+    """A tensor of a file, if it has the shape and the kind of numbers that it should have, all of them finite."""
+    if value.shape != shape or value.is_floating_point() is not floating:
+        kind = "floating-point" if floating else "whole"
+        raise ValueError(
+            f"the generator's {name} is {value.dtype} of shape {tuple(value.shape)}; valid are {kind} numbers of "
+            f"shape {tuple(shape)}."
+        )
+    if floating and not bool(value.isfinite().all()):
+        raise ValueError(f"the generator's {name} holds numbers that are not finite.")
+    return value
+
+
+def _listed(names: list[str]) -> str:
+    """Names for a message, the first few of many."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
