@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..classifiers import build_classifier, check_classifier, local_fingerprint
-from ..data import ImageData, normalise
+from ..data.image_data import ImageData, normalise
 from .augmentation import draw_augmentation
 
 

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..classifiers import build_classifier
-from ..data import ImageData, normalise
+from ..data.image_data import ImageData, normalise
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 
-from ..data import ImageData, normalise
+from ..data.image_data import ImageData, normalise
 from .randomness import ShuffledOrder, check_count, check_epoch, check_shuffled, epoch_order
 
 
