@@ -383,7 +383,7 @@ def test_batches_and_selection():
 def test_images_that_do_not_fit_into_memory_stay_on_disk(load, monkeypatch):
     data, cpu = load("digits"), torch.device("cpu")
     in_memory = [part.to(cpu) for part in holdout(data)]
-    monkeypatch.setattr("dim_hf.data.images.SHARE_OF_MEMORY", 0.0)
+    monkeypatch.setattr("dim_hf.data.image_data.SHARE_OF_MEMORY", 0.0)
     on_disk = [part.to(cpu) for part in holdout(data)]
     indices = torch.tensor([5, 0, 5, 99])
     for here, there in zip(in_memory, on_disk, strict=True):

@@ -7,114 +7,14 @@ Images are decoded once (see `decoding.py`) and gathered from memory after that.
 import hashlib
 import json
 import os
-from dataclasses import dataclass, replace
 from pathlib import Path
 
-import psutil
 import torch
 
 from ..messages import listed
 from .decoding import decoded_images, default_cache_dir, find_columns
+from .image_data import ImageData, stratified_order
 from .reading import embedded_digits, open_dataset, read_labels
-
-
-# The share of a device's free memory that images may take; above it they stay memory-mapped.
-SHARE_OF_MEMORY = 0.5
-
-
-@dataclass(frozen=True)
-class ImageData:
-    """
-    A labelled image data set, in memory or on disk.
-
-    Args:
-        stored (`torch.Tensor` of shape `(M, channels, size, size)`): uint8; in memory, or memory-mapped.
-        labels (`torch.Tensor` of shape `(N,)`): int64, `0 .. num_classes - 1`.
-        class_names (`tuple[str, ...]`): The name of each label.
-        fingerprint (`str`): Of images, labels and class names; keys caches, results and checkpoints.
-        rows (`torch.Tensor` of shape `(N,)`, *optional*):
-            Of memory-mapped images, those of the data set: int64, on the CPU. In memory, `stored` holds them alone.
-        origin (`str`, *optional*): The split and the name of the data set.
-        skipped (`str`, *optional*): What was passed over in reading it.
-    """
-
-    stored: torch.Tensor
-    labels: torch.Tensor
-    class_names: tuple[str, ...]
-    fingerprint: str
-    rows: torch.Tensor | None = None
-    origin: str = "the data set"
-    skipped: str = ""
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    @property
-    def images(self) -> torch.Tensor:
-        """uint8 of shape `(N, channels, size, size)`; where they are on disk, all are read."""
-        return self.stored if self.rows is None else self.stored[self.rows]
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def channels(self) -> int:
-        """1 (grey) or 3 (RGB)."""
-        return self.stored.shape[1]
-
-    @property
-    def size(self) -> int:
-        """Height and width in pixels."""
-        return self.stored.shape[2]
-
-    def describe(self) -> str:
-        """One line for a log: how many images there are of each class, their shape, and what was skipped."""
-        counts = torch.bincount(self.labels.cpu(), minlength=self.num_classes).tolist()
-        classes = listed((f"{name} {count:,}" for name, count in zip(self.class_names, counts, strict=True)), most=10)
-        colour = "grey" if self.channels == 1 else "colour"
-        skipped = f"; skipped {self.skipped}" if self.skipped else ""
-        return (
-            f"{self.origin}: {len(self):,} images of {self.num_classes:,} classes ({classes}), "
-            f"{self.size}x{self.size}, {colour}{skipped}"
-        )
-
-    def to(self, device: torch.device) -> "ImageData":
-        """Moves the labels to a device, and the images where they take at most half of its free memory."""
-        moved = replace(self, labels=self.labels.to(device))
-        cuda = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-        if len(self) * self.stored[:1].nbytes <= SHARE_OF_MEMORY * free:
-            moved = replace(moved, stored=self.images.to(device), rows=None)
-        return moved
-
-    def batch(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """
-        Args:
-            indices (`torch.Tensor` of shape `(batch_size,)`): int64, on the device of the labels.
-
-        Returns:
-            The images, uint8, and their labels, both on the device of the labels.
-        """
-        device = self.labels.device
-        if self.stored.device == device and self.rows is None:
-            return self.stored[indices], self.labels[indices]
-        positions = indices.cpu() if self.rows is None else self.rows[indices.cpu()]
-        return self.stored[positions].to(device, non_blocking=True), self.labels[indices]
-
-    def select(self, indices: torch.Tensor) -> "ImageData":
-        """The images at `indices`, as a data set with a fingerprint of its own; what is on disk stays there."""
-        chosen = indices.cpu()
-        digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
-        part = replace(self, labels=self.labels[chosen.to(self.labels.device)], fingerprint=digest[:16])
-        if self.rows is None:
-            return replace(part, stored=self.stored[chosen.to(self.stored.device)])
-        return replace(part, rows=self.rows[chosen])
-
-
-def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to float32 in [-1, 1], what every network here takes."""
-    return images.float() / 127.5 - 1
 
 
 def load_image_data(
@@ -199,42 +99,3 @@ def load_image_data(
     content = json.dumps([digest, own_labels.tolist(), own_names])
     fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
     return ImageData(images, own_labels, own_names, fingerprint, torch.arange(len(images)), origin, skipped)
-
-
-def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[ImageData, ImageData]:
-    """
-    Splits a data set in two, stratified and as a function of the seed alone.
-
-    Args:
-        data ([`ImageData`]): With at least two images of every class.
-        fraction (`float`, *optional*, defaults to 0.1): Share of each class in the second part, at least one image.
-
-    Returns:
-        The larger part and the one held out.
-    """
-    if not 0 < fraction < 1:
-        raise ValueError(f"`fraction` is {fraction}; it must lie between 0 and 1.")
-    labels = data.labels.cpu()
-    counts = torch.bincount(labels, minlength=data.num_classes)
-    if (counts < 2).any():
-        alone = [data.class_names[i] for i in torch.nonzero(counts < 2).flatten().tolist()]
-        raise ValueError(f"a part cannot be held out: the class {listed(alone)} has fewer than 2 images.")
-    rng = torch.Generator().manual_seed(seed)
-    held_out = torch.zeros(len(data), dtype=torch.bool)
-    for label, count in enumerate(counts.tolist()):
-        members = torch.nonzero(labels == label).flatten()
-        size = min(max(1, round(count * fraction)), count - 1)
-        held_out[members[torch.randperm(count, generator=rng)[:size]]] = True
-    return data.select(torch.nonzero(~held_out).flatten()), data.select(torch.nonzero(held_out).flatten())
-
-
-def stratified_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
-    """An order of all images in which every beginning has the classes in their proportions, as near as can be."""
-    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
-    position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
-        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-        # One image of every class comes before any second one.
-        position[members[0]] -= 1
-    return position.argsort(stable=True)

@@ -20,7 +20,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from ..classifiers import logits_and_features
-from ..data import ImageData, normalise
+from ..data.image_data import ImageData, normalise
 from ..distillation.augmentation import draw_augmentation
 from ..distillation.losses import matching_loss
 from ..files import whole_file

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from PIL import Image
 
-from ..data import ImageData
+from ..data.image_data import ImageData
 from ..files import replace_text
 from ..machine import environment
 from .sample_grid import GAP

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import check_choice, check_flag, check_integer, check_number, check_seed, shown
 from ..classifiers import build_classifier
-from ..data import ImageData, normalise
+from ..data.image_data import ImageData, normalise
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from ..classifiers import build_classifier
-from ..data import ImageData, normalise
+from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
 from ..streams.randomness import check_count
 from ..streams.real import BatchStream

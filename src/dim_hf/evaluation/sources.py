@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ..data import ImageData
+from ..data.image_data import ImageData
 from ..models import DiMLabeler
 from ..streams.generated import GeneratedStream
 from ..streams.real import RealStream, WholeSetStream

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..data import ImageData
+from ..data.image_data import ImageData
 from ..files import replace_text
 from ..machine import environment
 from .judges import DeploymentRecipe

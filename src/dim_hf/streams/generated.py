@@ -8,9 +8,8 @@ import itertools
 import math
 import operator
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from diffusers.utils.torch_utils import unwrap_module
 from PIL import Image
@@ -23,6 +22,9 @@ from ..pipelines.pipeline_dim import is_a, labelled_features
 from .randomness import check_count, check_epoch, check_shuffled, epoch_order, latents_at
 from .real import BatchStream
 
+
+if TYPE_CHECKING:
+    import datasets
 
 # Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
 # blocks of several batches gain nothing.
@@ -231,8 +233,8 @@ class DiMDataset(Dataset):
         return [{"pixel_values": value, "labels": label} for value, label in zip(pixels, rows, strict=True)]
 
     def to_iterable_dataset(
-        self, num_shards: int = 1, features: datasets.Features | None = None, block_size: int = 256
-    ) -> datasets.IterableDataset:
+        self, num_shards: int = 1, features: "datasets.Features | None" = None, block_size: int = 256
+    ) -> "datasets.IterableDataset":
         """
         An endless `datasets.IterableDataset` of PIL images and class labels, shuffled, one epoch after the other from
         [`set_epoch`]'s on: to be mixed with real data by `datasets.interleave_datasets`.
@@ -247,6 +249,8 @@ class DiMDataset(Dataset):
         Raises:
             ValueError: If a class is not one of `features`, labels are soft, or there are fewer images than shards.
         """
+        import datasets  # Whoever trains on tensors does not need it.
+
         if self.soft_labels:
             raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
         # A worker whose shards are empty would go through empty epochs for ever.
