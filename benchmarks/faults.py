@@ -1,0 +1,840 @@
+"""
+Breaks real training runs in every way that a machine breaks them, lets them go on, and compares with undisturbed runs.
+
+    python benchmarks/faults.py --runs 200 --output faults.json       # some 10 minutes of one core
+    python benchmarks/faults.py --runs 30 --kinds "kill at a file operation" --seed 7
+
+A run is `training/train_dim.py` on the embedded digits with tiny networks. After a fault the same command is given with
+`--resume_from_checkpoint latest`, and what it leaves must be what the undisturbed run left: weights, optimisers,
+pipeline, samples and log bit for bit, no file half written under its final name, none left aside, one message at most,
+and the usual exit status. A fault ends as one of
+
+- recovered: all of that holds;
+- refused: the run does not go on, and one message names the damaged file. Right where KINDS says so;
+- rough: the result is right, but on the way there was a traceback, a wrong exit status or something left behind;
+- lost: the result differs, is damaged, or cannot be had.
+
+Starting Python and importing the libraries takes longer than such a run. So one process imports them, runs nothing,
+and forks a child for each run, which then executes the script as `python training/train_dim.py` does, in a session of
+its own. Runs of two processes are started by the real torchrun.
+
+The exit status is 1 if anything is rough or lost. The folders of those faults are kept, and named.
+"""
+
+import argparse
+import ctypes
+import errno
+import json
+import os
+import random
+import re
+import runpy
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from safetensors import safe_open
+
+
+SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
+TINY = (
+    "--train_batch_size 8 --logging_steps 5 --validation_steps 8 --validation_epochs 4 --validation_ipc 4 "
+    "--checkpointing_steps 7 --checkpoints_total_limit 2 --report_to none --match_interval 2 --pool_steps 8 "
+    "--pool_snapshots 2"
+).split()
+PLAIN = ["--max_train_steps", "40", "--max_match_steps", "0"]
+MATCHING = ["--max_train_steps", "24", "--max_match_steps", "16"]
+CONFIGURATIONS = {
+    "plain": PLAIN,
+    "matching": MATCHING,
+    "parquet": [*PLAIN, "--dataloader_num_workers", "2"],
+    "two processes": MATCHING,
+}
+TIMEOUT = 180
+# Audit events of what changes a folder; each comes before its operation.
+OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
+TRACEBACK = "Traceback (most recent call last)"
+
+
+class Skipped(Exception):
+    """A fault that cannot be made on this machine."""
+
+
+# Runs.
+
+
+def fork_server() -> tuple[Connection | None, dict[str, Any]]:
+    """
+    Forks a process that forks one of its own for each run asked for, and answers with its id and then its end.
+
+    Returns:
+        In the campaign, the connection to the server and nothing. In the process of a run, `None` and what was asked.
+    """
+    ours, theirs = Pipe()
+    if os.fork():
+        theirs.close()
+        return ours, {}
+    ours.close()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    while True:
+        try:
+            request = theirs.recv()
+        except EOFError:
+            os._exit(0)
+        pid = os.fork()
+        if pid == 0:
+            theirs.close()
+            return None, request
+        theirs.send(pid)
+        _, status, usage = os.wait4(pid, 0)
+        theirs.send((os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime))
+
+
+def become_run(request: dict[str, Any]) -> None:
+    """Gives a forked process the arguments, the files and the signals of one that was started from a shell."""
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    sys.argv = [str(SCRIPT), *request["arguments"]]
+    if request["modes"]:
+        obey_modes()
+    if request["operations"] or request["die_at"] is not None:
+        watch_operations(request)
+
+
+def obey_modes() -> None:
+    """Gives up what lets root write where the modes of a folder forbid it (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
+    libc = ctypes.CDLL(None)
+    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+    libc.capget(header, sets)
+    for i in range(3):
+        sets[i] &= ~0b110
+    libc.capset(header, sets)
+
+
+def watch_operations(request: dict[str, Any]) -> None:
+    """Lists what a run does to its folders, or ends it before the operation of a number, or just after an opening."""
+    log = os.open(request["operations"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if request["operations"] else None
+    count = 0
+
+    def hook(event: str, arguments: tuple) -> None:
+        nonlocal count
+        if event not in OPERATIONS or count < 0:
+            return
+        path = str(arguments[0])
+        writes = event != "open" or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+        # Where a folder is removed, names are relative to it.
+        if not writes or (os.path.isabs(path) and not path.startswith(tuple(request["folders"]))):
+            return
+        if log is not None:
+            os.write(log, f"{event} {path}\n".encode())
+        if count == request["die_at"]:
+            count = -1
+            if event == "open" and request["opened"] and not arguments[2] & os.O_APPEND:
+                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    sys.addaudithook(hook)
+
+
+@dataclass
+class Run:
+    """A process that trains. `status` is its exit status, negative for a signal, and `None` until it has ended."""
+
+    pid: int
+    connection: Connection
+    folder: Path
+    name: str
+    status: int | None = None
+    cpu_seconds: float = 0.0
+
+    def ended(self, seconds: float = 0.0) -> bool:
+        """Waits so long for its end."""
+        if self.status is None and self.connection.poll(seconds):
+            self.status, self.cpu_seconds = self.connection.recv()
+        return self.status is not None
+
+    def end(self, number: int = signal.SIGKILL) -> None:
+        """Sends a signal, to a whole session if it is SIGKILL, and waits."""
+        if not self.ended():
+            (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
+        if not self.ended(TIMEOUT):
+            os.killpg(self.pid, signal.SIGKILL)
+            self.ended(TIMEOUT)
+            raise TimeoutError(f"{self.name}: no end within {TIMEOUT} s of signal {number}")
+
+    def read(self, stream: str) -> str:
+        return (self.folder / f"{self.name}.{stream}").read_text(errors="replace")
+
+
+@dataclass
+class Trial:
+    """One fault: the folder that it happens in and what is written down of it."""
+
+    kind: str
+    configuration: str
+    folder: Path
+    campaign: "Campaign"
+    rng: random.Random
+    record: dict[str, Any] = field(default_factory=lambda: {"lost": [], "rough": [], "status": [], "cpu_seconds": 0.0})
+    cleanup: ExitStack = field(default_factory=ExitStack)
+    # Where set, a message must name one of these to be a refusal.
+    damaged: tuple[str, ...] = ()
+    stopped_at: list[int] = field(default_factory=list)
+    started: int = 0
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def reference(self) -> "Trial":
+        return self.campaign.reference(self.configuration)
+
+    def lost(self, what: str) -> None:
+        self.record["lost"].append(what)
+
+    def rough(self, what: str) -> None:
+        self.record["rough"].append(what)
+
+    def arguments(self) -> list[str]:
+        root = self.campaign.root
+        data = ["--dataset_name", str(root / "images.parquet")] if self.configuration == "parquet" else []
+        return [
+            *TINY, *CONFIGURATIONS[self.configuration], *data, "--output_dir", str(self.output), "--cache_dir",
+            str(self.cache), "--generator_config", str(root / "network.json"), "--discriminator_config",
+            str(root / "network.json"), "--resume_from_checkpoint", "latest",
+        ]  # fmt: skip
+
+    def start(
+        self, *, operations: str = "", die_at: int | None = None, opened: bool = False, modes: bool = False
+    ) -> Run:
+        self.started += 1
+        name = f"run-{self.started}"
+        self.campaign.connection.send(
+            {
+                "arguments": self.arguments(),
+                "stdout": str(self.folder / f"{name}.stdout"),
+                "stderr": str(self.folder / f"{name}.stderr"),
+                "folders": [str(self.output), str(self.cache)],
+                "operations": operations,
+                "die_at": die_at,
+                "opened": opened,
+                "modes": modes,
+            }
+        )
+        return Run(self.campaign.connection.recv(), self.campaign.connection, self.folder, name)
+
+    def wait(self, run: Run) -> str:
+        """Waits for the end of a run that nothing ends any more, and returns its message."""
+        if not run.ended(TIMEOUT):
+            run.end()
+            self.lost(f"{run.name} hangs")
+        return self.note(run)
+
+    def note(self, run: Run) -> str:
+        """Writes down how a run ended, with what is wrong with its message, and returns that."""
+        self.record["status"].append(run.status)
+        self.record["cpu_seconds"] += run.cpu_seconds
+        errors = run.read("stderr")
+        message, wrong = check_messages(errors, run.status)
+        self.record["rough"] += [f"{run.name}: {what}" for what in wrong]
+        if message:
+            self.record.setdefault("messages", []).append(message)
+        return message
+
+
+def check_messages(errors: str, status: int | None) -> tuple[str, list[str]]:
+    """The message of a run in what it wrote to stderr, and what is wrong with it."""
+    wrong = []
+    messages = re.findall(r"(?:^|[\r\n])(train_dim\.py: .*)", errors)
+    if TRACEBACK in errors:
+        wrong.append(f"traceback: {errors.strip().splitlines()[-1][:300]}")
+    elif status == 1 and not messages:
+        hanging = "train_dim.py: " in errors
+        wrong.append("its message does not begin a line" if hanging else "exit status 1 without a message")
+    if len(messages) > 1:
+        wrong.append(f"{len(messages)} messages")
+    if any(len(message) > 600 for message in messages):
+        wrong.append(f"a message of {max(map(len, messages))} characters")
+    return messages[0] if messages else "", wrong
+
+
+# What is left.
+
+
+def is_aside(path: Path, root: Path) -> bool:
+    """Whether a path below `root` is of something that is not under its final name yet."""
+    parts = path.relative_to(root).parts
+    return any(re.match(r"\.|tmp", part) or "incomplete" in part for part in parts) and path.suffix != ".lock" and (
+        path.name != ".lock"
+    )
+
+
+def final_files(root: Path) -> list[Path]:
+    return [p for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock" and not is_aside(p, root)]
+
+
+def half_written(folder: Path, reference: Path) -> list[str]:
+    """What is not whole of the files under their final names, in an output folder or a cache."""
+    from diffusers.utils.logging import disable_progress_bar
+
+    from dim_hf.pipelines.pipeline_dim import DiMPipeline
+
+    disable_progress_bar()
+    wrong = []
+    for path in final_files(folder):
+        name = str(path.relative_to(folder))
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text())
+            elif path.suffix == ".safetensors":
+                # All of one component have the same shapes; a pool's file has its own name.
+                twins = [p for p in final_files(reference) if p.parts[-2:] == path.parts[-2:]]
+                if twins and shapes(path) != shapes(twins[0]):
+                    wrong.append(f"{name} has other shapes")
+            elif path.suffix == ".npy":
+                np.load(path)
+            elif path.suffix == ".sha256" and not re.fullmatch("[0-9a-f]{64}", path.read_text()):
+                wrong.append(f"{name} is not a digest")
+        except Exception as error:  # Whatever a reader says of a damaged file.
+            wrong.append(f"{name}: {type(error).__name__}: {error}")
+    last = checkpoints(reference)
+    for checkpoint in checkpoints(folder):
+        missing = {p.relative_to(last[-1]) for p in final_files(last[-1])} - {
+            p.relative_to(checkpoint) for p in final_files(checkpoint)
+        }
+        if missing:
+            wrong.append(f"{checkpoint.name} lacks {', '.join(sorted(map(str, missing)))}")
+    for index in folder.rglob("model_index.json"):
+        try:
+            DiMPipeline.from_pretrained(index.parent)
+        except Exception as error:
+            wrong.append(f"the pipeline in {index.parent} does not load: {type(error).__name__}: {error}")
+    return wrong
+
+
+def shapes(path: Path) -> dict[str, list[int]]:
+    with safe_open(path, "np") as file:
+        return {name: list(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
+
+
+def checkpoints(folder: Path) -> list[Path]:
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def differences(folder: Path, reference: Path, stopped_at: list[int], log_damaged: bool = False) -> list[str]:
+    """How the output folder of a finished run differs from that of the undisturbed run."""
+    wrong = []
+    last = checkpoints(reference)[-1].name
+    for path in final_files(reference):
+        name = path.relative_to(reference)
+        mine = folder / name
+        if name.parts[0].startswith("checkpoint-") and name.parts[0] != last:
+            continue
+        if path.suffix in (".safetensors", ".bin", ".png", ".py") or path.name in ("config.json", "model_index.json"):
+            if not mine.exists() or mine.read_bytes() != path.read_bytes():
+                wrong.append(f"{name} {'differs' if mine.exists() else 'is not there'}")
+        elif path.name == "progress.json" and mine.exists():
+            here, there = (json.loads(p.read_text()) for p in (mine, path))
+            wrong += [f"{name}: {key} differs" for key in ("step", "best") if here[key] != there[key]]
+        elif path.name == "metrics.jsonl":
+            wrong += log_differences(mine, path, stopped_at, log_damaged)
+        elif not mine.exists():
+            wrong.append(f"{name} is not there")
+    return wrong
+
+
+def log_differences(mine: Path, theirs: Path, stopped_at: list[int], damaged: bool) -> list[str]:
+    """A stop on request writes one more line, and cuts the means of the one after it; validations are the same."""
+    try:
+        here, there = ([json.loads(line) for line in path.read_text().splitlines()] for path in (mine, theirs))
+    except (OSError, ValueError) as error:
+        return [f"metrics.jsonl cannot be read: {error}"]
+    steps = [line["step"] for line in here]
+    extra = set(steps) - {line["step"] for line in there} - set(stopped_at)
+    missing = {line["step"] for line in there} - set(steps)
+    if steps != sorted(set(steps)) or extra or (missing and not damaged):
+        return [f"metrics.jsonl has the steps {steps}"]
+    by_step = {line["step"]: line for line in here}
+    names = ("validation/accuracy",) if stopped_at else (*there[0], "validation/accuracy")
+    return [
+        f"metrics.jsonl: {name} of step {line['step']} differs"
+        for line in there
+        for name in names
+        if name not in ("seconds", "peak_memory_mib")
+        and line["step"] in by_step
+        and not damaged
+        and by_step[line["step"]].get(name) != line.get(name)
+    ]
+
+
+def check_whole(trial: Trial) -> None:
+    """What a fault leaves has no file half written under its final name."""
+    for folder, reference in ((trial.output, trial.reference.output), (trial.cache, trial.reference.cache)):
+        if folder.exists():
+            trial.record["rough"] += [f"half written after the fault: {what}" for what in half_written(folder, reference)]
+
+
+def go_on(trial: Trial, refusal: bool) -> None:
+    """Gives the same command again and judges what it leaves."""
+    if trial.configuration == "two processes":
+        status, message = torchrun(trial).wait(2 * TIMEOUT), ""
+        trial.record["status"].append(status)
+    else:
+        run = trial.start()
+        message = trial.wait(run)
+        status = run.status
+    if status == 1 and message and refusal and any(name in message for name in trial.damaged):
+        trial.record["refused"] = True
+    elif status != 0:
+        trial.lost(f"the same command ends with status {status}")
+    else:
+        reference = trial.reference
+        log_damaged = "metrics.jsonl" in trial.damaged
+        trial.record["lost"] += differences(trial.output, reference.output, trial.stopped_at, log_damaged)
+        for folder, other in ((trial.output, reference.output), (trial.cache, reference.cache)):
+            trial.record["lost"] += half_written(folder, other)
+            left = [str(path.relative_to(folder)) for path in folder.rglob("*") if is_aside(path, folder)]
+            if left:
+                trial.rough(f"left aside in {folder.name}: {', '.join(left[:3])}")
+
+
+# Faults. Each leaves a folder for the same command to go on in.
+
+
+def random_moment(trial: Trial) -> float:
+    trial.record["moment_seconds"] = moment = trial.rng.uniform(0, trial.campaign.seconds[trial.configuration])
+    return moment
+
+
+def kill_at_a_moment(trial: Trial) -> None:
+    run = trial.start()
+    run.ended(random_moment(trial))
+    run.end()
+    trial.note(run)
+
+
+def kill_at_an_operation(trial: Trial) -> None:
+    operations = (trial.reference.folder / "operations").read_text().splitlines()
+    # Every kind of operation is as likely, however often it comes.
+    groups: dict[str, list[int]] = {}
+    for number, line in enumerate(operations):
+        event, _, path = line.partition(" ")
+        groups.setdefault(f"{event} {re.sub('[0-9]+|tmp.*', '', Path(path).name)}", []).append(number)
+    number = trial.rng.choice(groups[trial.rng.choice(sorted(groups))])
+    opened = trial.rng.random() < 0.5
+    trial.record["moment"] = f"operation {number}{', opened' * opened}: {operations[number]}"
+    run = trial.start(die_at=number, opened=opened)
+    trial.wait(run)
+
+
+def kill_in_a_save(trial: Trial) -> None:
+    """Ends a run some milliseconds after something has appeared aside."""
+    wanted, delay = trial.rng.randint(1, 10), trial.rng.uniform(0, 0.04)
+    seen: set[str] = set()
+    run = trial.start()
+    while len(seen) < wanted and not run.ended(0.0005):
+        seen |= set(asides(trial))
+    run.ended(delay)
+    run.end()
+    trial.record["moment"] = f"{1000 * delay:.1f} ms after the {wanted}th aside; there were {asides(trial)} at the end"
+    trial.note(run)
+
+
+def asides(trial: Trial) -> list[str]:
+    found = []
+    for folder in (trial.output, trial.output / "before_matching", trial.cache / "images", trial.cache / "pool"):
+        try:
+            found += [path.name for path in folder.iterdir() if is_aside(path, folder)]
+        except FileNotFoundError:
+            continue
+    return found
+
+
+def stop_with(number: int) -> Callable[[Trial], None]:
+    def stop(trial: Trial) -> None:
+        run = trial.start()
+        run.ended(random_moment(trial))
+        run.end(number)
+        trial.note(run)
+        log = trial.output / "metrics.jsonl"
+        lines = log.read_text().splitlines() if log.exists() else []
+        if run.status == 130 and lines:
+            trial.stopped_at.append(json.loads(lines[-1])["step"])
+            if "everything is saved" not in run.read("stdout"):
+                trial.rough("it does not say that everything is saved")
+            if not checkpoints(trial.output) or checkpoints(trial.output)[-1].name != f"checkpoint-{trial.stopped_at[-1]}":
+                trial.lost(f"step {trial.stopped_at[-1]} is not saved")
+        elif run.status not in (0, 130) and (lines or run.status != -number):
+            trial.rough(f"it ends with status {run.status}")
+
+    return stop
+
+
+def full_disk(name: str) -> Callable[[Trial], None]:
+    """A small disk for the output or for the cache: too small from the start, or filled by others at some moment."""
+
+    def fill(trial: Trial) -> None:
+        folder = trial.folder / name
+        filler = folder / "of-others"
+        needed = sum(-(-path.stat().st_size // 4096) * 4096 for path in final_files(trial.reference.folder / name))
+        at_start = trial.rng.random() < 0.5
+        size = int(trial.rng.uniform(0.02, 1) * needed) if at_start else 4 * needed + 2**20
+        mount_tmpfs(trial, folder, size)
+        trial.record["moment"] = f"{size} of {needed} bytes" if at_start else "filled"
+        run = trial.start()
+        if not at_start:
+            run.ended(random_moment(trial))
+            try:
+                with filler.open("wb", buffering=0) as file:
+                    while file.write(bytes(4096)):
+                        pass
+            except OSError as error:
+                if error.errno != errno.ENOSPC:
+                    raise
+        message = trial.wait(run)
+        if run.status not in (0, 1):
+            trial.rough(f"it ends with status {run.status}")
+        elif run.status == 1 and str(folder) not in message:
+            trial.rough(f"the message does not name {name}")
+        filler.unlink(missing_ok=True)
+        subprocess.run(["mount", "-o", f"remount,size={4 * needed + 2**24}", str(folder)], check=True)
+
+    return fill
+
+
+def mount_tmpfs(trial: Trial, folder: Path, size: int) -> None:
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True)
+    if result.returncode:
+        raise Skipped(f"no tmpfs can be mounted: {result.stderr.strip()}")
+    trial.cleanup.callback(subprocess.run, ["umount", "--lazy", str(folder)], check=True)
+
+
+def read_only(trial: Trial) -> None:
+    """The output folder or the cache is made read-only, before the start or at some moment."""
+    folder = trial.rng.choice([trial.output, trial.cache])
+    folder.mkdir()
+    at_start = trial.rng.random() < 0.3
+    trial.record["moment"] = f"{folder.name}, {'from the start' if at_start else 'later'}"
+    if at_start:
+        set_modes(folder, 0o555)
+    run = trial.start(modes=True)
+    if not at_start:
+        run.ended(random_moment(trial))
+        set_modes(folder, 0o555)
+    message = trial.wait(run)
+    set_modes(folder, 0o755)
+    if run.status not in (0, 1):
+        trial.rough(f"it ends with status {run.status}")
+    elif run.status == 1 and str(folder) not in message:
+        trial.rough(f"the message does not name {folder.name}")
+
+
+def set_modes(folder: Path, mode: int) -> None:
+    for path, _, _ in os.walk(folder):
+        os.chmod(path, mode)
+
+
+def damage(trial: Trial, choose: Callable[[Trial], Iterator[Path]]) -> None:
+    """Copies an interrupted run and damages one of its files, or makes a checkpoint's folder empty."""
+    half = trial.campaign.half(trial.configuration)
+    for name in ("output", "cache"):
+        shutil.copytree(half.folder / name, trial.folder / name)
+    path = trial.rng.choice(sorted(choose(trial)))
+    way = trial.rng.choice(["cut", "empty", "bit", "missing"])
+    content = bytearray(path.read_bytes() if path.is_file() else b"")
+    position = trial.rng.randrange(max(1, len(content)))
+    if path.is_dir():
+        shutil.rmtree(path)
+        path.mkdir()
+    elif way == "missing":
+        path.unlink()
+    elif way == "bit":
+        content[position] ^= 1 << trial.rng.randrange(8)
+        path.write_bytes(content)
+    else:
+        path.write_bytes(content[: position if way == "cut" else 0])
+    trial.damaged = (path.name, path.parent.name) if "checkpoint-" in str(path) else (path.name,)
+    at = f" at byte {position} of {len(content)}" if way in ("cut", "bit") else ""
+    trial.record["moment"] = f"{path.relative_to(trial.folder)}: {'folder emptied' if path.is_dir() else way}{at}"
+
+
+def damaged_checkpoint(trial: Trial) -> None:
+    def choose(trial: Trial) -> Iterator[Path]:
+        older, newest = checkpoints(trial.output)
+        if trial.rng.random() < 0.25:
+            shutil.rmtree(older)
+        yield newest
+        yield from final_files(newest)
+
+    damage(trial, choose)
+
+
+def damaged_cache(trial: Trial) -> None:
+    damage(trial, lambda trial: iter(final_files(trial.cache)))
+
+
+def damaged_pipeline(trial: Trial) -> None:
+    def choose(trial: Trial) -> Iterator[Path]:
+        for path in final_files(trial.output):
+            if path.parts[len(trial.output.parts)] in ("generator", "model_index.json", "pipeline.py"):
+                yield path
+
+    damage(trial, choose)
+
+
+def damaged_record(trial: Trial) -> None:
+    damage(trial, lambda trial: iter(trial.output / name for name in ("options.json", "metrics.jsonl")))
+
+
+def killed_worker(trial: Trial) -> None:
+    """Kills one of the processes that decode."""
+    delay = trial.rng.uniform(0, 0.3)
+    run = trial.start()
+    workers: list[psutil.Process] = []
+    while not workers and not run.ended(0.001):
+        workers = [p for p in psutil.Process(run.pid).children() if "tracker" not in " ".join(p.cmdline())]
+    run.ended(delay)
+    if workers and not run.ended():
+        trial.rng.choice(workers).kill()
+    trial.record["moment"] = f"{1000 * delay:.0f} ms after the first of {len(workers)} workers began"
+    trial.wait(run)
+    if run.status not in (0, 1):
+        trial.rough(f"it ends with status {run.status}")
+
+
+def torchrun(trial: Trial) -> subprocess.Popen:
+    trial.started += 1
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
+        "localhost", str(SCRIPT), *trial.arguments(),
+    ]  # fmt: skip
+    with (trial.folder / f"run-{trial.started}.stderr").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+def killed_rank(trial: Trial) -> None:
+    """Kills one of two processes that train: the job must end within a minute."""
+    steps = trial.rng.randint(1, 12)
+    log = trial.output / "metrics.jsonl"
+    job = torchrun(trial)
+    while job.poll() is None and not (log.exists() and log.read_text().count("\n") >= steps):
+        time.sleep(0.01)
+    ranks = psutil.Process(job.pid).children()
+    rank = trial.rng.randrange(len(ranks))
+    ranks[rank].kill()
+    trial.record["moment"] = f"the process of rank {rank}, after {steps} lines of the log"
+    try:
+        trial.record["status"].append(job.wait(60))
+        if job.returncode == 0:
+            trial.rough("the job ends with status 0")
+    except subprocess.TimeoutExpired:
+        trial.rough("the job has not ended after 60 s")
+        os.killpg(job.pid, signal.SIGKILL)
+        job.wait()
+    if left := [process for process in ranks if process.is_running()]:
+        trial.rough(f"{len(left)} processes outlive the job")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of fault: how it is made, its share of the faults, and whether a message may be the right answer."""
+
+    make: Callable[[Trial], None]
+    share: int
+    refusal: bool = False
+    configurations: tuple[str, ...] = ("plain", "matching")
+    tests_the_rest: bool = True
+
+
+KINDS = {
+    "kill at a random moment": Kind(kill_at_a_moment, 20),
+    "kill at a file operation": Kind(kill_at_an_operation, 25),
+    "kill inside a save": Kind(kill_in_a_save, 10),
+    "SIGTERM": Kind(stop_with(signal.SIGTERM), 5),
+    "SIGINT": Kind(stop_with(signal.SIGINT), 5),
+    "full disk, output": Kind(full_disk("output"), 5),
+    "full disk, cache": Kind(full_disk("cache"), 4),
+    "read-only folder": Kind(read_only, 4),
+    # There may be no other checkpoint; a damaged pipeline may be of a step before the checkpoint's.
+    "damaged checkpoint": Kind(damaged_checkpoint, 10, refusal=True, tests_the_rest=False),
+    "damaged pipeline": Kind(damaged_pipeline, 3, refusal=True, tests_the_rest=False),
+    "damaged cache": Kind(damaged_cache, 4, tests_the_rest=False),
+    "damaged options or log": Kind(damaged_record, 3, tests_the_rest=False),
+    "killed decoding worker": Kind(killed_worker, 2, configurations=("parquet",)),
+    "killed rank of two": Kind(killed_rank, 1, configurations=("two processes",)),
+}
+OUTCOMES = ("recovered", "refused", "rough", "lost", "skipped")
+
+
+# The campaign.
+
+
+class Campaign:
+    """The folder of a campaign, with the undisturbed and the interrupted run of each configuration, made when due."""
+
+    def __init__(self, root: Path, seed: int, connection: Connection) -> None:
+        self.root, self.seed, self.connection = root, seed, connection
+        self.seconds: dict[str, float] = {}
+        self.references: dict[str, Trial] = {}
+        self.halves: dict[str, Trial] = {}
+        (root / "network.json").write_text('{"block_out_channels": [8], "layers_per_block": [0]}')
+
+    def trial(self, kind: str, configuration: str, name: str) -> Trial:
+        folder = self.root / name.replace(" ", "-").replace(",", "")
+        folder.mkdir()
+        return Trial(kind, configuration, folder, self, random.Random(f"{self.seed}/{name}"))
+
+    def reference(self, configuration: str) -> Trial:
+        """The undisturbed run."""
+        if configuration not in self.references:
+            if configuration == "parquet" and not (self.root / "images.parquet").exists():
+                write_images(self.root / "images.parquet")
+            self.references[configuration] = trial = self.trial("none", configuration, f"undisturbed {configuration}")
+            started = time.monotonic()
+            if configuration == "two processes":
+                status = torchrun(trial).wait(2 * TIMEOUT)
+            else:
+                run = trial.start(operations=str(trial.folder / "operations"))
+                trial.wait(run)
+                status = run.status
+            self.seconds[configuration] = time.monotonic() - started
+            if status or trial.record["rough"]:
+                raise SystemExit(f"faults.py: the undisturbed run in {trial.folder} fails: {trial.record}")
+        return self.references[configuration]
+
+    def half(self, configuration: str) -> Trial:
+        """A run killed after its third checkpoint."""
+        self.reference(configuration)
+        if configuration not in self.halves:
+            self.halves[configuration] = trial = self.trial("none", configuration, f"half of {configuration}")
+            run = trial.start()
+            while not (trial.output / "checkpoint-21").exists() and not run.ended(0.001):
+                pass
+            run.end()
+        return self.halves[configuration]
+
+    def run(self, kind: str, number: int) -> dict[str, Any]:
+        """Makes one fault, lets the run go on, and returns what happened."""
+        configurations = KINDS[kind].configurations
+        configuration = configurations[number % len(configurations)]
+        self.reference(configuration)
+        trial = self.trial(kind, configuration, f"{kind} {number}")
+        record = trial.record = {"kind": kind, "number": number, "configuration": configuration} | trial.record
+        with trial.cleanup:
+            try:
+                KINDS[kind].make(trial)
+                if KINDS[kind].tests_the_rest:
+                    check_whole(trial)
+                go_on(trial, KINDS[kind].refusal)
+            except Skipped as reason:
+                record["skipped"] = str(reason)
+            except TimeoutError as error:
+                trial.lost(str(error))
+            record["outcome"] = next(
+                (name for name in ("skipped", "lost", "rough", "refused") if record.get(name)), "recovered"
+            )
+        if record["outcome"] in ("rough", "lost"):
+            record["folder"] = str(trial.folder)
+        else:
+            shutil.rmtree(trial.folder)
+        return record
+
+
+def write_images(path: Path) -> None:
+    """So many tiny images that two processes decode them."""
+    import datasets
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4100, 8, 8), dtype=np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [Image.fromarray(image) for image in pixels], "label": [i % 2 for i in range(len(pixels))]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
+
+
+def numbers_of(runs: int, kinds: list[str]) -> dict[str, int]:
+    """How many faults of each kind: by its share, at least one."""
+    total = sum(KINDS[kind].share for kind in kinds)
+    return {kind: max(1, round(runs * KINDS[kind].share / total)) for kind in kinds}
+
+
+def table(records: list[dict[str, Any]]) -> str:
+    lines = [f"| fault | tried | {' | '.join(OUTCOMES)} |", f"|---|{'---|' * (len(OUTCOMES) + 1)}"]
+    for kind in [kind for kind in KINDS if any(record["kind"] == kind for record in records)] + ["all"]:
+        counts = Counter(record["outcome"] for record in records if kind in ("all", record["kind"]))
+        cells = [counts.total(), *(counts[outcome] for outcome in OUTCOMES)]
+        lines.append(f"| {kind} | {' | '.join(str(cell or '') for cell in cells)} |")
+    return "\n".join(lines)
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Breaks training runs, lets them go on, and compares with undisturbed ones.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--runs", type=int, default=100, help="faults, shared out among the kinds, one of each at least")
+    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument("--seed", type=int, default=0, help="of what is broken, where and when")
+    parser.add_argument("--folder", help="where the runs are made; default: a temporary folder")
+    parser.add_argument("--output", help="a JSON file for every fault with its moment and its end")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace, connection: Connection) -> int:
+    root = Path(args.folder or tempfile.mkdtemp(prefix="faults-")).resolve()
+    root.mkdir(parents=True, exist_ok=True)
+    campaign = Campaign(root, args.seed, connection)
+    records: list[dict[str, Any]] = []
+    due = [(kind, number) for kind, count in numbers_of(args.runs, args.kinds).items() for number in range(count)]
+    for i, (kind, number) in enumerate(due, 1):
+        record = campaign.run(kind, number)
+        records.append(record)
+        moment = record.get("moment") or f"{record.get('moment_seconds', 0):.2f} s"
+        print(f"{i}/{len(due)} {kind} {number} ({record['configuration']}; {moment}): {record['outcome']}", flush=True)
+        for what in record["lost"] + record["rough"]:
+            print(f"    {what}", flush=True)
+        if args.output:
+            report = {"seed": args.seed, "runs": args.runs, "faults": records}
+            Path(args.output).write_text(json.dumps(report, indent=2))
+    print(table(records))
+    bad = [record for record in records if record["outcome"] in ("rough", "lost")]
+    if not bad:
+        shutil.rmtree(root)
+    return int(bool(bad))
+
+
+if __name__ == "__main__":
+    arguments = parse_args()
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    sys.path.insert(0, str(SCRIPT.parent))
+    import train_dim  # noqa: F401
+
+    server, asked = fork_server()
+    if server:
+        sys.exit(main(arguments, server))
+    become_run(asked)
+    runpy.run_path(str(SCRIPT), run_name="__main__")
