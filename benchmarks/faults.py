@@ -16,14 +16,17 @@ and the usual exit status. A fault ends as one of
 
 Starting Python and importing the libraries takes longer than such a run. So one process imports them, runs nothing,
 and forks a child for each run, which then executes the script as `python training/train_dim.py` does, in a session of
-its own. Runs of two processes are started by the real torchrun.
+its own. A random moment is one of the processor time that the undisturbed run takes, as that depends less on what else
+the machine does than the time of day. Runs of two processes are started by the real torchrun.
 
 The exit status is 1 if anything is rough or lost. The folders of those faults are kept, and named.
 """
 
 import argparse
+import atexit
 import ctypes
 import errno
+import gc
 import json
 import os
 import random
@@ -50,9 +53,10 @@ from safetensors import safe_open
 
 SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
 TINY = (
-    "--train_batch_size 8 --logging_steps 5 --validation_steps 8 --validation_epochs 4 --validation_ipc 4 "
-    "--checkpointing_steps 7 --checkpoints_total_limit 2 --report_to none --match_interval 2 --pool_steps 8 "
-    "--pool_snapshots 2"
+    "--train_batch_size 8 --logging_steps 5 --checkpointing_steps 7 --checkpoints_total_limit 2 --report_to none "
+    "--validation_steps 8 --validation_epochs 5 --match_interval 2 --pool_steps 8 --pool_snapshots 2 "
+    # So fast that validation sees a difference, and the pipeline is replaced several times.
+    "--learning_rate 5e-3 --discr_learning_rate 5e-3 --match_learning_rate 5e-3 --ema_decay 0.5"
 ).split()
 PLAIN = ["--max_train_steps", "40", "--max_match_steps", "0"]
 MATCHING = ["--max_train_steps", "24", "--max_match_steps", "16"]
@@ -62,7 +66,7 @@ CONFIGURATIONS = {
     "parquet": [*PLAIN, "--dataloader_num_workers", "2"],
     "two processes": MATCHING,
 }
-TIMEOUT = 180
+TIMEOUT = 90
 # Audit events of what changes a folder; each comes before its operation.
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 TRACEBACK = "Traceback (most recent call last)"
@@ -114,6 +118,31 @@ def become_run(request: dict[str, Any]) -> None:
         obey_modes()
     if request["operations"] or request["die_at"] is not None:
         watch_operations(request)
+
+
+def run_script() -> None:
+    """
+    Executes the training script and ends the process as Python does, but for taking all modules apart, which would
+    take as long as the run.
+    """
+    code: Any = None
+    try:
+        runpy.run_path(str(SCRIPT), run_name="__main__")
+    except SystemExit as end:
+        code = end.code
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
+    if isinstance(code, str):
+        print(code, file=sys.stderr)
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code == -signal.SIGINT:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    os._exit(code or 0)
 
 
 def obey_modes() -> None:
@@ -285,8 +314,10 @@ def check_messages(errors: str, status: int | None) -> tuple[str, list[str]]:
 def is_aside(path: Path, root: Path) -> bool:
     """Whether a path below `root` is of something that is not under its final name yet."""
     parts = path.relative_to(root).parts
-    return any(re.match(r"\.|tmp", part) or "incomplete" in part for part in parts) and path.suffix != ".lock" and (
-        path.name != ".lock"
+    return (
+        any(re.match(r"\.|tmp", part) or "incomplete" in part for part in parts)
+        and path.suffix != ".lock"
+        and (path.name != ".lock")
     )
 
 
@@ -393,7 +424,9 @@ def check_whole(trial: Trial) -> None:
     """What a fault leaves has no file half written under its final name."""
     for folder, reference in ((trial.output, trial.reference.output), (trial.cache, trial.reference.cache)):
         if folder.exists():
-            trial.record["rough"] += [f"half written after the fault: {what}" for what in half_written(folder, reference)]
+            trial.record["rough"] += [
+                f"half written after the fault: {what}" for what in half_written(folder, reference)
+            ]
 
 
 def go_on(trial: Trial, refusal: bool) -> None:
@@ -414,7 +447,8 @@ def go_on(trial: Trial, refusal: bool) -> None:
         log_damaged = "metrics.jsonl" in trial.damaged
         trial.record["lost"] += differences(trial.output, reference.output, trial.stopped_at, log_damaged)
         for folder, other in ((trial.output, reference.output), (trial.cache, reference.cache)):
-            trial.record["lost"] += half_written(folder, other)
+            if folder.exists():
+                trial.record["lost"] += half_written(folder, other)
             left = [str(path.relative_to(folder)) for path in folder.rglob("*") if is_aside(path, folder)]
             if left:
                 trial.rough(f"left aside in {folder.name}: {', '.join(left[:3])}")
@@ -423,14 +457,18 @@ def go_on(trial: Trial, refusal: bool) -> None:
 # Faults. Each leaves a folder for the same command to go on in.
 
 
-def random_moment(trial: Trial) -> float:
-    trial.record["moment_seconds"] = moment = trial.rng.uniform(0, trial.campaign.seconds[trial.configuration])
-    return moment
+def wait_for_a_moment(trial: Trial, run: Run) -> None:
+    """Waits until a run has used a random share of the processor time of the undisturbed one."""
+    seconds = trial.rng.uniform(0, trial.reference.record["cpu_seconds"])
+    trial.record["moment"] = f"after {seconds:.2f} s of processor time"
+    process = psutil.Process(run.pid)
+    while not run.ended(0.002) and sum(process.cpu_times()[:2]) < seconds:
+        pass
 
 
 def kill_at_a_moment(trial: Trial) -> None:
     run = trial.start()
-    run.ended(random_moment(trial))
+    wait_for_a_moment(trial, run)
     run.end()
     trial.note(run)
 
@@ -475,7 +513,7 @@ def asides(trial: Trial) -> list[str]:
 def stop_with(number: int) -> Callable[[Trial], None]:
     def stop(trial: Trial) -> None:
         run = trial.start()
-        run.ended(random_moment(trial))
+        wait_for_a_moment(trial, run)
         run.end(number)
         trial.note(run)
         log = trial.output / "metrics.jsonl"
@@ -484,9 +522,12 @@ def stop_with(number: int) -> Callable[[Trial], None]:
             trial.stopped_at.append(json.loads(lines[-1])["step"])
             if "everything is saved" not in run.read("stdout"):
                 trial.rough("it does not say that everything is saved")
-            if not checkpoints(trial.output) or checkpoints(trial.output)[-1].name != f"checkpoint-{trial.stopped_at[-1]}":
+            if (
+                not checkpoints(trial.output)
+                or checkpoints(trial.output)[-1].name != f"checkpoint-{trial.stopped_at[-1]}"
+            ):
                 trial.lost(f"step {trial.stopped_at[-1]} is not saved")
-        elif run.status not in (0, 130) and (lines or run.status != -number):
+        elif run.status not in (0, 130) and (lines or run.status != -number) and "Done in" not in run.read("stdout"):
             trial.rough(f"it ends with status {run.status}")
 
     return stop
@@ -502,10 +543,11 @@ def full_disk(name: str) -> Callable[[Trial], None]:
         at_start = trial.rng.random() < 0.5
         size = int(trial.rng.uniform(0.02, 1) * needed) if at_start else 4 * needed + 2**20
         mount_tmpfs(trial, folder, size)
-        trial.record["moment"] = f"{size} of {needed} bytes" if at_start else "filled"
+        trial.record["moment"] = f"{size} of {needed} bytes"
         run = trial.start()
         if not at_start:
-            run.ended(random_moment(trial))
+            wait_for_a_moment(trial, run)
+            trial.record["moment"] = f"filled {trial.record['moment']}"
             try:
                 with filler.open("wb", buffering=0) as file:
                     while file.write(bytes(4096)):
@@ -538,12 +580,13 @@ def read_only(trial: Trial) -> None:
     folder = trial.rng.choice([trial.output, trial.cache])
     folder.mkdir()
     at_start = trial.rng.random() < 0.3
-    trial.record["moment"] = f"{folder.name}, {'from the start' if at_start else 'later'}"
+    trial.record["moment"] = f"{folder.name}, from the start"
     if at_start:
         set_modes(folder, 0o555)
     run = trial.start(modes=True)
     if not at_start:
-        run.ended(random_moment(trial))
+        wait_for_a_moment(trial, run)
+        trial.record["moment"] = f"{folder.name}, {trial.record['moment']}"
         set_modes(folder, 0o555)
     message = trial.wait(run)
     set_modes(folder, 0o755)
@@ -699,10 +742,9 @@ class Campaign:
 
     def __init__(self, root: Path, seed: int, connection: Connection) -> None:
         self.root, self.seed, self.connection = root, seed, connection
-        self.seconds: dict[str, float] = {}
         self.references: dict[str, Trial] = {}
         self.halves: dict[str, Trial] = {}
-        (root / "network.json").write_text('{"block_out_channels": [8], "layers_per_block": [0]}')
+        (root / "network.json").write_text('{"block_out_channels": [16], "layers_per_block": [0]}')
 
     def trial(self, kind: str, configuration: str, name: str) -> Trial:
         folder = self.root / name.replace(" ", "-").replace(",", "")
@@ -715,14 +757,12 @@ class Campaign:
             if configuration == "parquet" and not (self.root / "images.parquet").exists():
                 write_images(self.root / "images.parquet")
             self.references[configuration] = trial = self.trial("none", configuration, f"undisturbed {configuration}")
-            started = time.monotonic()
             if configuration == "two processes":
                 status = torchrun(trial).wait(2 * TIMEOUT)
             else:
                 run = trial.start(operations=str(trial.folder / "operations"))
                 trial.wait(run)
                 status = run.status
-            self.seconds[configuration] = time.monotonic() - started
             if status or trial.record["rough"]:
                 raise SystemExit(f"faults.py: the undisturbed run in {trial.folder} fails: {trial.record}")
         return self.references[configuration]
@@ -796,8 +836,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         description="Breaks training runs, lets them go on, and compares with undisturbed ones.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--runs", type=int, default=100, help="faults, shared out among the kinds, one of each at least")
-    parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND", help=", ".join(KINDS))
+    parser.add_argument(
+        "--runs", type=int, default=100, help="faults, shared out among the kinds, one of each at least"
+    )
+    parser.add_argument(
+        "--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), metavar="KIND", help=", ".join(KINDS)
+    )
     parser.add_argument("--seed", type=int, default=0, help="of what is broken, where and when")
     parser.add_argument("--folder", help="where the runs are made; default: a temporary folder")
     parser.add_argument("--output", help="a JSON file for every fault with its moment and its end")
@@ -813,14 +857,15 @@ def main(args: argparse.Namespace, connection: Connection) -> int:
     for i, (kind, number) in enumerate(due, 1):
         record = campaign.run(kind, number)
         records.append(record)
-        moment = record.get("moment") or f"{record.get('moment_seconds', 0):.2f} s"
-        print(f"{i}/{len(due)} {kind} {number} ({record['configuration']}; {moment}): {record['outcome']}", flush=True)
+        where = f"{record['configuration']}; {record.get('moment')}"
+        print(f"{i}/{len(due)} {kind} {number} ({where}): {record['outcome']}", flush=True)
         for what in record["lost"] + record["rough"]:
             print(f"    {what}", flush=True)
         if args.output:
             report = {"seed": args.seed, "runs": args.runs, "faults": records}
             Path(args.output).write_text(json.dumps(report, indent=2))
     print(table(records))
+    print(f"{sum(-signal.SIGKILL in record['status'] for record in records)} runs were killed before their end.")
     bad = [record for record in records if record["outcome"] in ("rough", "lost")]
     if not bad:
         shutil.rmtree(root)
@@ -833,8 +878,11 @@ if __name__ == "__main__":
     sys.path.insert(0, str(SCRIPT.parent))
     import train_dim  # noqa: F401
 
+    # A collection in a forked process would copy all that was imported.
+    gc.freeze()
+
     server, asked = fork_server()
     if server:
         sys.exit(main(arguments, server))
     become_run(asked)
-    runpy.run_path(str(SCRIPT), run_name="__main__")
+    run_script()
