@@ -4,10 +4,10 @@ Breaks real training runs in every way that a machine breaks them, lets them go 
     python benchmarks/faults.py --runs 200 --output faults.json       # some 10 minutes of one core
     python benchmarks/faults.py --runs 30 --kinds "kill at a file operation" --seed 7
 
-A run is `training/train_dim.py` on the embedded digits with tiny networks. After a fault the same command is given with
-`--resume_from_checkpoint latest`, and what it leaves must be what the undisturbed run left: weights, optimisers,
-pipeline, samples and log bit for bit, no file half written under its final name, none left aside, one message at most,
-and the usual exit status. A fault ends as one of
+A run is `training/train_dim.py` on the embedded digits with tiny networks. After a fault the same command, which has
+`--resume_from_checkpoint latest`, is given again. What it leaves must be what the undisturbed run left: weights,
+optimisers, pipeline, samples and log bit for bit, no file half written under its final name, none left aside, one
+message at most, and the usual exit status. A fault ends as one of
 
 - recovered: all of that holds;
 - refused: the run does not go on, and one message names the damaged file. Right where KINDS says so;
@@ -23,15 +23,12 @@ The exit status is 1 if anything is rough or lost. The folders of those faults a
 """
 
 import argparse
-import atexit
-import ctypes
 import errno
 import gc
 import json
 import os
 import random
 import re
-import runpy
 import shutil
 import signal
 import subprocess
@@ -42,173 +39,35 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.connection import Connection, Pipe
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
-from safetensors import safe_open
+from fault_checks import check_messages, checkpoints, differences, final_files, half_written, is_aside
+from fault_runs import SCRIPT, TIMEOUT, Run, become_run, fork_server, run_script
 
 
-SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
-TINY = (
-    "--train_batch_size 8 --logging_steps 5 --checkpointing_steps 7 --checkpoints_total_limit 2 --report_to none "
-    "--validation_steps 8 --validation_epochs 5 --match_interval 2 --pool_steps 8 --pool_snapshots 2 "
+TINY = [
+    "--train_batch_size", "8", "--logging_steps", "5", "--checkpointing_steps", "7", "--checkpoints_total_limit", "2",
+    "--report_to", "none", "--validation_steps", "8", "--validation_epochs", "4", "--match_interval", "2",
+    "--pool_steps", "8", "--pool_snapshots", "2",
     # So fast that validation sees a difference, and the pipeline is replaced several times.
-    "--learning_rate 5e-3 --discr_learning_rate 5e-3 --match_learning_rate 5e-3 --ema_decay 0.5"
-).split()
-PLAIN = ["--max_train_steps", "40", "--max_match_steps", "0"]
-MATCHING = ["--max_train_steps", "24", "--max_match_steps", "16"]
+    "--learning_rate", "5e-3", "--discr_learning_rate", "5e-3", "--match_learning_rate", "5e-3", "--ema_decay", "0.5",
+]  # fmt: skip
+PLAIN = ["--max_train_steps", "28", "--max_match_steps", "0"]
+MATCHING = ["--max_train_steps", "16", "--max_match_steps", "12"]
 CONFIGURATIONS = {
     "plain": PLAIN,
     "matching": MATCHING,
     "parquet": [*PLAIN, "--dataloader_num_workers", "2"],
     "two processes": MATCHING,
 }
-TIMEOUT = 90
-# Audit events of what changes a folder; each comes before its operation.
-OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
-TRACEBACK = "Traceback (most recent call last)"
 
 
 class Skipped(Exception):
     """A fault that cannot be made on this machine."""
-
-
-# Runs.
-
-
-def fork_server() -> tuple[Connection | None, dict[str, Any]]:
-    """
-    Forks a process that forks one of its own for each run asked for, and answers with its id and then its end.
-
-    Returns:
-        In the campaign, the connection to the server and nothing. In the process of a run, `None` and what was asked.
-    """
-    ours, theirs = Pipe()
-    if os.fork():
-        theirs.close()
-        return ours, {}
-    ours.close()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while True:
-        try:
-            request = theirs.recv()
-        except EOFError:
-            os._exit(0)
-        pid = os.fork()
-        if pid == 0:
-            theirs.close()
-            return None, request
-        theirs.send(pid)
-        _, status, usage = os.wait4(pid, 0)
-        theirs.send((os.waitstatus_to_exitcode(status), usage.ru_utime + usage.ru_stime))
-
-
-def become_run(request: dict[str, Any]) -> None:
-    """Gives a forked process the arguments, the files and the signals of one that was started from a shell."""
-    os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for number, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(request[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
-    sys.argv = [str(SCRIPT), *request["arguments"]]
-    if request["modes"]:
-        obey_modes()
-    if request["operations"] or request["die_at"] is not None:
-        watch_operations(request)
-
-
-def run_script() -> None:
-    """
-    Executes the training script and ends the process as Python does, but for taking all modules apart, which would
-    take as long as the run.
-    """
-    code: Any = None
-    try:
-        runpy.run_path(str(SCRIPT), run_name="__main__")
-    except SystemExit as end:
-        code = end.code
-    except BaseException as error:
-        sys.excepthook(type(error), error, error.__traceback__)
-        code = -signal.SIGINT if isinstance(error, KeyboardInterrupt) else 1
-    if isinstance(code, str):
-        print(code, file=sys.stderr)
-        code = 1
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code == -signal.SIGINT:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGINT)
-    os._exit(code or 0)
-
-
-def obey_modes() -> None:
-    """Gives up what lets root write where the modes of a folder forbid it (CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH)."""
-    libc = ctypes.CDLL(None)
-    header, sets = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
-    libc.capget(header, sets)
-    for i in range(3):
-        sets[i] &= ~0b110
-    libc.capset(header, sets)
-
-
-def watch_operations(request: dict[str, Any]) -> None:
-    """Lists what a run does to its folders, or ends it before the operation of a number, or just after an opening."""
-    log = os.open(request["operations"], os.O_WRONLY | os.O_CREAT | os.O_APPEND) if request["operations"] else None
-    count = 0
-
-    def hook(event: str, arguments: tuple) -> None:
-        nonlocal count
-        if event not in OPERATIONS or count < 0:
-            return
-        path = str(arguments[0])
-        writes = event != "open" or (arguments[2] or 0) & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-        # Where a folder is removed, names are relative to it.
-        if not writes or (os.path.isabs(path) and not path.startswith(tuple(request["folders"]))):
-            return
-        if log is not None:
-            os.write(log, f"{event} {path}\n".encode())
-        if count == request["die_at"]:
-            count = -1
-            if event == "open" and request["opened"] and not arguments[2] & os.O_APPEND:
-                os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
-
-    sys.addaudithook(hook)
-
-
-@dataclass
-class Run:
-    """A process that trains. `status` is its exit status, negative for a signal, and `None` until it has ended."""
-
-    pid: int
-    connection: Connection
-    folder: Path
-    name: str
-    status: int | None = None
-    cpu_seconds: float = 0.0
-
-    def ended(self, seconds: float = 0.0) -> bool:
-        """Waits so long for its end."""
-        if self.status is None and self.connection.poll(seconds):
-            self.status, self.cpu_seconds = self.connection.recv()
-        return self.status is not None
-
-    def end(self, number: int = signal.SIGKILL) -> None:
-        """Sends a signal, to a whole session if it is SIGKILL, and waits."""
-        if not self.ended():
-            (os.killpg if number == signal.SIGKILL else os.kill)(self.pid, number)
-        if not self.ended(TIMEOUT):
-            os.killpg(self.pid, signal.SIGKILL)
-            self.ended(TIMEOUT)
-            raise TimeoutError(f"{self.name}: no end within {TIMEOUT} s of signal {number}")
-
-    def read(self, stream: str) -> str:
-        return (self.folder / f"{self.name}.{stream}").read_text(errors="replace")
 
 
 @dataclass
@@ -290,134 +149,6 @@ class Trial:
         if message:
             self.record.setdefault("messages", []).append(message)
         return message
-
-
-def check_messages(errors: str, status: int | None) -> tuple[str, list[str]]:
-    """The message of a run in what it wrote to stderr, and what is wrong with it."""
-    wrong = []
-    messages = re.findall(r"(?:^|[\r\n])(train_dim\.py: .*)", errors)
-    if TRACEBACK in errors:
-        wrong.append(f"traceback: {errors.strip().splitlines()[-1][:300]}")
-    elif status == 1 and not messages:
-        hanging = "train_dim.py: " in errors
-        wrong.append("its message does not begin a line" if hanging else "exit status 1 without a message")
-    if len(messages) > 1:
-        wrong.append(f"{len(messages)} messages")
-    if any(len(message) > 600 for message in messages):
-        wrong.append(f"a message of {max(map(len, messages))} characters")
-    return messages[0] if messages else "", wrong
-
-
-# What is left.
-
-
-def is_aside(path: Path, root: Path) -> bool:
-    """Whether a path below `root` is of something that is not under its final name yet."""
-    parts = path.relative_to(root).parts
-    return (
-        any(re.match(r"\.|tmp", part) or "incomplete" in part for part in parts)
-        and path.suffix != ".lock"
-        and (path.name != ".lock")
-    )
-
-
-def final_files(root: Path) -> list[Path]:
-    return [p for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock" and not is_aside(p, root)]
-
-
-def half_written(folder: Path, reference: Path) -> list[str]:
-    """What is not whole of the files under their final names, in an output folder or a cache."""
-    from diffusers.utils.logging import disable_progress_bar
-
-    from dim_hf.pipelines.pipeline_dim import DiMPipeline
-
-    disable_progress_bar()
-    wrong = []
-    for path in final_files(folder):
-        name = str(path.relative_to(folder))
-        try:
-            if path.suffix == ".json":
-                json.loads(path.read_text())
-            elif path.suffix == ".safetensors":
-                # All of one component have the same shapes; a pool's file has its own name.
-                twins = [p for p in final_files(reference) if p.parts[-2:] == path.parts[-2:]]
-                if twins and shapes(path) != shapes(twins[0]):
-                    wrong.append(f"{name} has other shapes")
-            elif path.suffix == ".npy":
-                np.load(path)
-            elif path.suffix == ".sha256" and not re.fullmatch("[0-9a-f]{64}", path.read_text()):
-                wrong.append(f"{name} is not a digest")
-        except Exception as error:  # Whatever a reader says of a damaged file.
-            wrong.append(f"{name}: {type(error).__name__}: {error}")
-    last = checkpoints(reference)
-    for checkpoint in checkpoints(folder):
-        missing = {p.relative_to(last[-1]) for p in final_files(last[-1])} - {
-            p.relative_to(checkpoint) for p in final_files(checkpoint)
-        }
-        if missing:
-            wrong.append(f"{checkpoint.name} lacks {', '.join(sorted(map(str, missing)))}")
-    for index in folder.rglob("model_index.json"):
-        try:
-            DiMPipeline.from_pretrained(index.parent)
-        except Exception as error:
-            wrong.append(f"the pipeline in {index.parent} does not load: {type(error).__name__}: {error}")
-    return wrong
-
-
-def shapes(path: Path) -> dict[str, list[int]]:
-    with safe_open(path, "np") as file:
-        return {name: list(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
-
-
-def differences(folder: Path, reference: Path, stopped_at: list[int], log_damaged: bool = False) -> list[str]:
-    """How the output folder of a finished run differs from that of the undisturbed run."""
-    wrong = []
-    last = checkpoints(reference)[-1].name
-    for path in final_files(reference):
-        name = path.relative_to(reference)
-        mine = folder / name
-        if name.parts[0].startswith("checkpoint-") and name.parts[0] != last:
-            continue
-        if path.suffix in (".safetensors", ".bin", ".png", ".py") or path.name in ("config.json", "model_index.json"):
-            if not mine.exists() or mine.read_bytes() != path.read_bytes():
-                wrong.append(f"{name} {'differs' if mine.exists() else 'is not there'}")
-        elif path.name == "progress.json" and mine.exists():
-            here, there = (json.loads(p.read_text()) for p in (mine, path))
-            wrong += [f"{name}: {key} differs" for key in ("step", "best") if here[key] != there[key]]
-        elif path.name == "metrics.jsonl":
-            wrong += log_differences(mine, path, stopped_at, log_damaged)
-        elif not mine.exists():
-            wrong.append(f"{name} is not there")
-    return wrong
-
-
-def log_differences(mine: Path, theirs: Path, stopped_at: list[int], damaged: bool) -> list[str]:
-    """A stop on request writes one more line, and cuts the means of the one after it; validations are the same."""
-    try:
-        here, there = ([json.loads(line) for line in path.read_text().splitlines()] for path in (mine, theirs))
-    except (OSError, ValueError) as error:
-        return [f"metrics.jsonl cannot be read: {error}"]
-    steps = [line["step"] for line in here]
-    extra = set(steps) - {line["step"] for line in there} - set(stopped_at)
-    missing = {line["step"] for line in there} - set(steps)
-    if steps != sorted(set(steps)) or extra or (missing and not damaged):
-        return [f"metrics.jsonl has the steps {steps}"]
-    by_step = {line["step"]: line for line in here}
-    names = ("validation/accuracy",) if stopped_at else (*there[0], "validation/accuracy")
-    return [
-        f"metrics.jsonl: {name} of step {line['step']} differs"
-        for line in there
-        for name in names
-        if name not in ("seconds", "peak_memory_mib")
-        and line["step"] in by_step
-        and not damaged
-        and by_step[line["step"]].get(name) != line.get(name)
-    ]
 
 
 def check_whole(trial: Trial) -> None:
@@ -682,7 +413,7 @@ def torchrun(trial: Trial) -> subprocess.Popen:
 
 def killed_rank(trial: Trial) -> None:
     """Kills one of two processes that train: the job must end within a minute."""
-    steps = trial.rng.randint(1, 12)
+    steps = trial.rng.randint(1, 8)
     log = trial.output / "metrics.jsonl"
     job = torchrun(trial)
     while job.poll() is None and not (log.exists() and log.read_text().count("\n") >= steps):
@@ -768,12 +499,12 @@ class Campaign:
         return self.references[configuration]
 
     def half(self, configuration: str) -> Trial:
-        """A run killed after its third checkpoint."""
+        """A run killed after its second checkpoint."""
         self.reference(configuration)
         if configuration not in self.halves:
             self.halves[configuration] = trial = self.trial("none", configuration, f"half of {configuration}")
             run = trial.start()
-            while not (trial.output / "checkpoint-21").exists() and not run.ended(0.001):
+            while not (trial.output / "checkpoint-14").exists() and not run.ended(0.001):
                 pass
             run.end()
         return self.halves[configuration]
@@ -853,7 +584,10 @@ def main(args: argparse.Namespace, connection: Connection) -> int:
     root.mkdir(parents=True, exist_ok=True)
     campaign = Campaign(root, args.seed, connection)
     records: list[dict[str, Any]] = []
-    due = [(kind, number) for kind, count in numbers_of(args.runs, args.kinds).items() for number in range(count)]
+    numbers = numbers_of(args.runs, args.kinds)
+    due = [(kind, number) for kind, count in numbers.items() for number in range(count)]
+    # The kinds take turns, so that a campaign that is cut short has seen them all.
+    due.sort(key=lambda fault: fault[1] / numbers[fault[0]])
     for i, (kind, number) in enumerate(due, 1):
         record = campaign.run(kind, number)
         records.append(record)
