@@ -1,19 +1,40 @@
-"""Training runs forked from a process that has imported the libraries, as benchmarks/faults.py breaks them."""
+"""Training runs forked from a process that has imported the libraries, and the folders they are broken in."""
 
 import atexit
 import ctypes
 import os
+import random
 import runpy
 import signal
+import subprocess
 import sys
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from fault_checks import check_messages
+
 
 SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
 TIMEOUT = 90
+TINY = [
+    "--train_batch_size", "8", "--logging_steps", "5", "--checkpointing_steps", "7", "--checkpoints_total_limit", "2",
+    "--report_to", "none", "--validation_steps", "8", "--validation_epochs", "4", "--match_interval", "2",
+    "--pool_steps", "8", "--pool_snapshots", "2",
+    # So fast that validation sees a difference, and the pipeline is replaced several times.
+    "--learning_rate", "5e-3", "--discr_learning_rate", "5e-3", "--match_learning_rate", "5e-3", "--ema_decay", "0.5",
+]  # fmt: skip
+PLAIN = ["--max_train_steps", "28", "--max_match_steps", "0"]
+MATCHING = ["--max_train_steps", "16", "--max_match_steps", "12"]
+CONFIGURATIONS = {
+    "plain": PLAIN,
+    "matching": MATCHING,
+    "parquet": [*PLAIN, "--dataloader_num_workers", "2"],
+    "two processes": MATCHING,
+}
 # Audit events of what changes a folder; each comes before its operation.
 OPERATIONS = ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "shutil.rmtree")
 
@@ -148,3 +169,148 @@ class Run:
 
     def read(self, stream: str) -> str:
         return (self.folder / f"{self.name}.{stream}").read_text(errors="replace")
+
+
+@dataclass
+class Trial:
+    """One fault: the folder that it happens in and what is written down of it."""
+
+    kind: str
+    configuration: str
+    folder: Path
+    campaign: "Campaign"
+    rng: random.Random
+    record: dict[str, Any] = field(default_factory=lambda: {"lost": [], "rough": [], "status": [], "cpu_seconds": 0.0})
+    cleanup: ExitStack = field(default_factory=ExitStack)
+    # Where set, a message must name one of these to be a refusal.
+    damaged: tuple[str, ...] = ()
+    stopped_at: list[int] = field(default_factory=list)
+    started: int = 0
+
+    @property
+    def output(self) -> Path:
+        return self.folder / "output"
+
+    @property
+    def cache(self) -> Path:
+        return self.folder / "cache"
+
+    @property
+    def reference(self) -> "Trial":
+        return self.campaign.reference(self.configuration)
+
+    def lost(self, what: str) -> None:
+        self.record["lost"].append(what)
+
+    def rough(self, what: str) -> None:
+        self.record["rough"].append(what)
+
+    def arguments(self) -> list[str]:
+        root = self.campaign.root
+        data = ["--dataset_name", str(root / "images.parquet")] if self.configuration == "parquet" else []
+        return [
+            *TINY, *CONFIGURATIONS[self.configuration], *data, "--output_dir", str(self.output), "--cache_dir",
+            str(self.cache), "--generator_config", str(root / "network.json"), "--discriminator_config",
+            str(root / "network.json"), "--resume_from_checkpoint", "latest",
+        ]  # fmt: skip
+
+    def start(
+        self, *, operations: str = "", die_at: int | None = None, opened: bool = False, modes: bool = False
+    ) -> Run:
+        self.started += 1
+        name = f"run-{self.started}"
+        self.campaign.connection.send(
+            {
+                "arguments": self.arguments(),
+                "stdout": str(self.folder / f"{name}.stdout"),
+                "stderr": str(self.folder / f"{name}.stderr"),
+                "folders": [str(self.output), str(self.cache)],
+                "operations": operations,
+                "die_at": die_at,
+                "opened": opened,
+                "modes": modes,
+            }
+        )
+        return Run(self.campaign.connection.recv(), self.campaign.connection, self.folder, name)
+
+    def wait(self, run: Run) -> str:
+        """Waits for the end of a run that nothing ends any more, and returns its message."""
+        if not run.ended(TIMEOUT):
+            run.end()
+            self.lost(f"{run.name} hangs")
+        return self.note(run)
+
+    def note(self, run: Run) -> str:
+        """Writes down how a run ended, with what is wrong with its message, and returns that."""
+        self.record["status"].append(run.status)
+        self.record["cpu_seconds"] += run.cpu_seconds
+        errors = run.read("stderr")
+        message, wrong = check_messages(errors, run.status)
+        self.record["rough"] += [f"{run.name}: {what}" for what in wrong]
+        if message:
+            self.record.setdefault("messages", []).append(message)
+        return message
+
+
+def torchrun(trial: Trial) -> subprocess.Popen:
+    trial.started += 1
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
+        "localhost", str(SCRIPT), *trial.arguments(),
+    ]  # fmt: skip
+    with (trial.folder / f"run-{trial.started}.stderr").open("w") as log:
+        return subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
+
+
+class Campaign:
+    """The folder of a campaign, with the undisturbed and the interrupted run of each configuration, made when due."""
+
+    def __init__(self, root: Path, seed: int, connection: Connection) -> None:
+        self.root, self.seed, self.connection = root, seed, connection
+        self.references: dict[str, Trial] = {}
+        self.halves: dict[str, Trial] = {}
+        (root / "network.json").write_text('{"block_out_channels": [16], "layers_per_block": [0]}')
+
+    def trial(self, kind: str, configuration: str, name: str) -> Trial:
+        folder = self.root / name.replace(" ", "-").replace(",", "")
+        folder.mkdir()
+        return Trial(kind, configuration, folder, self, random.Random(f"{self.seed}/{name}"))
+
+    def reference(self, configuration: str) -> Trial:
+        """The undisturbed run."""
+        if configuration not in self.references:
+            if configuration == "parquet" and not (self.root / "images.parquet").exists():
+                write_images(self.root / "images.parquet")
+            self.references[configuration] = trial = self.trial("none", configuration, f"undisturbed {configuration}")
+            if configuration == "two processes":
+                status = torchrun(trial).wait(2 * TIMEOUT)
+            else:
+                run = trial.start(operations=str(trial.folder / "operations"))
+                trial.wait(run)
+                status = run.status
+            if status or trial.record["rough"]:
+                raise SystemExit(f"faults.py: the undisturbed run in {trial.folder} fails: {trial.record}")
+        return self.references[configuration]
+
+    def half(self, configuration: str) -> Trial:
+        """A run killed after its second checkpoint."""
+        self.reference(configuration)
+        if configuration not in self.halves:
+            self.halves[configuration] = trial = self.trial("none", configuration, f"half of {configuration}")
+            run = trial.start()
+            while not (trial.output / "checkpoint-14").exists() and not run.ended(0.001):
+                pass
+            run.end()
+        return self.halves[configuration]
+
+
+def write_images(path: Path) -> None:
+    """So many tiny images that two processes decode them."""
+    import datasets
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 256, (4100, 8, 8), dtype=np.uint8)
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"image": [Image.fromarray(image) for image in pixels], "label": [i % 2 for i in range(len(pixels))]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(path)
