@@ -72,7 +72,7 @@ def half_written(folder: Path, reference: Path) -> list[str]:
         }
         if missing:
             wrong.append(f"{checkpoint.name} lacks {', '.join(sorted(map(str, missing)))}")
-    for index in folder.rglob("model_index.json"):
+    for index in (path for path in final_files(folder) if path.name == "model_index.json"):
         try:
             DiMPipeline.from_pretrained(index.parent)
         except Exception as error:

@@ -89,7 +89,8 @@ def test_half_written_files_are_seen_under_their_final_names_only(run, other):
     whole = weights.read_bytes()
     aside = other / ".checkpoint-21.incomplete"
     aside.mkdir()
-    (aside / "progress.json").write_text('{"step": ')
+    for name in ("progress.json", "model_index.json"):
+        (aside / name).write_text('{"step": ')
     assert half_written(other, run) == []
     (other / "options.json").write_text('{"seed": ')
     weights.write_bytes(whole[:-4])
