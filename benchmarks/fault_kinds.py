@@ -50,8 +50,12 @@ def kill_at_an_operation(trial: Trial) -> None:
     number = trial.rng.choice(groups[trial.rng.choice(sorted(groups))])
     opened = trial.rng.random() < 0.5
     trial.record["moment"] = f"operation {number}{', opened' * opened}: {operations[number]}"
-    run = trial.start(die_at=number, opened=opened)
-    trial.wait(run)
+    trial.wait(trial.start(die_at=number, opened=opened))
+    if trial.rng.random() < 0.5:
+        # What goes on is killed too, soon after its start.
+        again = trial.rng.randrange(30)
+        trial.record["moment"] += f"; then at operation {again} of the run that goes on"
+        trial.wait(trial.start(die_at=again, opened=True))
 
 
 def kill_in_a_save(trial: Trial) -> None:

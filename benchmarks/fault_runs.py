@@ -133,7 +133,7 @@ def watch_operations(request: dict[str, Any]) -> None:
             os.write(log, f"{event} {path}\n".encode())
         if count == request["die_at"]:
             count = -1
-            if event == "open" and request["opened"] and not arguments[2] & os.O_APPEND:
+            if event == "open" and request["opened"] and arguments[2] & os.O_TRUNC:
                 os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC))
             os.kill(os.getpid(), signal.SIGKILL)
         count += 1
