@@ -8,6 +8,8 @@ import numpy as np
 from safetensors import safe_open
 
 
+# What an output folder keeps for itself.
+HIDDEN = (".lock", ".made_by")
 TRACEBACK = "Traceback (most recent call last)"
 
 
@@ -29,16 +31,13 @@ def check_messages(errors: str, status: int | None) -> tuple[str, list[str]]:
 
 def is_aside(path: Path, root: Path) -> bool:
     """Whether a path below `root` is of something that is not under its final name yet."""
-    parts = path.relative_to(root).parts
-    return (
-        any(re.match(r"\.|tmp", part) or "incomplete" in part for part in parts)
-        and path.suffix != ".lock"
-        and (path.name != ".lock")
-    )
+    if path.name in HIDDEN or path.suffix == ".lock":
+        return False
+    return any(re.match(r"\.|tmp", part) or "incomplete" in part for part in path.relative_to(root).parts)
 
 
 def final_files(root: Path) -> list[Path]:
-    return [p for p in sorted(root.rglob("*")) if p.is_file() and p.name != ".lock" and not is_aside(p, root)]
+    return [p for p in sorted(root.rglob("*")) if p.is_file() and p.name not in HIDDEN and not is_aside(p, root)]
 
 
 def half_written(folder: Path, reference: Path) -> list[str]:
@@ -85,9 +84,14 @@ def shapes(path: Path) -> dict[str, list[int]]:
         return {name: list(file.get_tensor(name).shape) for name in file.keys()}  # noqa: SIM118
 
 
+def checkpoint_step(path: Path) -> int:
+    return int(path.name.removeprefix("checkpoint-"))
+
+
 def checkpoints(folder: Path) -> list[Path]:
+    """The checkpoints under their final names, oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=checkpoint_step)
 
 
 def differences(folder: Path, reference: Path, stopped_at: list[int], log_damaged: bool = False) -> list[str]:

@@ -107,6 +107,7 @@ def test_half_written_files_are_seen_under_their_final_names_only(run, other):
     ("name", "aside"),
     [
         (".lock", False),
+        (".made_by", False),
         ("images/abc.npy.lock", False),
         ("checkpoint-7/progress.json", False),
         (".checkpoint-7.incomplete/progress.json", True),
