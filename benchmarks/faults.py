@@ -158,7 +158,8 @@ def main(args: argparse.Namespace, connection: Connection) -> int:
             report = {"seed": args.seed, "runs": args.runs, "faults": records}
             Path(args.output).write_text(json.dumps(report, indent=2))
     print(table(records))
-    print(f"{sum(-signal.SIGKILL in record['status'] for record in records)} runs were killed before their end.")
+    kills = sum(record["status"].count(-signal.SIGKILL) for record in records if record["kind"].startswith("kill "))
+    print(f"{kills} runs were alive when they were killed.")
     bad = [record for record in records if record["outcome"] in ("rough", "lost")]
     if not bad and args.folder is None:
         shutil.rmtree(root)
