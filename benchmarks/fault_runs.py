@@ -284,7 +284,7 @@ class Campaign:
                 write_images(self.root / "images.parquet")
             self.references[configuration] = trial = self.trial("none", configuration, f"undisturbed {configuration}")
             if configuration == "two processes":
-                status = torchrun(trial).wait(2 * TIMEOUT)
+                status: int | None = torchrun(trial).wait(2 * TIMEOUT)
             else:
                 run = trial.start(operations=str(trial.folder / "operations"))
                 trial.wait(run)

@@ -1,7 +1,7 @@
 """
 Breaks real training runs in every way that a machine breaks them, lets them go on, and compares with undisturbed runs.
 
-    python benchmarks/faults.py --runs 200 --output faults.json       # some 10 minutes of one core
+    python benchmarks/faults.py --runs 200 --output faults.json       # 100 kills among them
     python benchmarks/faults.py --runs 30 --kinds "kill at a file operation" --seed 7
 
 A run is `training/train_dim.py` on the embedded digits with tiny networks. After a fault the same command, which has
@@ -141,6 +141,8 @@ def main(args: argparse.Namespace, connection: Connection) -> int:
     root.mkdir(parents=True, exist_ok=True)
     if any(root.iterdir()):
         raise SystemExit(f"faults.py: `--folder` {root} is not empty; name a new one.")
+    # Asked to end, a campaign unmounts its disks too.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     campaign = Campaign(root, args.seed, connection)
     records: list[dict[str, Any]] = []
     numbers = numbers_of(args.runs, args.kinds)
