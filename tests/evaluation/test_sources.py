@@ -19,9 +19,11 @@ from dim_hf.evaluation.sources import (
     list_sources,
     png_bytes,
     random_subset,
+    real_source,
     scores,
 )
-from dim_hf.evaluation.tables import Row
+from dim_hf.evaluation.tables import Row, row_title
+from dim_hf.hub.push import prepare_repository
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
@@ -217,3 +219,30 @@ def test_scores_by_hand():
         # Real less generated with hard labels; soft labels less random images with soft labels.
         (GENERATED, "soft", 1, pytest.approx(unit_score(0.5 * 0.2 - 0.5 * 0.1)), None),
     ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"protocols": ["B", "D"]}, "`protocols` has 'D'; valid are 'A', 'B', 'C'"),
+        (
+            {"controls": ["equal-bytes"]},
+            "`controls` has 'equal-bytes'; valid are 'streamed', 'random', 'equal_bytes', ",
+        ),
+    ],
+)
+def test_an_unknown_name_is_refused(pipeline, digits, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sources_of(pipeline, digits, **arguments)
+
+
+def test_other_strings_that_are_unknown_are_refused(digits):
+    with pytest.raises(ValueError, match="`kind` is 'all'; valid are 'streamed'"):
+        real_source("all", digits, 1, RECIPE, 0, "B")
+    with pytest.raises(ValueError, match="`labels` is 'Soft'; valid are 'hard' and 'soft'"):
+        row_title("generated", "Soft", augment=True)
+    for value in (float("nan"), float("inf"), -1.0):
+        with pytest.raises(ValueError, match="`learning_rate` is .*; it must be above 0, and finite"):
+            DeploymentRecipe(learning_rate=value)
+    with pytest.raises(ValueError, match="`repo_type` is 'space'; valid are 'model' and 'dataset'"):
+        prepare_repository("me/x", "token", None, repo_type="space")

@@ -62,9 +62,9 @@ def existing_card(kind: type[Card], repo_id_or_path: str | Path, token: str | No
     except RemoteEntryNotFoundError:
         return None
     except YAMLError as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            f"the card {repo_id_or_path} has metadata that is not YAML ({' '.join(str(error).split())}); "
-            "correct it or remove the file."
+            f"the card {repo_id_or_path} has metadata that is not YAML ({reason}); correct it, or remove the file."
         ) from error
 
 
