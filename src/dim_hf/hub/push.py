@@ -27,7 +27,7 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None, re
         `str`: Its full id, with the namespace of the token's owner where `repo_id` has none.
 
     Raises:
-        ValueError: If there is no token, or `repo_id` is no valid id.
+        ValueError: If there is no token, or `repo_id` is not a valid id.
         OSError: If the Hub cannot be reached or refuses.
     """
     check_token(token, "`--push_to_hub`", "--hub_token")
