@@ -11,6 +11,12 @@ def shown(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def reason(error: object) -> str:
+    """What an error of another library says, on one line of at most 300 characters."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 300 else f"{text[:297]}..."
+
+
 def check_integer(name: str, value: Any, least: int, most: float = math.inf) -> None:
     """Raises a `ValueError` unless a value is an integer, of Python or NumPy, from `least` to `most`."""
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= int(value) <= most:

@@ -51,7 +51,7 @@ def build_classifier(name: str, num_classes: int, channels: int = 3, size: int =
             description has it.
         num_classes (`int`): Number of classes.
         channels (`int`, *optional*, defaults to 3): Channels of the images. Grey ones are repeated inside the module
-            where a model takes three channels alone.
+            where a model takes only three channels.
         size (`int`, *optional*, defaults to 32): Height and width of the images; 8 or more for `CLASSIFIERS`.
 
     Returns:
@@ -99,13 +99,13 @@ def check_classifier(
         if channels is not None and size is not None:
             layers = plan(name, channels, size).feature_layers
             if features and not layers:
-                raise ValueError(f"classifier {name!r} names no intermediate features; match its logits alone.")
+                raise ValueError(f"classifier {name!r} names no intermediate features; match only its logits.")
         return
     if name not in CLASSIFIERS:
         nearest = difflib.get_close_matches(name, CLASSIFIERS, n=len(CLASSIFIERS), cutoff=0)
         raise ValueError(
-            f"classifier {name!r} is unknown; valid are {', '.join(nearest)}{' without options' if options else ''}, "
-            f"timm/<model> and transformers/<config class, hub id or folder>."
+            f"classifier {shown(name)} is unknown; valid are {', '.join(nearest)}"
+            f"{' without options' if options else ''}, timm/<model> and transformers/<config class, hub id or folder>."
         )
     if size is not None and size < 8:
         raise ValueError(f"`size` is {size}; {name} takes images of 8 pixels or more.")

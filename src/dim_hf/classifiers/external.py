@@ -19,6 +19,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
+from ..arguments import reason, shown
+from ..messages import listed
 from .features import logits_and_features
 from .names import split_name
 
@@ -136,7 +138,9 @@ def build_external(name: str, num_classes: int, channels: int, size: int) -> Ext
     except Exception as error:  # Of any kind: of the network, the file system, or the library.
         if not source.pretrained:
             raise
-        raise ValueError(f"classifier {name!r} has no pretrained weights that can be loaded: {error}") from error
+        raise ValueError(
+            f"classifier {name!r} has no pretrained weights that can be loaded: {reason(error)}"
+        ) from error
     return ExternalClassifier(network, fitted, statistics)
 
 
@@ -180,8 +184,9 @@ def check_external_name(name: str) -> None:
 
 def unknown(name: str, library: str, model: str, valid: list[str]) -> None:
     nearest = difflib.get_close_matches(model, valid, n=5, cutoff=0)
-    listed = ", ".join(f"{library}/{other}" for other in nearest)
-    raise ValueError(f"classifier {name!r} is unknown; the nearest are {listed}.")
+    raise ValueError(
+        f"classifier {shown(name)} is unknown; the nearest are {listed(f'{library}/{other}' for other in nearest)}."
+    )
 
 
 @lru_cache(maxsize=64)
@@ -216,9 +221,9 @@ def find_source(name: str) -> Source:
         try:
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
         except (OSError, ValueError) as error:
-            raise ValueError(f"classifier {name!r} has no config that can be loaded: {error}") from error
+            raise ValueError(f"classifier {name!r} has no config that can be loaded: {reason(error)}") from error
     if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
-        valid = ", ".join(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))
+        valid = listed(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))
         raise ValueError(f"classifier {name!r} is a {config.model_type}; image classifiers are {valid}.")
     attributes = config.to_dict()
     if wrong := sorted(options.keys() - attributes.keys()):
@@ -244,7 +249,7 @@ def find_source(name: str) -> Source:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-        # The head alone may be new.
+        # Only the head may be new.
         if misfits := [key for key, _, shape in loading["mismatched_keys"] if shape[0] != num_classes]:
             raise ValueError(f"the options change the shape of {', '.join(misfits)}")
         return network
@@ -287,7 +292,7 @@ def plan(name: str, channels: int, size: int) -> Plan:
         with torch.device("meta"):
             network = source.make(2, model_channels, {})
     except Exception as error:  # Whatever a library makes of an option it does not know.
-        raise ValueError(f"classifier {name!r} cannot be made: {error}") from error
+        raise ValueError(f"classifier {name!r} cannot be made: {reason(error)}") from error
     stem = first_convolution(network)
     enlarged = sorted({size, *(n for n in (2 * size, 4 * size) if n < source.own_size), max(size, source.own_size)})
     targets = enlarged
@@ -308,7 +313,7 @@ def plan(name: str, channels: int, size: int) -> Plan:
     valid = ", ".join(dict.fromkeys(fits))
     raise ValueError(
         f"classifier {name!r} takes no images of {' or '.join(map(str, targets))} pixels"
-        + (f"; as `input_size` it takes {valid}, to which images are resized." if valid else f": {fitted}")
+        + (f"; as `input_size` it takes {valid}, to which images are resized." if valid else f": {reason(fitted)}")
     )
 
 

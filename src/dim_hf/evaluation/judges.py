@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..arguments import check_choice, check_flag, check_integer, check_number, check_seed, shown
+from ..arguments import check_choice, check_flag, check_integer, check_number, check_seed, reason, shown
 from ..classifiers import build_classifier
 from ..data.image_data import ImageData, normalise
 
@@ -143,7 +143,7 @@ def train_classifier(
         if on_epoch is not None:
             on_epoch(epoch, classifier.eval())
             classifier.train()
-    # Safetensors saves ordinary strides alone.
+    # Safetensors saves only ordinary strides.
     return classifier.to(memory_format=torch.contiguous_format).eval()
 
 
@@ -152,8 +152,7 @@ def _checked_device(device: torch.device | str) -> torch.device:
         return torch.empty(0, device=device).device if device is not None else torch.device("")
     # PyTorch that was built without CUDA fails an assertion.
     except (RuntimeError, TypeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"`device` is {shown(device)}, which cannot be used: {reason}") from error
+        raise ValueError(f"`device` is {shown(device)}, which cannot be used: {reason(error)}") from error
 
 
 def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
