@@ -48,7 +48,8 @@ def trained(bench: Bench) -> dict[str, Any]:
     deciding = ("preset", "batch_size", "precision", "rate_factor", "warmup_images", "ema_half_life")
     options = {name: getattr(args, name) for name in deciding} | {"data_fingerprint": bench.train.fingerprint}
     progress: dict[str, Any] = {"step": 0, "options": options}
-    if args.resume and (checkpoint := find_checkpoint(checkpoint_dir(args), "latest")):
+    checkpoint = find_checkpoint(checkpoint_dir(args), "latest")[0] if args.resume else None
+    if checkpoint:
         progress = read_progress(checkpoint, options)
         run.accelerator.load_state(str(checkpoint))
         load_models(run.models, checkpoint)
