@@ -18,11 +18,13 @@ def listed(values: Iterable[object], most: int = 8) -> str:
         most (`int`, *optional*, defaults to 8): How many are named, at least 1.
     """
     remaining = iter(values)
-    named = [_shortened(str(value)) for value in islice(remaining, most)]
+    named = [one_line(value, LONGEST_VALUE) for value in islice(remaining, most)]
     more = sum(1 for _ in remaining)
     return (", ".join(named) or "none") + (f" and {more:,} more" if more else "")
 
 
-def _shortened(text: str) -> str:
+def one_line(value: object, longest: int = 200) -> str:
+    """A value as `str`, cut to so many characters, with control characters and what is not Unicode escaped."""
+    text = str(value)
     line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
-    return line if len(line) <= LONGEST_VALUE else f"{line[: LONGEST_VALUE - 3]}..."
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
