@@ -147,7 +147,7 @@ def test_a_damaged_cache_is_trained_anew(build, tmp_path):
         file.write_bytes(damaged)
         with pytest.warns(UserWarning, match="safetensors is damaged; its networks are trained anew"):
             assert torch.equal(weights(build(recipe=SHORT)[-1]), first)
-    # Releases before 0.2 wrote no digest.
+    # Files made before 0.1.0 was released have no digest.
     save_file(load_file(file), file)
     written = file.stat().st_mtime_ns
     assert torch.equal(weights(build(recipe=SHORT)[-1]), first) and file.stat().st_mtime_ns == written

@@ -511,7 +511,7 @@ def test_what_has_no_checkpoint_begins_again_over_its_own_pipeline_alone(tiny, t
     assert (folder / "checkpoint-2").exists()
 
 
-def test_a_checkpoint_of_release_0_1_goes_on(tiny, tmp_path):
+def test_a_checkpoint_from_before_manifests_goes_on(tiny, tmp_path):
     more = ["--checkpointing_steps", "8"]
     run(tiny("straight", *more))
     old = tmp_path / "old"
