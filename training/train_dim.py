@@ -462,6 +462,8 @@ def main(args: argparse.Namespace) -> None:
         if interrupted and (step < total_steps or "pending" in progress):
             bar.close()
             accelerator.end_training()
+            if accelerator.is_main_process:
+                lock.release()
             accelerator.print(
                 f"Interrupted after step {step:,} of {total_steps:,}; everything is saved. Go on with the same "
                 f"command and --resume_from_checkpoint latest."

@@ -155,7 +155,7 @@ def test_a_damaged_cache_is_trained_anew(build, tmp_path):
 
 def test_a_network_that_diverged_is_not_cached(build, tmp_path):
     with pytest.raises(FloatingPointError, match="`pool`: the weights of convnet3 became NaN or infinite by step 2"):
-        build(recipe=PoolRecipe(steps=2, snapshots=1, batch_size=8, learning_rate=1e39))
+        build(recipe=PoolRecipe(steps=2, snapshots=1, batch_size=8, learning_rate=1e30))
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
