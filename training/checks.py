@@ -28,7 +28,8 @@ from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 
 
-# Numbers that must be above 0, and those that may be 0. No whole number has a use above `MOST`.
+# Numbers that must be above 0, and those that may be 0. None has a use above `MOST`, or `MOST_FLOAT`, which float32
+# holds with room for what an optimiser makes of it.
 ABOVE_0 = (
     "train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps",
     "checkpoints_total_limit", "r1_interval", "match_interval", "pool_steps", "pool_snapshots", "validation_ipc",
@@ -42,6 +43,7 @@ FROM_0 = (
 )  # fmt: skip
 BELOW_1 = ("ema_decay", "adam_beta1", "adam_beta2", "discr_adam_beta1", "discr_adam_beta2")
 MOST = 10**9
+MOST_FLOAT = 1e30
 # What a run writes into its folder.
 OWN_NAMES = {
     "generator", "labeler", "before_matching", "samples", "evaluation", "options.json", "environment.json",
@@ -77,15 +79,22 @@ def check_numbers(args: argparse.Namespace) -> None:
                 continue
             if not math.isfinite(value) or value < 0 or (names is ABOVE_0 and value == 0):
                 raise ValueError(f"`--{name}` is {value}; it must be {valid}.")
-            if (names is BELOW_1 and value >= 1) or (isinstance(value, int) and value > MOST):
-                valid = valid if names is BELOW_1 else f"at most {MOST:,}"
+            if names is BELOW_1 and value >= 1:
                 raise ValueError(f"`--{name}` is {value}; it must be {valid}.")
+            check_most(name, value)
     if not 0 < args.validation_fraction < 1:
         raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
     if not 0 <= args.seed < 2**32:
         raise ValueError(f"`--seed` is {args.seed}; it must be from 0 to {2**32 - 1}.")
     if args.pool_snapshots > 1000:
         raise ValueError(f"`--pool_snapshots` is {args.pool_snapshots}; it must be at most 1,000.")
+
+
+def check_most(name: str, value: float) -> None:
+    """Refuses a number so large that it can only be a slip."""
+    most = MOST if isinstance(value, int) else MOST_FLOAT
+    if value > most:
+        raise ValueError(f"`--{name}` is {value}; it must be at most {most:,}.")
 
 
 def matching_weights(text: str) -> dict[str, float]:
@@ -99,7 +108,7 @@ def matching_weights(text: str) -> dict[str, float]:
             weight = math.nan
         if name not in MATCHING_LOSSES:
             raise ValueError(f"`--match_loss` has {listed([repr(name)])}; valid are {', '.join(MATCHING_LOSSES)}.")
-        if not 0 < weight < math.inf:
+        if not 0 < weight <= MOST_FLOAT:
             raise ValueError(
                 f"`--match_loss` has {listed([repr(part)])}; the weight of a loss must be a number above 0."
             )

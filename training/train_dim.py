@@ -368,7 +368,7 @@ def main(args: argparse.Namespace) -> None:
         accelerator.load_state(str(checkpoint))
         load_models(models, checkpoint)
         if progress["best"]["accuracy"] >= 0:
-            # Releases before 0.2 left it to the output folder alone.
+            # Runs begun before 0.1.0 was released left it to the output folder alone; to go with 0.2.
             of_checkpoint = (checkpoint / "best_generator").is_dir()
             load_models(
                 {"best_generator" if of_checkpoint else "generator": best_generator},
@@ -473,6 +473,8 @@ def main(args: argparse.Namespace) -> None:
         if interrupted and (step < total_steps or "pending" in progress):
             bar.close()
             accelerator.end_training()
+            if accelerator.is_main_process:
+                lock.release()
             accelerator.print(
                 f"Interrupted after step {step:,} of {total_steps:,}; everything is saved. Go on with the same "
                 f"command and --resume_from_checkpoint latest."
@@ -677,7 +679,7 @@ def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
 
 def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any]) -> set[str]:
     """The settings that have decided nothing yet when a checkpoint is taken after `step` steps."""
-    # Releases before 0.2 did not record a precision that came from accelerate's configuration.
+    # Runs begun before 0.1.0 was released did not record a precision of accelerate's configuration; to go with 0.2.
     unknown = {"mixed_precision"} if then.get("mixed_precision") is None else set()
     if step > min(then.get("adversarial_steps", 0), now["adversarial_steps"]):
         return unknown

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from checks import check_most
 from command_line import load_pipeline, local_path, run_script
 from run_folder import read_json_object
 
@@ -73,8 +74,7 @@ def check_args(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if not math.isfinite(value) or value <= 0:
             raise ValueError(f"`--{name}` is {value}; it must be above 0.")
-        if isinstance(value, int) and value > 10**9:
-            raise ValueError(f"`--{name}` is {value}; it must be at most {10**9:,}.")
+        check_most(name, value)
     if args.validation_fraction is not None and not 0 < args.validation_fraction < 1:
         raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
     if args.seed is not None and not 0 <= args.seed < 2**32:

@@ -73,7 +73,7 @@ def test_any_change_of_any_file_is_found_and_named(save):
             # A flipped digest in the manifest blames the file that it is of.
             assert (reason := damage(path)) and (file.name in reason or file.name == "manifest.json"), reason
         file.unlink()
-        # Releases before 0.2 wrote no manifest.
+        # Runs begun before 0.1.0 was released have no manifest.
         assert (damage(path) is None) == (file.name == "manifest.json"), file
         file.write_bytes(content)
     assert damage(path) is None

@@ -304,6 +304,7 @@ def test_two_processes_train_one_model(tiny, tmp_path):
         (["--output_dir", "/proc/nowhere"], "`--output_dir` /proc/nowhere cannot be written to"),
         (["--resolution", "1000000"], "`resolution` 1000000 .* nearest are 3072 and 3584"),
         (["--learning_rate", "nan"], "`--learning_rate` is nan; it must be above 0"),
+        (["--learning_rate", "1e39"], r"`--learning_rate` is 1e\+39; it must be at most 1e\+30"),
         (["--match_weight", "inf"], "`--match_weight` is inf; it must be 0 or above"),
         (["--adam_beta1", "1"], "`--adam_beta1` is 1.0; it must be from 0 to below 1"),
         (["--adam_epsilon", "0"], "`--adam_epsilon` is 0.0; it must be above 0"),
@@ -357,7 +358,7 @@ def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, 
 def test_a_config_that_cannot_be_built_is_refused(tiny, tmp_path, content, message):
     arguments = tiny("run")
     (tmp_path / "discriminator.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(ValueError, match=f"`--discriminator_config` .*discriminator.json {message}"):
+    with pytest.raises(ValueError, match=f"`--discriminator_config` .*discriminator.json:? {message}"):
         run(arguments)
     assert not (tmp_path / "run").exists()
 
@@ -511,7 +512,7 @@ def test_what_has_no_checkpoint_begins_again_over_its_own_pipeline_alone(tiny, t
     assert (folder / "checkpoint-2").exists()
 
 
-def test_a_checkpoint_of_release_0_1_goes_on(tiny, tmp_path):
+def test_a_checkpoint_from_before_manifests_goes_on(tiny, tmp_path):
     more = ["--checkpointing_steps", "8"]
     run(tiny("straight", *more))
     old = tmp_path / "old"
@@ -537,8 +538,8 @@ def test_another_precision_is_refused_by_name(tiny, tmp_path, monkeypatch):
 
 def test_weights_that_a_step_spoiled_replace_nothing(tiny, tmp_path):
     # The losses of the step itself are numbers.
-    with pytest.raises(FloatingPointError, match="weights became NaN or infinite by step 1"):
-        run(tiny("run", "--max_train_steps", "1", "--max_match_steps", "0", "--learning_rate", "1e39"))
+    with pytest.raises(FloatingPointError, match="(weights|generated images) became NaN or infinite by step 1"):
+        run(tiny("run", "--max_train_steps", "1", "--max_match_steps", "0", "--learning_rate", "1e30"))
     assert not (tmp_path / "run" / "model_index.json").exists() and not list((tmp_path / "run").glob("checkpoint-*"))
 
 

@@ -23,7 +23,7 @@ from ..messages import listed
 
 # The size and digest of every other file of a checkpoint, written last.
 MANIFEST = "manifest.json"
-# What a checkpoint without a manifest holds at least. Releases before 0.2 wrote none; to be dropped in the one after.
+# What a checkpoint without a manifest holds at least: runs begun before 0.1.0 was released have none. To go with 0.2.
 WITHOUT_MANIFEST = (
     "progress.json",
     "optimizer.bin",

@@ -148,7 +148,7 @@ def _read_snapshots(path: Path) -> dict[str, torch.Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            # Releases before 0.2 wrote no digest.
+            # Files made before 0.1.0 was released have no digest.
             expected = (file.metadata() or {}).get("digest")
     except SafetensorError:
         expected = "none"
