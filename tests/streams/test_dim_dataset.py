@@ -348,7 +348,7 @@ def test_a_class_name_clash_is_refused(pipe):
 
 def test_features_without_one_image_and_one_label_column_are_refused(pipe):
     features = datasets.Features({"a": datasets.Image(), "b": datasets.Image(), "label": datasets.Value("int64")})
-    with pytest.raises(ValueError, match=r"`features` has the Image columns \['a', 'b'\]; valid is exactly one"):
+    with pytest.raises(ValueError, match=r"`features` has the Image columns a, b; valid is exactly one"):
         DiMDataset(pipe, 2).to_iterable_dataset(features=features)
 
 
