@@ -51,13 +51,13 @@ FROM_THE_START = "energy from the first step"
 MATCHING = {
     RATE_ALONE: ["--match_interval", "1000000"],
     "energy": [],
-    "energy, weight 10": ["--match_weight", "10"],
-    "energy of probabilities, weight 10": ["--match_loss", "energy_probabilities", "--match_weight", "10"],
-    "energy of features, weight 30": ["--match_loss", "energy_features", "--match_weight", "30"],
+    "energy, weight 10": ["--match_loss", "energy=10"],
+    "energy of probabilities, weight 10": ["--match_loss", "energy_probabilities=10"],
+    "energy of features, weight 30": ["--match_loss", "energy_features=30"],
     "means of features": ["--match_loss", "features"],
     "standardised": ["--match_loss", "standardised"],
     "pairwise": ["--match_loss", "pairwise"],
-    "pairwise, weight 0.01 (paper)": ["--match_loss", "pairwise", "--match_weight", "0.01"],
+    "pairwise, weight 0.01 (paper)": ["--match_loss", "pairwise=0.01"],
     "energy in every step": ["--match_interval", "1"],
     "energy in every step, released pool": ["--match_interval", "1"],
     "energy, pool of five": ["--pool", "convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
@@ -70,7 +70,7 @@ ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "spectral norm for R1": (["--r1_weight", "0"], {"norm": "spectral"}),
     "shift": (["--augmentation", "shift"], {}),
     "no augmentation": (["--augmentation"], {}),
-    "no EMA": (["--no-use_ema"], {}),
+    "no EMA": (["--ema_decay", "0"], {}),
 }
 TAKE_TIME = tuple(row for row in MATCHING if row != RATE_ALONE)
 BRANCHES = (NO_MATCHING, *MATCHING, AS_LONG)

@@ -23,7 +23,7 @@ TIMEOUT = 90
 TINY = [
     "--train_batch_size", "8", "--logging_steps", "5", "--checkpointing_steps", "7", "--checkpoints_total_limit", "2",
     "--report_to", "none", "--validation_steps", "8", "--validation_epochs", "4", "--match_interval", "2",
-    "--pool_steps", "8", "--pool_snapshots", "2",
+    "--pool_steps", "8",
     # So fast that validation sees a difference, and the pipeline is replaced several times.
     "--learning_rate", "5e-3", "--discr_learning_rate", "5e-3", "--match_learning_rate", "5e-3", "--ema_decay", "0.5",
 ]  # fmt: skip

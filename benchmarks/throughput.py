@@ -161,7 +161,7 @@ def train_script_rates(args: argparse.Namespace, matching: bool) -> tuple[list[f
         command = [
             sys.executable, str(ROOT / "training" / "train_dim.py"), "--preset", args.preset, "--dataset_name",
             args.dataset_name, "--output_dir", f"{folder}/run", "--report_to", "none", "--train_batch_size",
-            str(args.batch_size), "--pool", args.pool_classifier, "--pool_steps", "16", "--pool_snapshots", "1",
+            str(args.batch_size), "--pool", args.pool_classifier, "--pool_steps", "16",
             "--cache_dir", f"{folder}/cache", "--logging_steps", str(args.interval_steps), "--checkpointing_steps",
             "1000000", "--validation_steps", "1000000", "--validation_epochs", "1",
             "--max_train_steps", str(1 if matching else steps), "--max_match_steps", str(steps if matching else 0),

@@ -18,6 +18,14 @@ from dim_hf.pipelines import DiMPipeline
 local_path = os.path.expanduser
 
 
+class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
+    """Help that adds the default of a flag where it has one and does not tell of it itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        untold = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in (action.help or "")
+        return super()._get_help_string(action) if untold else action.help
+
+
 def given_flags(parser: argparse.ArgumentParser, input_args: Sequence[str] | None) -> set[str]:
     """The flags of a command line that were given, whatever their values."""
     # A default is set only where a namespace has no value.

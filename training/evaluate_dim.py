@@ -28,6 +28,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from command_line import (
+    HelpWithDefaults,
     check_numbers,
     check_once,
     check_pipeline,
@@ -81,7 +82,7 @@ MOST_IN_SET = 1_000_000
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train classifiers on a distilled data set and score them on real test images.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
     parser.add_argument(
         "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"

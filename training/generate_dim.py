@@ -21,6 +21,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from command_line import (
+    HelpWithDefaults,
     check_numbers,
     check_pipeline,
     given_flags,
@@ -51,7 +52,7 @@ from dim_hf.streams.generated import DiMDataset, to_pil
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Write generated images to disk as a data set.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
     parser.add_argument(
         "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"

@@ -42,8 +42,7 @@ from checks import (
     matching_weights,
     read_config,
 )
-from command_line import given_flags, local_path, refuse_idle_flags, run_script
-from diffusers.optimization import SchedulerType, get_scheduler
+from command_line import HelpWithDefaults, given_flags, local_path, refuse_idle_flags, run_script
 from presets import PRESETS, default_augmentation, network_configs
 from run_folder import check_folder, check_restart, is_branch, keep_until, needed_bytes, set_pipeline
 from tqdm.auto import tqdm
@@ -87,23 +86,33 @@ from dim_hf.weights import is_finite, stored_form, warn_of_storage
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number
 # of adversarial steps is compared in place of what it was computed from.
 FREE_ON_RESUME = {
-    "output_dir", "logging_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
+    "output_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
     "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
     "hub_model_id", "hub_private_repo", "num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps",
     "logging_steps", "validation_steps",
 }  # fmt: skip
+# The R1 penalty is taken in every so many steps (lazily, arXiv 1912.04958), as many times as strong.
+R1_INTERVAL = 16
+# Images per class and epoch of the classifier of a validation.
+VALIDATION_IPC = 10
+# Settings that were flags before 0.1.0, with the values that they have now; checkpoints of that time go on until 0.2.
+FORMER_FLAGS = {
+    "adam_epsilon": 1e-8, "adam_weight_decay": 0.0, "allow_tf32": False, "discr_adam_beta1": None,
+    "discr_adam_beta2": None, "discr_adam_epsilon": 1e-8, "discr_adam_weight_decay": 0.0, "lr_scheduler": "constant",
+    "lr_warmup_steps": 0, "match_weight": 1.0, "max_grad_norm": None, "pool_snapshots": 6, "r1_interval": 16,
+    "use_ema": True, "validation_ipc": 10,
+}  # fmt: skip
 # These too, until phase 2 begins.
 MATCHING_SETTINGS = {
-    "match_learning_rate", "match_loss", "match_weight", "match_interval", "pool", "pool_steps", "pool_snapshots",
+    "match_learning_rate", "match_loss", "match_interval", "pool", "pool_steps",
 }  # fmt: skip
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Distil a labelled image data set into a class-conditional generator.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
-    flag = argparse.BooleanOptionalAction
 
     data = parser.add_argument_group("data")
     data.add_argument(
@@ -117,7 +126,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
     )
     data.add_argument("--revision", help="revision of a data set on the Hub")
-    data.add_argument("--train_split", default="train")
+    data.add_argument("--train_split", default="train", help="the split that is trained on")
     data.add_argument("--image_column", help="found from the features unless given")
     data.add_argument("--label_column", help="found from the features unless given")
     data.add_argument("--cache_dir", type=local_path, help="where decoded images and the pool's networks are kept")
@@ -136,45 +145,36 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
 
     run = parser.add_argument_group("run")
-    run.add_argument("--output_dir", type=local_path, default="out/digits")
+    run.add_argument("--output_dir", type=local_path, default="out/digits", help="the folder of the run")
     run.add_argument("--storage", choices=STORAGE_FORMS, help="how weights are stored, and scored; default: float32")
-    run.add_argument("--seed", type=int, default=0)
+    run.add_argument("--seed", type=int, default=0, help="of weights, noise, order, augmentation and holdout")
     run.add_argument("--train_batch_size", type=int, help="per process")
     length = run.add_mutually_exclusive_group()
     length.add_argument("--num_train_epochs", type=int, help="length of phase 1")
     length.add_argument("--max_train_steps", type=int, help="length of phase 1, instead of epochs")
-    run.add_argument("--gradient_accumulation_steps", type=int, default=1)
+    run.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of one optimiser step")
     run.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
-    run.add_argument("--allow_tf32", action=flag, default=False)
-    run.add_argument("--logging_steps", type=int, default=50)
-    run.add_argument("--logging_dir", default="logs", help="below the output folder")
+    run.add_argument("--logging_steps", type=int, default=50, help="steps between records of the log")
     run.add_argument("--report_to", default="tensorboard", help="a tracker that accelerate knows, 'all' or 'none'")
-    run.add_argument("--checkpointing_steps", type=int, default=1000)
-    run.add_argument("--checkpoints_total_limit", type=int, default=2)
+    run.add_argument("--checkpointing_steps", type=int, default=1000, help="steps between checkpoints")
+    run.add_argument("--checkpoints_total_limit", type=int, default=2, help="how many checkpoints are kept")
     run.add_argument("--resume_from_checkpoint", type=local_path, help="'latest', a checkpoint's name, or its path")
 
     adversarial = parser.add_argument_group("adversarial step")
-    adversarial.add_argument("--adversarial_loss", choices=["hinge", "wgan-gp"])
+    adversarial.add_argument("--adversarial_loss", choices=["hinge", "wgan-gp"], help="of both networks")
     adversarial.add_argument("--class_loss_weight", type=float, help="auxiliary class loss of both networks; 0: none")
     adversarial.add_argument("--r1_weight", type=float, help="R1 penalty of the discriminator; 0: none")
-    adversarial.add_argument("--r1_interval", type=int, default=16, help="steps from one R1 penalty to the next")
     adversarial.add_argument(
         "--augmentation",
         nargs="*",
         choices=AUGMENTATIONS,
         help="of real and generated images; base preset: shift where there are fewer than 10,000 images, else none",
     )
-    adversarial.add_argument("--use_ema", action=flag, help="keep the average of the generator's weights")
-    adversarial.add_argument("--ema_decay", type=float, default=0.999)
-    adversarial.add_argument("--max_grad_norm", type=float, help="clip gradients to this norm")
-    adversarial.add_argument("--lr_scheduler", default="constant", choices=[s.value for s in SchedulerType][:6])
-    adversarial.add_argument("--lr_warmup_steps", type=int, default=0)
-    for prefix in ("", "discr_"):
-        adversarial.add_argument(f"--{prefix}learning_rate", type=float)
-        adversarial.add_argument(f"--{prefix}adam_beta1", type=float)
-        adversarial.add_argument(f"--{prefix}adam_beta2", type=float)
-        adversarial.add_argument(f"--{prefix}adam_weight_decay", type=float, default=0.0)
-        adversarial.add_argument(f"--{prefix}adam_epsilon", type=float, default=1e-8)
+    adversarial.add_argument("--ema_decay", type=float, help="of the average of the generator's weights; 0: none")
+    adversarial.add_argument("--learning_rate", type=float, help="of the generator, in phase 1")
+    adversarial.add_argument("--discr_learning_rate", type=float, help="of the discriminator, in phase 1")
+    adversarial.add_argument("--adam_beta1", type=float, help="of both networks' Adam")
+    adversarial.add_argument("--adam_beta2", type=float, help="of both networks' Adam")
 
     matching = parser.add_argument_group("matching (phase 2)")
     length = matching.add_mutually_exclusive_group()
@@ -187,7 +187,6 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         metavar="LOSS[=WEIGHT]",
         help=f"any of {', '.join(MATCHING_LOSSES)}, as in: energy=1 features=0.1",
     )
-    matching.add_argument("--match_weight", type=float)
     matching.add_argument("--match_interval", type=int, help="steps from one matching loss to the next")
     matching.add_argument(
         "--pool",
@@ -197,13 +196,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         f"@2 is drawn twice as often",
     )
     matching.add_argument("--pool_steps", type=int, help="training steps of a pool network until its last snapshot")
-    matching.add_argument("--pool_snapshots", type=int, default=6, help="snapshots of each pool network")
 
     validation = parser.add_argument_group("validation (a short deployment, scored on the part held out of train)")
     validation.add_argument("--validation_steps", type=int, help="default: eight times in a run")
     validation.add_argument("--validation_classifier", default="convnet3", help="as in --pool")
-    validation.add_argument("--validation_ipc", type=int, default=10, help="images per class and epoch")
-    validation.add_argument("--validation_epochs", type=int, default=100)
+    validation.add_argument("--validation_epochs", type=int, default=100, help="each of 10 images per class")
 
     hub = parser.add_argument_group("Hugging Face Hub")
     hub.add_argument("--push_to_hub", action="store_true", help="push the pipeline with its card when it is done")
@@ -211,19 +208,19 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     hub.add_argument("--hub_token", help="default: the token of `hf auth login` or of HF_TOKEN")
     hub.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
 
-    given, _ = parser.parse_known_args(input_args)
-    defaults = dict(PRESETS[given.preset])
-    # Epochs that are asked for win over the steps of a preset.
+    # The defaults of a preset are those of the flags, in --help too. Epochs that are asked for win over its steps.
+    first = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
+    for name in ("preset", "num_train_epochs", "num_match_epochs"):
+        first.add_argument(f"--{name}")
+    given, _ = first.parse_known_args(input_args)
+    defaults = dict(PRESETS.get(getattr(given, "preset", "base"), {}))
     for epochs, steps in (("num_train_epochs", "max_train_steps"), ("num_match_epochs", "max_match_steps")):
-        if getattr(given, epochs) is not None:
+        if epochs in given:
             defaults.pop(steps, None)
     parser.set_defaults(**defaults)
     args = parser.parse_args(input_args)
     args.match_loss = args.match_loss if isinstance(args.match_loss, str) else " ".join(args.match_loss)
     idle = [
-        (not args.use_ema, ("ema_decay",), "with `--no-use_ema`"),
-        (not args.r1_weight, ("r1_interval",), "where `--r1_weight` is 0"),
-        (args.lr_scheduler == "constant", ("lr_warmup_steps",), "with `--lr_scheduler` constant"),
         (not args.push_to_hub, ("hub_model_id", "hub_token", "hub_private_repo"), "without `--push_to_hub`"),
     ]
     refuse_idle_flags(given_flags(parser, input_args), idle)
@@ -237,7 +234,7 @@ def make_accelerator(args: argparse.Namespace, output_dir: Path) -> Accelerator:
         gradient_accumulation_steps=args.gradient_accumulation_steps,
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=output_dir / args.logging_dir,
+        project_dir=output_dir / "logs",
         kwargs_handlers=[
             DistributedDataParallelKwargs(broadcast_buffers=False),
             # Processes wait for the first one to decode, to train a pool and to validate, longer than usual.
@@ -265,7 +262,6 @@ def main(args: argparse.Namespace) -> None:
             print(f"{reason}; going on from {checkpoint}.")
         warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
     set_seed(args.seed)
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = args.allow_tf32
     with accelerator.main_process_first():
         data = load_image_data(
             args.dataset_name,
@@ -304,15 +300,11 @@ def main(args: argparse.Namespace) -> None:
         generator.parameters(),
         lr=args.learning_rate,
         betas=(args.adam_beta1, args.adam_beta2),
-        weight_decay=args.adam_weight_decay,
-        eps=args.adam_epsilon,
     )
     discriminator_optimizer = torch.optim.Adam(
         discriminator.parameters(),
         lr=args.discr_learning_rate,
-        betas=(args.discr_adam_beta1, args.discr_adam_beta2),
-        weight_decay=args.discr_adam_weight_decay,
-        eps=args.discr_adam_epsilon,
+        betas=(args.adam_beta1, args.adam_beta2),
     )
 
     # 3. How long it takes, in optimiser steps.
@@ -393,7 +385,7 @@ def main(args: argparse.Namespace) -> None:
             pool = build_pool(
                 args.pool,
                 train,
-                PoolRecipe(steps=args.pool_steps, snapshots=args.pool_snapshots),
+                PoolRecipe(steps=args.pool_steps),
                 seed=args.seed,
                 cache_dir=args.cache_dir or default_cache_dir(),
                 device=accelerator.device,
@@ -416,7 +408,6 @@ def main(args: argparse.Namespace) -> None:
 
     # 5. One loop. Whatever is random in a step is a function of (seed, step, process) alone, so a resumed run needs no
     # random state to go on exactly as the interrupted one would have.
-    schedule = learning_rate_schedule(args.lr_scheduler, args.lr_warmup_steps, adversarial_steps)
     order = ShuffledOrder(len(train), args.seed, accelerator.device)
     noise = torch.Generator(accelerator.device)
     match_weights = matching_weights(args.match_loss)
@@ -497,7 +488,7 @@ def main(args: argparse.Namespace) -> None:
                 (discriminator_optimizer, args.discr_learning_rate),
             ):
                 for group in optimizer.param_groups:
-                    group["lr"] = args.match_learning_rate if matching else rate * schedule(step)
+                    group["lr"] = args.match_learning_rate if matching else rate
 
             share = micro_step * accelerator.num_processes + accelerator.process_index
             pixels, labels = train.batch(order.take(share * args.train_batch_size, args.train_batch_size))
@@ -530,12 +521,10 @@ def main(args: argparse.Namespace) -> None:
                 if args.class_loss_weight:
                     losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
                     discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
-                if args.r1_weight and step % args.r1_interval == 0:
+                if args.r1_weight and step % R1_INTERVAL == 0:
                     losses["r1"] = r1_penalty(critic, augment(images))
-                    discriminator_loss = discriminator_loss + args.r1_weight * args.r1_interval * losses["r1"]
+                    discriminator_loss = discriminator_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
                 accelerator.backward(discriminator_loss)
-                if args.max_grad_norm and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(discriminator.parameters(), args.max_grad_norm)
                 discriminator_optimizer.step()
                 discriminator_optimizer.zero_grad()
 
@@ -553,17 +542,15 @@ def main(args: argparse.Namespace) -> None:
                         losses["matching"] = matching_loss(
                             match_weights, classifier, augment(images), augment(fake_images), labels
                         )
-                    total_loss = total_loss + args.match_weight * losses["matching"]
+                    total_loss = total_loss + losses["matching"]
                 accelerator.backward(total_loss)
                 plain_discriminator.requires_grad_(True)
-                if args.max_grad_norm and accelerator.sync_gradients:
-                    accelerator.clip_grad_norm_(generator.parameters(), args.max_grad_norm)
                 generator_optimizer.step()
                 generator_optimizer.zero_grad()
             means.add(losses)
             if not accelerator.sync_gradients:
                 continue
-            decay = min(args.ema_decay, (1 + step) / (10 + step)) if args.use_ema else 0.0
+            decay = min(args.ema_decay, (1 + step) / (10 + step))
             update_average(ema_generator, plain_generator, decay)
             progress["step"] = step = step + 1
             bar.update()
@@ -614,7 +601,7 @@ def make_pipeline(generator: DiMGenerator, data: ImageData, storage: str | None)
 def not_finite(what: str, step: int) -> FloatingPointError:
     return FloatingPointError(
         f"{what} became NaN or infinite by step {step}; the last good checkpoint is untouched. Lower --learning_rate "
-        f"or --discr_learning_rate, or set --max_grad_norm, in a new --output_dir."
+        f"or --discr_learning_rate in a new --output_dir."
     )
 
 
@@ -648,7 +635,7 @@ def validate(
     # The classifier needs no loss scaling: where the run is in fp16 it is trained in float32.
     precision = "bf16" if accelerator.mixed_precision == "bf16" else "no"
     recipe = DeploymentRecipe(epochs=args.validation_epochs, mixed_precision=precision)
-    stream = GeneratedStream(generator, args.validation_ipc, seed=args.seed, batch_size=recipe.batch_size)
+    stream = GeneratedStream(generator, VALIDATION_IPC, seed=args.seed, batch_size=recipe.batch_size)
     classifier = train_classifier(
         stream,
         args.validation_classifier,
@@ -670,22 +657,16 @@ def update_average(average: DiMGenerator, generator: DiMGenerator, decay: float)
     torch._foreach_lerp_([averaged[n] for n in names], [current[n] for n in names], 1 - decay)
 
 
-def learning_rate_schedule(name: str, warmup_steps: int, steps: int) -> Any:
-    """A function from the step to the factor of the learning rate in phase 1."""
-    placeholder = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
-    scheduler = get_scheduler(name, placeholder, num_warmup_steps=warmup_steps, num_training_steps=steps)
-    return scheduler.lr_lambdas[0]
-
-
 def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any]) -> set[str]:
     """The settings that have decided nothing yet when a checkpoint is taken after `step` steps."""
-    # Runs begun before 0.1.0 was released did not record a precision of accelerate's configuration; to go with 0.2.
-    unknown = {"mixed_precision"} if then.get("mixed_precision") is None else set()
+    former = FORMER_FLAGS | {f"discr_adam_beta{i}": now[f"adam_beta{i}"] for i in (1, 2)}
+    same = {name for name, value in former.items() if then.get(name) == value}
+    # Nor did runs of that time record a precision of accelerate's configuration.
+    if then.get("mixed_precision") is None:
+        same.add("mixed_precision")
     if step > min(then.get("adversarial_steps", 0), now["adversarial_steps"]):
-        return unknown
-    # Any other schedule of the learning rate depends on the length of phase 1 from its first step on.
-    constant = now["lr_scheduler"].startswith("constant")
-    return unknown | MATCHING_SETTINGS | ({"adversarial_steps"} if constant else set())
+        return same
+    return same | MATCHING_SETTINGS | {"adversarial_steps"}
 
 
 class RunningMeans:

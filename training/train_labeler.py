@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from checks import check_most
-from command_line import load_pipeline, local_path, run_script
+from command_line import HelpWithDefaults, load_pipeline, local_path, run_script
 from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
@@ -33,7 +33,7 @@ from dim_hf.weights import is_finite
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Train a teacher on real images and save it with a pipeline.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=HelpWithDefaults,
     )
     parser.add_argument(
         "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"

@@ -171,8 +171,8 @@ def test_a_step_is_that_of_the_training_script(tmp_path):
 
     arguments = [
         "--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache"), "--max_train_samples", "64",
-        "--train_batch_size", "8", "--max_train_steps", "3", "--validation_epochs", "1", "--validation_ipc", "1",
-        "--report_to", "none", "--mixed_precision", "no", "--r1_interval", "16", "--dataloader_num_workers", "1",
+        "--train_batch_size", "8", "--max_train_steps", "3", "--validation_epochs", "1",
+        "--report_to", "none", "--mixed_precision", "no", "--dataloader_num_workers", "1",
     ]  # fmt: skip
     train_dim.main(train_dim.parse_args(arguments))
     train, _ = holdout(load_image_data("digits", max_samples=64, cache_dir=tmp_path / "cache"))

@@ -397,8 +397,8 @@ def test_training_and_evaluation_push(hub, tmp_path):
     folder = Path(train_dim.__file__).parent
     train = [
         str(folder / "train_dim.py"), "--max_train_steps", "2", "--max_match_steps", "1", "--pool", "convnet3",
-        "--pool_steps", "2", "--pool_snapshots", "2", "--train_batch_size", "8", "--validation_epochs", "1",
-        "--validation_ipc", "1", "--generator_config", str(tmp_path / "generator.json"), "--discriminator_config",
+        "--pool_steps", "2", "--train_batch_size", "8", "--validation_epochs", "1",
+        "--generator_config", str(tmp_path / "generator.json"), "--discriminator_config",
         str(tmp_path / "generator.json"), "--output_dir", "digits", "--push_to_hub", "--hub_private_repo",
     ]  # fmt: skip
     # The push at the end is cut off: one message, and everything is there.

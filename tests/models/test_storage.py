@@ -390,7 +390,7 @@ def test_weights_that_a_file_lacks_are_never_left_at_random(shards, tmp_path):
 @pytest.mark.slow
 def test_the_discriminator_is_never_shipped(tmp_path):
     train(parse_args(["--output_dir", str(tmp_path), "--max_train_steps", "2", "--train_batch_size", "8",
-                      "--validation_epochs", "1", "--validation_ipc", "1", "--report_to", "none"]))  # fmt: skip
+                      "--validation_epochs", "1", "--report_to", "none"]))  # fmt: skip
     # A checkpoint holds it, and neither the pipeline of the run nor one that is saved from it does.
     run = DiMPipeline.from_pretrained(tmp_path)
     discriminator = DiMDiscriminator.from_pretrained(tmp_path / "checkpoint-2" / "discriminator")

@@ -40,7 +40,7 @@ def pipeline(tmp_path_factory):
     config.write_text('{"block_out_channels": [48], "layers_per_block": [0]}')
     arguments = [
         "--max_train_steps", "400", "--max_match_steps", "0", "--learning_rate", "1e-3", "--discr_learning_rate",
-        "1e-3", "--validation_epochs", "1", "--validation_ipc", "1", "--report_to", "none", "--generator_config",
+        "1e-3", "--validation_epochs", "1", "--report_to", "none", "--generator_config",
         config, "--discriminator_config", config, "--cache_dir", folder / "cache", "--output_dir", folder / "digits",
         "--validation_steps", "400",
     ]  # fmt: skip

@@ -36,7 +36,7 @@ def test_networks_of_a_preset_fit_the_images_and_each_other(preset, size, channe
 
 
 def test_presets_set_the_same_things_but_for_their_length():
-    lengths = {"num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps", "use_ema"}
+    lengths = {"num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps"}
     assert {*PRESETS["base"]} - lengths == {*PRESETS["paper"]} - lengths
     for settings in PRESETS.values():
         assert len({"num_train_epochs", "max_train_steps"} & settings.keys()) == 1
