@@ -40,7 +40,7 @@ def test_whole_batches_of_random_labels(generator, ipc, sizes):
 
 
 def test_a_wrong_count_or_epoch_is_refused(generator):
-    with pytest.raises(ValueError, match="`ipc` is 0; it must be"):
+    with pytest.raises(ValueError, match="`ipc` is 0; valid is a whole number from 1"):
         LegacyStream(generator, 0, seed=0)
     with pytest.raises(ValueError, match="`epoch` is -1"):
         LegacyStream(generator, 1, seed=0).batches(-1)

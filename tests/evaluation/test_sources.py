@@ -242,7 +242,7 @@ def test_other_strings_that_are_unknown_are_refused(digits):
     with pytest.raises(ValueError, match="`labels` is 'Soft'; valid are 'hard' and 'soft'"):
         row_title("generated", "Soft", augment=True)
     for value in (float("nan"), float("inf"), -1.0):
-        with pytest.raises(ValueError, match="`learning_rate` is .*; it must be above 0, and finite"):
+        with pytest.raises(ValueError, match="`learning_rate` is .*; valid is a finite number above 0"):
             DeploymentRecipe(learning_rate=value)
     with pytest.raises(ValueError, match="`repo_type` is 'space'; valid are 'model' and 'dataset'"):
         prepare_repository("me/x", "token", None, repo_type="space")

@@ -250,7 +250,7 @@ BAD = [
         "`--epochs` has 2 numbers, 3, 2, and `--ipc` 3, 1, 2, 3; valid is one number for all, or one for each",
     ),
     ("--train_batch_size 0", "`--train_batch_size` is 0"),
-    ("--learning_rate nan", "`learning_rate` is nan; it must be above 0, and finite"),
+    ("--learning_rate nan", "`learning_rate` is nan; valid is a finite number above 0"),
     ("--learning_rate inf", "`learning_rate` is inf"),
     ("--learning_rate -1", "`learning_rate` is -1"),
     ("--max_train_samples 0", "`--max_train_samples` is 0"),

@@ -449,7 +449,9 @@ def test_unknown_preset_lists_the_presets(tiny, capsys):
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, tmp_path):
     run(tiny("run", "--max_match_steps", "0"))
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
-    with pytest.raises(FileExistsError, match="holds a run already; go on with --resume_from_checkpoint latest"):
+    with pytest.raises(
+        FileExistsError, match="holds the checkpoints of a run already, .*; go on with --resume_from_checkpoint latest"
+    ):
         run(tiny("run", "--max_match_steps", "0"))
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
