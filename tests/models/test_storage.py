@@ -400,7 +400,8 @@ def test_a_warning_names_both_accuracies_where_a_form_costs_more_than_two_points
 def test_a_run_scores_and_ships_the_form_and_never_the_discriminator(tmp_path):
     train_dim.main(train_dim.parse_args(
         ["--output_dir", str(tmp_path), "--max_train_steps", "2", "--train_batch_size", "8",
-         "--validation_epochs", "1", "--validation_ipc", "1", "--validation_steps", "2", "--report_to", "none", "--storage", "int8"]
+         "--validation_epochs", "1", "--validation_ipc", "1", "--validation_steps", "2",
+         "--report_to", "none", "--storage", "int8"]
     ))  # fmt: skip
     run = DiMPipeline.from_pretrained(tmp_path)
     assert run.generator.storage == "int8"
