@@ -6,20 +6,20 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
+import evaluate_dim
 import pytest
 import torch
-from diffusers import DiffusionPipeline
+import train_dim
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
-from train_dim import main as train
-from train_dim import parse_args
 
 from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.models.generator_dim import STORAGE_FORMS, dequantise, pack, quantise, unpack
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes, stored_form, weights_digest
+from dim_hf.weights import module_bytes, stored_form, warn_of_storage, weights_digest
 
 
 INT_FORMS = [form for form in STORAGE_FORMS if form.startswith("int")]
@@ -319,7 +319,7 @@ def rename(old, new):
         (lose("proj_in.weight.scale"), "lack proj_in.weight and have proj_in.weight.int4; valid is proj"),
         (lose("proj_in.weight.int4"), "lack proj_in.weight and have proj_in.weight.scale; valid is"),
         (lose("blocks.0.norm.bias"), "lack blocks.0.norm.bias; valid is"),
-        (rename("proj_in.weight.int4", "proj_in.weight.int9"), "lack .* proj_in.weight.int9.* int8 to .*int2"),
+        (rename("proj_in.weight.int4", "proj_in.weight.int9"), "have proj_in.weight.int9, .*int8 to .*int2"),
         (rename("proj_in.weight.int4", "proj_in.weight.int8"), r"int8 is torch.uint8 of shape \(144,\); .*\(288"),
         (put("proj_in.weight.int4", lambda v: v[:-1]), r"int4 is torch.uint8 of shape \(143,\); .* \(144"),
         (put("proj_in.weight.int4", lambda v: v.half()), "int4 is torch.float16 of shape .* whole numbers"),
@@ -353,7 +353,7 @@ def test_files_of_two_forms_are_refused(tmp_path):
         del content[name]
     content |= {name: other[name] for name in ("proj_in.weight.int8", "proj_in.weight.scale")}
     save_file(content, tmp_path / FILE, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match="are stored as int4 and int8; valid is one form for all"):
+    with pytest.raises(ValueError, match="are stored as int4 and int8; valid is one form"):
         DiMGenerator.from_pretrained(tmp_path)
 
 
@@ -387,26 +387,56 @@ def test_weights_that_a_file_lacks_are_never_left_at_random(shards, tmp_path):
 # What is shipped
 
 
+def test_a_warning_names_both_accuracies_where_a_form_costs_more_than_two_points():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_storage("int4", 0.9301, 0.95, "validation accuracy")
+    message = r"`--storage` int4 costs .* 2 points: validation accuracy is 92\.90 %, and 95\.00 % with the weights as"
+    with pytest.warns(UserWarning, match=message):
+        warn_of_storage("int4", 0.929, 0.95, "validation accuracy")
+
+
 @pytest.mark.slow
-def test_the_discriminator_is_never_shipped(tmp_path):
-    train(parse_args(["--output_dir", str(tmp_path), "--max_train_steps", "2", "--train_batch_size", "8",
-                      "--validation_epochs", "1", "--report_to", "none"]))  # fmt: skip
-    # A checkpoint holds it, and neither the pipeline of the run nor one that is saved from it does.
+def test_a_run_scores_and_ships_the_form_and_never_the_discriminator(tmp_path):
+    train_dim.main(train_dim.parse_args(
+        ["--output_dir", str(tmp_path), "--max_train_steps", "2", "--train_batch_size", "8",
+         "--validation_epochs", "1", "--validation_steps", "2",
+         "--report_to", "none", "--storage", "int8"]
+    ))  # fmt: skip
     run = DiMPipeline.from_pretrained(tmp_path)
+    assert run.generator.storage == "int8"
+    last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert {"validation/accuracy", "validation/accuracy_in_float32"} <= set(last)
+    # What was shipped is the average of the last checkpoint as int8 keeps it.
+    average = DiMGenerator.from_pretrained(tmp_path / "checkpoint-2" / "ema_generator")
+    assert average.storage is None
+    assert same_weights(run.generator, stored_form(DiMPipeline(average), "int8").generator)
+
+    # A checkpoint holds the discriminator. Neither the pipeline of the run nor one that is saved from it does.
     discriminator = DiMDiscriminator.from_pretrained(tmp_path / "checkpoint-2" / "discriminator")
-    run.save_pretrained(tmp_path / "shipped", storage="int8")
+    run.save_pretrained(tmp_path / "shipped")
     shipped = [path for path in (tmp_path / "shipped").rglob("*") if path.is_file()]
     files = {str(path.relative_to(tmp_path / "shipped")) for path in shipped}
     assert files == {
         "model_index.json", "pipeline.py", "generator/config.json", "generator/generator_dim.py", f"generator/{FILE}"
     }  # fmt: skip
-    # Nor is any tensor of it, whatever its name: all that is stored is the generator's.
+    own = set(run.generator.state_dict())
+    assert not own & set(discriminator.state_dict())
     for folder in (tmp_path, tmp_path / "shipped"):
-        (content,) = [load_file(path) for path in folder.glob("generator/*") if path.suffix == ".safetensors"]
-        own = set(run.generator.state_dict())
+        assert {path.name for path in folder.glob("generator/*.safetensors")} == {FILE}
+        content = load_file(folder / "generator" / FILE)
         assert {name.removesuffix(".int8").removesuffix(".scale") for name in content} == own
-        assert not own & set(discriminator.state_dict())
         assert "discriminator" not in (folder / "model_index.json").read_text()
-    assert isinstance(
-        DiffusionPipeline.from_pretrained(tmp_path / "shipped", trust_remote_code=True), DiffusionPipeline
-    )
+
+    evaluate_dim.main(evaluate_dim.parse_args(
+        ["--pipeline", str(tmp_path), "--storage", "int3", "--classifiers", "convnet3", "--ipc", "1", "--epochs", "1",
+         "--seeds", "0", "--controls"]
+    ))  # fmt: skip
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    small = stored_form(run, "int3")
+    assert metrics["weights"] == weights_digest(small) != weights_digest(run)
+    assert [row["bytes"] for row in metrics["rows"]] == [module_bytes(small.generator)]
+    # The classifier of the row, and the one that it is compared with.
+    jobs = [json.loads(line)["job"] for line in (tmp_path / "evaluation" / "results.jsonl").read_text().splitlines()]
+    assert len(jobs) == 2 and jobs[0] != jobs[1]
+    assert same_weights(DiMPipeline.from_pretrained(tmp_path).generator, run.generator)
