@@ -220,7 +220,7 @@ def save_checkpoint(
         outdated = [old for old in found if checkpoint_step(old) > progress["step"]]
         # The newest stays until this one is complete, even where only one is to be kept.
         for old in outdated + earlier[: max(0, min(len(earlier) - 1, len(earlier) - total_limit + 1))]:
-            shutil.rmtree(old)
+            _remove(old)
         aside.mkdir(parents=True)
     accelerator.wait_for_everyone()
     with writing(aside):
@@ -239,9 +239,16 @@ def save_checkpoint(
             aside.rename(path)
             shutil.rmtree(replaced, ignore_errors=True)
         for old in checkpoints(output_dir)[:-total_limit]:
-            shutil.rmtree(old)
+            _remove(old)
     accelerator.wait_for_everyone()
     return path
+
+
+def _remove(checkpoint: Path) -> None:
+    """Removes a checkpoint; killed meanwhile, it leaves nothing half there under a checkpoint's name."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.old.incomplete")
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
 
 
 @contextmanager
