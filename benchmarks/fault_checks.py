@@ -45,7 +45,7 @@ def half_written(folder: Path, reference: Path) -> list[str]:
     """What is not whole of the files under their final names, in an output folder or a cache."""
     from diffusers.utils.logging import disable_progress_bar
 
-    from dim_hf.pipelines.pipeline_dim import DiMPipeline
+    from dim_hf.pipelines import DiMPipeline
 
     disable_progress_bar()
     wrong = []
