@@ -186,6 +186,26 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
+def alone_with(path: str | os.PathLike) -> Iterator[Path]:
+    """
+    Gives an empty hidden folder beside a file of a cache that several processes may write: one after the other. What a
+    killed process has left in it is removed first.
+    """
+    path = Path(path)
+    aside, locks = path.with_name(f".{path.name}.incomplete"), path.parent.with_name(".locks")
+    for folder in (path.parent, locks):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(locks / f"{path.name}.lock"):
+        try:
+            _remove(aside)
+            aside.mkdir()
+            yield aside
+        finally:
+            with suppress(OSError):
+                _remove(aside)
+
+
+@contextmanager
 def _cleared_away(aside: Path, path: Path) -> Iterator[None]:
     try:
         yield

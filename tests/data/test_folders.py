@@ -149,8 +149,8 @@ def test_rows_are_sorted_by_class_and_path(tmp_path):
     [
         ((".",), "train", ["4 images are in no class (0.png, 1.png and 2 more)", "found in"]),
         (("cat", "dog", "."), "train", ["4 images are in no class", "2 folders with images (cat, dog)"]),
-        (("cat",), "train", ["there is one class alone (cat)"]),
-        (("archive/cat", "archive/dog"), "train", ["one class alone (archive)", "give {root}/archive"]),
+        (("cat",), "train", ["there is only one class (cat)"]),
+        (("archive/cat", "archive/dog"), "train", ["only one class (archive)", "give {root}/archive"]),
         (("a/b/train/cat", "a/b/train/dog", "a/b/test/cat"), "train", ["give {root}/a/b"]),
         (
             ("train/cat", "train/dog", "test/."),
@@ -168,10 +168,10 @@ def test_rows_are_sorted_by_class_and_path(tmp_path):
         (("cat", "dog"), "test", ["no split 'test'; valid is train"]),
         (("Train/a", "Train/b", "train/a", "train/b"), "train", ["Train and train are the same split"]),
         (("val/a", "val/b", "valid/a", "valid/b"), "val", ["val and valid are the same split"]),
-        (("train", "test"), "train", ["every folder (test, train) is called as a split"]),
-        (("Training/cat", "Training/dog", "Testing/cat", "Testing/dog"), "train", ["called as a split"]),
-        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "train", ["called as a split"]),
-        ((), "train", ["holds no image that Pillow reads", "nothing of these"]),
+        (("train", "test"), "train", ["every folder (test, train) has the name of a split"]),
+        (("Training/cat", "Training/dog", "Testing/cat", "Testing/dog"), "train", ["has the name of a split"]),
+        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "train", ["has the name of a split"]),
+        ((), "train", ["holds no image that Pillow reads", "found in", "no image"]),
     ],
 )
 def test_refused_layouts(tmp_path, folders, split, words):
@@ -179,7 +179,7 @@ def test_refused_layouts(tmp_path, folders, split, words):
     message = refused(tmp_path, split)
     for text in words:
         assert text.format(root=tmp_path) in message
-    assert "Read is a folder for each class" in message
+    assert "Valid is one folder per class" in message
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import shutil
-import tempfile
+import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -22,6 +22,7 @@ from huggingface_hub.constants import HF_HOME
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ..files import alone_with
 from ..messages import listed
 
 
@@ -120,15 +121,14 @@ def decoded_images(
         size, channels = _common_shape(raw, origin, column, resolution, channels, workers)
         shape = (len(dataset), channels, size, size)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=path.parent) as aside:
-                target = Path(aside) / path.name
+            with alone_with(path) as aside:
+                target = aside / path.name
                 _reserve(target, shape)
                 _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, target))
                 # Over the same images the key can change, as it names local files by where and when they were
                 # written. The digest, which results and checkpoints are kept under, does not.
-                Path(aside, digest_path.name).write_text(_digest(np.load(target, mmap_mode="r")))
-                os.replace(Path(aside, digest_path.name), digest_path)
+                (aside / digest_path.name).write_text(_digest(np.load(target, mmap_mode="r")))
+                os.replace(aside / digest_path.name, digest_path)
                 os.replace(target, path)
         except OSError as error:
             if error.errno is None:
@@ -177,6 +177,9 @@ _rows_of_process: datasets.Dataset
 
 def _start_process(raw: datasets.Dataset) -> None:
     global _rows_of_process
+    # Ctrl-C reaches every process of a terminal, and a pool ends the others of one that was killed: the parent tells.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _rows_of_process = raw
 
 

@@ -24,9 +24,7 @@ SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "
 # What splits are called too: where no class is called otherwise, it is no class that is meant.
 SPLIT_WORDS = {*SPLITS, "training", "testing", "dev", "eval", "evaluation"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
-LAYOUTS = (
-    "Read is a folder for each class, at the top or in train, test and validation folders (docs/your_data.md: Folders)"
-)
+LAYOUTS = "Valid is one folder per class, at the top or inside train, test and validation folders (docs/your_data.md)"
 
 
 def image_suffixes() -> frozenset[str]:
@@ -93,7 +91,7 @@ class Folder:
             parts.append(f"{len(self.images):,} images ({listed((os.path.basename(i) for i, _ in self.images), 1)})")
         if self.others:
             parts.append(f"{len(self.others):,} other files")
-        found = f"found in {one_line(self.root / self.path)}: {' and '.join(parts) or 'nothing of these'}"
+        found = f"found in {one_line(self.root / self.path)}: {' and '.join(parts) or 'no image'}"
         return ValueError(f"`{self.argument}` {one_line(self.root)}: {problem}. {LAYOUTS}; {found}.")
 
 
@@ -269,10 +267,12 @@ def _classes(part: Folder) -> list[Folder]:
             inner = inner.folders[0]
         several = sum(folder.num_images > 0 for folder in inner.folders) > 1
         hint = f"; if its folders are the classes, give {one_line(inner.root / inner.path)}" if several else ""
-        raise part.refusal(f"there is one class alone ({listed([part.folders[0].name])}){hint}")
+        raise part.refusal(f"there is only one class ({listed([part.folders[0].name])}){hint}")
     if all(_looks_like_split(folder) for folder in part.folders):
         names = listed((folder.name for folder in part.folders), 3)
-        raise part.refusal(f"every folder ({names}) is called as a split, none as a class; rename or move them")
+        raise part.refusal(
+            f"every folder ({names}) has the name of a split, none that of a class; rename or move them"
+        )
     return sorted(part.folders, key=lambda folder: folder.name)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from ..arguments import check_integer, check_seed, shown
 from ..messages import listed
 from .decoding import decoded_images, default_cache_dir, find_columns
 from .image_data import ImageData, stratified_order
@@ -58,12 +59,22 @@ def load_image_data(
         OSError: If a folder cannot be read, or the cache cannot be written or is too small.
         ValueError: If a split, layout, column, label, size or image is not usable, naming it and what is.
     """
-    if resolution is not None and resolution < 4:
-        raise ValueError(f"`resolution` is {resolution}; it must be at least 4.")
+    given = {"dataset_name": dataset_name, "train_data_dir": train_data_dir, "cache_dir": cache_dir}
+    for name, path in given.items():
+        if not isinstance(path, str | os.PathLike) and (path is not None or name == "dataset_name"):
+            raise ValueError(f"`{name}` is {shown(path)}; valid is a name or a path.")
+    words = {"split": split, "dataset_config_name": dataset_config_name, "revision": revision}
+    words |= {"image_column": image_column, "label_column": label_column}
+    for name, word in words.items():
+        if not isinstance(word, str) and (word is not None or name == "split"):
+            raise ValueError(f"`{name}` is {shown(word)}; valid is a `str`.")
+    numbers = {"resolution": (resolution, 4), "num_workers": (num_workers, 0), "max_samples": (max_samples, 1)}
+    for name, (number, least) in numbers.items():
+        if number is not None:
+            check_integer(name, number, least)
     if channels not in (None, 1, 3):
-        raise ValueError(f"`channels` is {channels}; valid are 1 (grey) and 3 (RGB).")
-    if num_workers is not None and num_workers < 0:
-        raise ValueError(f"`num_workers` is {num_workers} (--dataloader_num_workers); it must be 0 or more.")
+        raise ValueError(f"`channels` is {shown(channels)}; valid are 1 (grey) and 3 (RGB).")
+    check_seed(seed)
     skipped = ""
     if train_data_dir is None and os.fspath(dataset_name) == "digits":
         name, dataset = "digits", embedded_digits(split)

@@ -12,7 +12,6 @@ import json
 import os
 import random
 import re
-import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from tqdm.auto import tqdm
 
 from ..classifiers import build_classifier, check_classifier, local_fingerprint
 from ..data import ImageData, normalise
+from ..files import alone_with
 from ..weights import is_finite
 from .augmentation import draw_augmentation
 from .checkpointing import writing
@@ -195,7 +195,6 @@ def _train_snapshots(
                         f"leave it out."
                     )
                 weights |= {f"{step}/{k}": v.detach().cpu().clone() for k, v in network.state_dict().items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as aside, writing(path):
-        save_file(weights, Path(aside) / path.name, metadata={"digest": _digest(weights)})
-        os.replace(Path(aside) / path.name, path)
+    with writing(path), alone_with(path) as aside:
+        save_file(weights, aside / path.name, metadata={"digest": _digest(weights)})
+        os.replace(aside / path.name, path)
