@@ -306,8 +306,16 @@ class DiMPipeline(DiffusionPipeline):
                     config_file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         # A push takes nothing else from the folder, which may hold a run with its checkpoints.
         if push_to_hub:
-            with self._saved_in(form):
-                self.push_to_hub(repo_id, variant=variant, **kwargs)
+            self.push_to_hub(repo_id, variant=variant, storage=storage, **kwargs)
+
+    def push_to_hub(self, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
+        """Pushes as [`DiffusionPipeline.push_to_hub`] does, in a form of storage as [`save_pretrained`] has it."""
+        own_form = self.generator.storage
+        self.generator.storage = own_form if storage is None else storage
+        try:
+            return super().push_to_hub(*args, **kwargs)
+        finally:
+            self.generator.storage = own_form
 
     @contextmanager
     def _saved_in(self, form: str | None) -> Iterator[None]:

@@ -119,6 +119,7 @@ torch.save(images(make(0)), "images.pt")
 from dim_hf.weights import stored_form
 make(5).push_to_hub("small", storage="int4")
 torch.save(images(stored_form(make(5), "int4")), "small.pt")
+make(5).save_pretrained("saved", storage="int4", push_to_hub=True, repo_id="small")
 json.dump(seen, open("seen.json", "w"))
 """
     python(code, folder, environment(hub.endpoint, folder / "home"))
@@ -262,6 +263,10 @@ torch.save(images(pipe), "images.pt")
 pipe.save_pretrained("again")
 pipe.push_to_hub("copy")
 pipe.push_to_hub("copy")
+pipe.push_to_hub("smaller", storage="int4")
+assert pipe.generator.storage is None
+smaller = DiffusionPipeline.from_pretrained("me/smaller", trust_remote_code=True)
+assert smaller.generator.storage == "int4" and not torch.equal(images(smaller), images(pipe))
 assert torch.equal(images(DiffusionPipeline.from_pretrained("me/copy", trust_remote_code=True)), images(pipe))
 torch.save(logits(DiffusionPipeline.from_pretrained("me/taught", trust_remote_code=True)), "logits.pt")
 torch.save(images(DiffusionPipeline.from_pretrained("me/small", trust_remote_code=True)), "small.pt")

@@ -156,7 +156,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 raise ValueError(f"`safe_serialization` is False; valid with `storage` {form!r} is only True.")
             self.check_storage(form, max_shard_size)
             content = self.stored_state(form)
-            # diffusers saves what `state_dict` gives; of this one object alone it is what is stored.
+            # diffusers saves what `state_dict` gives; for this one object it is what is stored.
             saved = copy.copy(self)
             saved.state_dict = lambda: content  # type: ignore[method-assign, assignment]
         super(DiMGenerator, saved).save_pretrained(
