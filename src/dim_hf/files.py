@@ -75,6 +75,15 @@ def replace_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> 
                 os.replace(source, target)
 
 
+def append_json_line(path: str | os.PathLike, record: dict[str, Any]) -> None:
+    """Adds a record to a file in one piece, and not to the end of a line that an interruption cut short."""
+    with Path(path).open("ab+", buffering=0) as file:
+        end = file.seek(0, os.SEEK_END)
+        file.seek(max(0, end - 1))
+        new_line = b"" if file.read(1) in (b"", b"\n") else b"\n"
+        file.write(new_line + json.dumps(record).encode() + b"\n")
+
+
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
     """The records of a file, if there is one; a line that an interruption cut short is none."""
     records = []
