@@ -16,7 +16,7 @@ from huggingface_hub.utils import httpx
 
 from ..classifiers.names import public_name
 from ..evaluation.tables import Row, results_table
-from ..weights import weights_digest
+from ..weights import module_bytes, weights_digest
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -80,7 +80,6 @@ def model_card(
     licence = kept_licence or data_licence(data, hub_id, token)
     about = [digest, names, pipeline.labeler is not None]
     parameters = pipeline.generator.num_parameters()
-    stored = sum(value.numel() * value.element_size() for value in pipeline.generator.state_dict().values())
     model_name = repo_id.rpartition("/")[2]
     results = eval_results(metrics, hub_id, data_name) if metrics else []
     card = ModelCard.from_template(
@@ -106,7 +105,7 @@ def model_card(
         channels=config.out_channels,
         num_classes=config.num_classes,
         parameters=f"{parameters:,}",
-        megabytes=f"{stored / 1e6:.2f}",
+        megabytes=f"{module_bytes(pipeline.generator) / 1e6:.2f}",
         sample_rows="every class" if config.num_classes <= 10 else "the first 10 classes",
         classes=classes,
         example_class=repr(names[0]) if pipeline.config.id2label else 0,
