@@ -44,6 +44,8 @@ from dim_hf.classifiers import check_classifier, local_fingerprint, public_name
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.data.decoding import default_cache_dir
 from dim_hf.distillation.pool import PoolRecipe, split_entry
+from dim_hf.evaluation.codec_search import best_codec
+from dim_hf.evaluation.codecs import CODECS, Codec, png_bytes
 from dim_hf.evaluation.fixed_sets import SELECTIONS, load_latents
 from dim_hf.evaluation.html_report import write_html_report
 from dim_hf.evaluation.judges import DeploymentRecipe, predict, train_classifier
@@ -51,7 +53,7 @@ from dim_hf.evaluation.making_sets import SetsRecipe, describe_times, make_fixed
 from dim_hf.evaluation.protocol_c import LegacyStream, legacy_accuracy
 from dim_hf.evaluation.results import EVALUATION_FORMAT, job_key, read_results
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.evaluation.sources import REAL, LatentsOf, Source, generated_source, list_sources, png_bytes, scores
+from dim_hf.evaluation.sources import REAL, LatentsOf, Source, generated_source, list_sources, scores
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores_table, write_report
 from dim_hf.files import (
     append_json_line,
@@ -129,7 +131,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     protocol.add_argument("--classifiers", nargs="+", default=["convnet3", "resnet18"], metavar="CLASSIFIER")
     protocol.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of classifiers and of noise")
-    protocol.add_argument("--controls", nargs="*", choices=CONTROLS, default=list(CONTROLS))
+    # The search for a coding takes almost four trainings of its own.
+    usual = [name for name in CONTROLS if name != "equal_bytes_lossy"]
+    protocol.add_argument("--controls", nargs="*", choices=CONTROLS, default=usual)
+    protocol.add_argument(
+        "--codec",
+        choices=CODECS,
+        metavar="CODEC",
+        help="how equal_bytes_lossy keeps its images, such as 'AVIF quality 35'; default: a search for each size",
+    )
     protocol.add_argument("--soft_labels", action="store_true", help="more rows, with the labels of its `labeler`")
     protocol.add_argument("--without_augmentation", action="store_true", help="more rows, which ARS compares")
     protocol.add_argument(
@@ -223,6 +233,11 @@ def check_args(args: argparse.Namespace) -> None:
         raise ValueError(
             f"`--epochs` has {len(args.epochs)} numbers, {listed(args.epochs)}, and `--ipc` {len(args.ipc)}, "
             f"{listed(args.ipc)}; valid is one number for all, or one for each ipc in the same order."
+        )
+    if args.codec and "equal_bytes_lossy" not in args.controls:
+        raise ValueError(
+            f"`--codec` is {args.codec!r}, that of the control equal_bytes_lossy; `--controls` names "
+            f"{', '.join(args.controls) or 'none'}."
         )
     if args.test_split == args.train_split and not args.validation:
         raise ValueError(
@@ -361,6 +376,13 @@ def main(args: argparse.Namespace) -> list[Row]:
             if paths
         }
 
+    def codec_for(ipc: int, budget: int) -> Codec:
+        if args.codec:
+            return CODECS[args.codec]
+        # The other processes find what the first one has measured.
+        with accelerator.main_process_first():
+            return best_codec(train, budget, ipc, recipes[ipc], output_dir / "codecs.jsonl")
+
     sources = {
         ipc: list_sources(
             pipeline,
@@ -374,6 +396,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             selections_before=read_sets(pipeline_before, ipc),
             soft_labels=args.soft_labels,
             without_augmentation=args.without_augmentation,
+            codec_for=partial(codec_for, ipc),
         )
         for ipc in args.ipc
     }

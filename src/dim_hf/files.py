@@ -320,7 +320,10 @@ def append_json_line(path: str | os.PathLike, record: dict[str, Any]) -> None:
     """
     line = f"{json.dumps(record)}\n".encode()
     try:
-        with Path(path).open("ab", buffering=0) as file:
+        with Path(path).open("ab+", buffering=0) as file:
+            # Not on a line that an interruption cut short.
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
+            line = line if file.read(1) in (b"", b"\n") else b"\n" + line
             if file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             os.fsync(file.fileno())

@@ -30,9 +30,9 @@ from dim_hf.pipelines import DiMPipeline
 
 
 ROWS = [
-    Row("generated <b>", "convnet3", 1, 2000, 100000, 2**20, [0.85, 0.87], 61.4, "B", "hard", True, False),
-    Row("generated <b>", "convnet3", 10, 2000, 100000, 2**20, [0.9, 0.9], 61.4, "B", "hard", True, False),
-    Row("real & true", "resnet18", 1, 2000, 10, 2**19, [0.5], 60.0, "A, B", "soft", True, True),
+    Row("generated <b>", "convnet3", 1, 2000, 100000, 2**20, 10, [0.85, 0.87], 61.4, "B", "hard", True, False),
+    Row("generated <b>", "convnet3", 10, 2000, 100000, 2**20, 10, [0.9, 0.9], 61.4, "B", "hard", True, False),
+    Row("real & true", "resnet18", 1, 2000, 10, 2**19, 10, [0.5], 60.0, "A, B", "soft", True, True),
 ]
 SCORES = [{"source": "<i>", "labels": "soft", "classifier": "convnet3", "ipc": 1, "lrs": 0.25, "ars": None}]
 

@@ -1,12 +1,10 @@
 """What rows are trained on, what it takes to keep it, and scores by hand."""
 
-import io
-
 import pytest
 import torch
-from PIL import Image
 
 from dim_hf.data import load_image_data
+from dim_hf.evaluation.codecs import CODECS, PNG_FILES, packed_subset, png_bytes, unpack
 from dim_hf.evaluation.fixed_sets import choose_latents
 from dim_hf.evaluation.judges import DeploymentRecipe
 from dim_hf.evaluation.metrics import unit_score
@@ -14,11 +12,8 @@ from dim_hf.evaluation.sources import (
     GENERATED,
     REAL,
     SoftLabels,
-    equal_bytes_subset,
     generated_source,
     list_sources,
-    png_bytes,
-    random_subset,
     real_source,
     scores,
 )
@@ -48,45 +43,13 @@ def pipeline():
     return pipeline
 
 
-def png_size(image):
-    buffer = io.BytesIO()
-    Image.fromarray(image.squeeze(0).numpy()).save(buffer, format="PNG", optimize=True)
-    return len(buffer.getvalue())
-
-
 def sources_of(pipeline, digits, **arguments):
     def latents_of(seed):
         return choose_latents(pipeline.generator, 2, "random", seed=seed)
 
     options = {"protocols": ["A", "B"], "controls": list(REAL), "selections": {"fixed set": latents_of}} | arguments
+    options.setdefault("codec_for", lambda budget: CODECS["JPEG quality 25"])
     return list_sources(pipeline, 2, RECIPE, digits, **options)
-
-
-@pytest.mark.parametrize("budget", [5_000, 20_000])
-def test_a_subset_of_equal_bytes_is_balanced_and_one_image_more_would_be_too_much(digits, budget):
-    subset = equal_bytes_subset(digits, budget, seed=3)
-    sizes = [png_size(image) for image in subset.images]
-    assert sum(sizes) == png_bytes(subset, at_most=len(subset)) <= budget < sum(sizes) + max(sizes)
-    counts = torch.bincount(subset.labels, minlength=10)
-    assert counts.max() - counts.min() <= 1
-    # The random subset of as many images per class is its beginning.
-    ipc = int(counts.min())
-    smaller = random_subset(digits, ipc, seed=3)
-    both = {image.numpy().tobytes() for image in subset.images}
-    assert all(image.numpy().tobytes() in both for image in smaller.images)
-    assert not torch.equal(subset.images, equal_bytes_subset(digits, budget, seed=4).images)
-
-
-def test_a_subset_of_equal_bytes_has_an_image_of_every_class_and_ends_with_the_data(digits):
-    assert equal_bytes_subset(digits, 1, seed=0).labels.tolist() == list(range(10))
-    whole = equal_bytes_subset(digits, 10**9, seed=0)
-    assert len(whole) == len(digits) and torch.equal(whole.labels.bincount(), digits.labels.bincount())
-
-
-def test_png_bytes_of_a_part_are_scaled_to_all(digits):
-    exact = png_bytes(digits, at_most=len(digits))
-    assert exact == sum(png_size(image) for image in digits.images)
-    assert png_bytes(digits, at_most=100) == pytest.approx(exact, rel=0.05)
 
 
 def test_all_rows_take_equal_steps_and_name_their_protocol(pipeline, digits):
@@ -96,7 +59,11 @@ def test_all_rows_take_equal_steps_and_name_their_protocol(pipeline, digits):
         (GENERATED, "B", "hard", True, False),
         ("fixed set", "A", "hard", True, False),
         ("generated, before matching", "B", "hard", True, True),
-        *((REAL[kind], "A, B", "hard", True, True) for kind in REAL),
+        (REAL["streamed"], "A, B", "hard", True, True),
+        (REAL["random"], "A, B", "hard", True, True),
+        (REAL["equal_bytes"], "A, B", "hard", True, True),
+        ("real subset of equal bytes, JPEG quality 25", "A, B", "hard", True, True),
+        (REAL["whole"], "A, B", "hard", True, True),
         (GENERATED, "B", "soft", True, False),
         ("fixed set", "A", "soft", True, False),
         (REAL["random"], "A, B", "soft", True, True),
@@ -145,10 +112,31 @@ def test_equal_bytes_are_those_of_the_generator_and_with_fixed_sets_of_their_lat
     weights, latents = module_bytes(pipeline.generator), 20 * 4 * 4
     assert subset(["B"]).stored(0) <= weights < weights + latents
     assert [subset(names).content(0).partition("/")[2] for names in (["B"], ["A"], ["A", "B"])] == [
-        str(weights),
-        str(weights + latents),
-        str(weights + latents),
+        f"{weights}/PNG files",
+        f"{weights + latents}/PNG files",
+        f"{weights + latents}/PNG files",
     ]
+
+
+def test_equal_bytes_are_kept_in_the_codec_for_their_number_and_read_back_from_it(pipeline, digits):
+    asked = []
+
+    def codec_for(budget):
+        asked.append(budget)
+        return CODECS["LZMA, 4 colours"]
+
+    sources = {s.kind: s for s in sources_of(pipeline, digits, protocols=["B"], codec_for=codec_for)}
+    budget = module_bytes(pipeline.generator)
+    assert asked == [budget]
+    for kind, codec in (("equal_bytes", PNG_FILES), ("equal_bytes_lossy", CODECS["LZMA, 4 colours"])):
+        content = packed_subset(digits, budget, 1, codec)
+        images, labels = unpack(content)
+        source = sources[kind]
+        # Labels and headers count.
+        assert source.stored(1) == len(content) <= budget and source.content(1).endswith(f"/{budget}/{codec.name}")
+        stream = source.stream(1)
+        assert torch.equal(stream.data.images, images) and torch.equal(stream.data.labels, labels)
+    assert sources["streamed"].stored(0) == png_bytes(digits)
 
 
 def test_fixed_sets_have_their_control_from_before_matching(pipeline, digits):
@@ -195,7 +183,7 @@ def test_another_recipe_of_the_same_images_is_the_same_content(pipeline):
 
 
 def row(source, mean, labels="hard", augment=True, protocol="B", control=False, ipc=1):
-    return Row(source, "convnet3", ipc, 1, 1, 1, [mean], 1.0, protocol, labels, augment, control)
+    return Row(source, "convnet3", ipc, 1, 1, 1, 1, [mean], 1.0, protocol, labels, augment, control)
 
 
 def test_scores_by_hand():

@@ -21,9 +21,16 @@ from dim_hf.pipelines import DiMPipeline
 
 
 ROWS = [
-    Row("generated images", "convnet3", 10, 2000, 100000, 2**20, [0.85, 0.86, 0.87], 61.4, "B", "hard", True, False),
-    Row("real subset", "resnet18", 1, 2000, 10, 2**19, [0.5], 60.0, "A, B", "soft", False, True),
+    Row(
+        "generated images", "convnet3", 10, 2000, 100000, 2**20, 10, [0.85, 0.86, 0.87], 61.4, "B", "hard", True, False
+    ),
+    Row("real subset", "resnet18", 1, 2000, 10, 2**19, 10, [0.5], 60.0, "A, B", "soft", False, True),
 ]
+
+
+def test_bits_per_class():
+    # 2**20 bytes of ten classes.
+    assert ROWS[0].bits_per_class == pytest.approx(838_860.8)
 
 
 def test_mean_and_standard_deviation_of_the_sample():
@@ -43,6 +50,7 @@ def test_table():
         "2,000",
         "100,000",
         "1.00 MiB",
+        "838,861",
         "86.00 ± 1.00",
         "3",
         "61.4",
@@ -72,6 +80,7 @@ def test_the_protocol_says_how_little_few_seeds_tell():
 def test_report_files(tmp_path):
     write_report(tmp_path, ROWS, "Protocol B.", {"options": {"ipc": [10]}})
     metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert [metrics["rows"][0][name] for name in ("bytes", "bits_per_class")] == [2**20, ROWS[0].bits_per_class]
     assert metrics["rows"][0]["accuracies"] == [0.85, 0.86, 0.87] and metrics["options"] == {"ipc": [10]}
     report = (tmp_path / "report.md").read_text()
     assert results_table(ROWS) in report and "![" in report and "Protocol B." in report

@@ -15,9 +15,25 @@ from dim_hf.weights import weights_digest
 
 
 ROWS = [
-    Row("generated images", "convnet3", 10, 2000, 100000, 2**20, [0.85, 0.86, 0.87], 61.4, "B", "hard", True, False),
-    Row("real images, streamed", "convnet3", 10, 2000, 100000, 2**20, [0.9, 0.9, 0.9], 61.4, "B", "hard", True, True),
-    Row("generated images", "resnet18", 10, 2000, 100000, 2**20, [0.5], 61.4, "B", "hard", True, False),
+    Row(
+        "generated images", "convnet3", 10, 2000, 100000, 2**20, 10, [0.85, 0.86, 0.87], 61.4, "B", "hard", True, False
+    ),
+    Row(
+        "real images, streamed",
+        "convnet3",
+        10,
+        2000,
+        100000,
+        2**20,
+        10,
+        [0.9, 0.9, 0.9],
+        61.4,
+        "B",
+        "hard",
+        True,
+        True,
+    ),
+    Row("generated images", "resnet18", 10, 2000, 100000, 2**20, 10, [0.5], 61.4, "B", "hard", True, False),
 ]
 OPTIONS = {"dataset_name": "digits", "learning_rate": 0.5, "pool": ["a|b"], "seed": 0, "max_grad_norm": None}
 

@@ -58,7 +58,8 @@ def evaluate(tmp_path):
 
 def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
     rows = {row.source: row for row in evaluate("--train_batch_size", "8")}
-    assert list(rows) == [GENERATED, BEFORE_MATCHING, *REAL.values()]
+    usual = [REAL[kind] for kind in REAL if kind != "equal_bytes_lossy"]
+    assert list(rows) == [GENERATED, BEFORE_MATCHING, *usual]
     # 20 images per epoch in batches of at most 8: 3 steps in each of 2 epochs.
     assert {row.steps for row in rows.values()} == {6}
     seen = {source: row.distinct_images for source, row in rows.items()}
@@ -103,6 +104,34 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
         assert confusion.sum() == 360 and confusion.trace().item() / 360 == result["accuracy"]
         assert torch.equal(confusion.sum(dim=1), load_image_data("digits", "test").labels.bincount())
     assert "Confusion" in (folder / "report.html").read_text()
+
+
+def test_the_best_coding_is_searched_for_once(evaluate, tmp_path, capsys):
+    given = evaluate("--controls", "equal_bytes_lossy", "--codec", "LZMA, 4 colours")
+    assert [row.source for row in given] == [GENERATED, "real subset of equal bytes, LZMA, 4 colours"]
+    searches = tmp_path / "run" / "evaluation" / "codecs.jsonl"
+    assert not searches.exists() and "best of" not in capsys.readouterr().out
+    found = evaluate("--controls", "equal_bytes_lossy")
+    assert "codings for" in capsys.readouterr().out
+    records = [json.loads(line) for line in searches.read_text().splitlines()]
+    train = load_image_data("digits", cache_dir=tmp_path / "cache")
+    assert {(r["job"]["budget"], r["job"]["data"]) for r in records} == {(given[0].bytes, train.fingerprint)}
+    assert found[1].bytes <= found[0].bytes and found[1].bits_per_class == 0.8 * found[1].bytes
+    text = searches.read_bytes()
+    assert evaluate("--controls", "equal_bytes_lossy") == found and searches.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--controls", "equal_bytes_lossy", "--codec", "AVIF"], "invalid choice: 'AVIF'"),
+        (["--codec", "PNG"], "that of the control equal_bytes_lossy"),
+    ],
+)
+def test_a_codec_that_is_unknown_or_not_used_is_refused(evaluate, capsys, arguments, message):
+    with pytest.raises((SystemExit, ValueError)) as error:
+        evaluate(*arguments)
+    assert message in capsys.readouterr().err + str(error.value)
 
 
 def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):

@@ -137,7 +137,9 @@ def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
         axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("stored, MiB")
-    caption = "Weights, with the latents and labels that belong to them, or real images as PNG; controls are hollow."
+    caption = (
+        "Weights with the latents and labels that belong to them, or real images in a container; controls are hollow."
+    )
     if len(every_ipc) > 1:
         caption += f" The larger a point, the larger its ipc: {', '.join(map(str, every_ipc))}."
     return _finish(figure, panels, "Accuracy by what has to be stored", caption)

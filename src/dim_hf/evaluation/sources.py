@@ -1,6 +1,5 @@
 """What the rows of an evaluation are trained on, generated or real, and the scores that compare rows."""
 
-import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -8,13 +7,13 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from PIL import Image
 
 from ..data.image_data import ImageData
 from ..models import DiMLabeler
 from ..streams.generated import GeneratedStream
 from ..streams.real import RealStream, WholeSetStream
 from ..weights import module_bytes, module_digest
+from .codecs import PNG_FILES, Codec, packed_subset, png_bytes, shuffled_classes, unpacked
 from .fixed_sets import fixed_set
 from .judges import DeploymentRecipe, Stream
 from .metrics import augmentation_robust_score, label_robust_score
@@ -27,6 +26,7 @@ REAL = {
     "streamed": "real images, streamed",
     "random": "real subset of ipc per class",
     "equal_bytes": "real subset of equal bytes",
+    "equal_bytes_lossy": "real subset of equal bytes, best coding",
     "whole": "real images, the whole set",
 }
 # From the seed of a row to the latents and labels of a fixed set.
@@ -44,7 +44,8 @@ class Source:
         protocol (`str`): `"A"`, `"B"` or `"C"`; of a control, those that it is one of.
         stream: From the seed of a row to what its classifier is trained on.
         content: From the seed to a short name of the weights, latents or real images that decide the stream.
-        stored: From the seed to the bytes that have to be kept: weights, latents and labels, or images as PNG.
+        stored: From the seed to the bytes of all that has to be kept: weights, latents and what labels take, or real
+            images with their labels in a container (see `codecs.py`).
         seen: From the seed to the number of different images that a classifier sees.
         labels (`str`, *optional*, defaults to `"hard"`): `"soft"` for those of a teacher.
         augment (`bool`, *optional*, defaults to `True`): Whether classifiers are trained with augmentation.
@@ -87,6 +88,7 @@ class Source:
             recipe.epochs * self.stream(seed).steps_per_epoch,
             self.seen(seed),
             self.stored(seed),
+            self.stream(seed).num_classes,
             [result["accuracy"] for result in results],
             round(sum(result["seconds"] for result in results) / len(results), 1),
             self.protocol,
@@ -109,6 +111,7 @@ def list_sources(
     selections_before: Mapping[str, LatentsOf] | None = None,
     soft_labels: bool = False,
     without_augmentation: bool = False,
+    codec_for: Callable[[int], Codec] = lambda budget: PNG_FILES,
 ) -> list[Source]:
     """
     What an evaluation trains classifiers on at one ipc, results first.
@@ -126,6 +129,7 @@ def list_sources(
         soft_labels (`bool`, *optional*, defaults to `False`):
             Whether results, and the random real subset, are there with the teacher's labels too.
         without_augmentation (`bool`, *optional*, defaults to `False`): The same for training without augmentation.
+        codec_for: From a number of bytes to the codec of `"equal_bytes_lossy"`, as [`best_codec`] finds it.
 
     Raises:
         ValueError: If a protocol or a control is unknown, or a teacher is asked for that the pipeline does not have.
@@ -152,7 +156,11 @@ def list_sources(
         if "A" in protocols:
             config = pipeline.generator.config
             budget += 4 * ipc * config.num_classes * config.latent_dim
-        real = [real_source(kind, train, ipc, recipe, budget, fair) for kind in REAL if kind in controls]
+        real = []
+        for kind in REAL:
+            if kind in controls:
+                codec = codec_for(budget) if kind == "equal_bytes_lossy" else PNG_FILES
+                real.append(real_source(kind, train, ipc, recipe, budget, fair, codec))
         sources += real
         compared += [source for source in real if source.kind == "random"]
     if soft_labels:
@@ -234,29 +242,42 @@ def legacy_source(pipeline: DiffusionPipeline, ipc: int, recipe: DeploymentRecip
     return replace(source, kind="legacy", protocol="C", stream=stream, seen=lambda seed: seen)
 
 
-def real_source(kind: str, train: ImageData, ipc: int, recipe: DeploymentRecipe, budget: int, protocol: str) -> Source:
+def real_source(
+    kind: str,
+    train: ImageData,
+    ipc: int,
+    recipe: DeploymentRecipe,
+    budget: int,
+    protocol: str,
+    codec: Codec = PNG_FILES,
+) -> Source:
     """
     Real images as a control.
 
     Args:
         kind (`str`): One of `REAL`.
-        budget (`int`): The bytes of `"equal_bytes"`: those of the generator, and of the latents of a fixed set.
+        budget (`int`): The bytes of those of equal bytes: of the generator, and of the latents of a fixed set.
         protocol (`str`): The protocols that it is a control of.
+        codec ([`Codec`], *optional*): How those of equal bytes are kept, and so what is read back; by default as PNG.
     """
     if kind not in REAL:
         raise ValueError(f"`kind` is {kind!r}; valid are {', '.join(map(repr, REAL))}.")
     drawn = recipe.epochs * ipc
+    of_equal_bytes = kind.startswith("equal_bytes")
+
+    @cache
+    def container(seed: int) -> bytes:
+        return packed_subset(train, budget, seed, codec)
 
     @cache
     def images(seed: int) -> ImageData:
         if kind == "random":
             return random_subset(train, ipc, seed)
-        return equal_bytes_subset(train, budget, seed) if kind == "equal_bytes" else train
+        return unpacked(container(seed), train) if of_equal_bytes else train
 
     @cache
     def stored(seed: int) -> int:
-        data = images(seed)
-        return png_bytes(data, at_most=len(data)) if kind == "equal_bytes" else png_bytes(data)
+        return len(container(seed)) if of_equal_bytes else png_bytes(images(seed))
 
     def seen(seed: int) -> int:
         data = images(seed)
@@ -265,11 +286,11 @@ def real_source(kind: str, train: ImageData, ipc: int, recipe: DeploymentRecipe,
 
     stream = WholeSetStream if kind == "whole" else RealStream
     return Source(
-        REAL[kind],
+        f"{REAL['equal_bytes']}, {codec.name}" if kind == "equal_bytes_lossy" else REAL[kind],
         kind,
         protocol,
         lambda seed: stream(images(seed), ipc, seed, recipe.batch_size),
-        lambda seed: f"{train.fingerprint}/{budget}" if kind == "equal_bytes" else train.fingerprint,
+        lambda seed: f"{train.fingerprint}/{budget}/{codec.name}" if of_equal_bytes else train.fingerprint,
         stored,
         seen,
         control=True,
@@ -319,47 +340,7 @@ class SoftLabels:
 
 def random_subset(train: ImageData, ipc: int, seed: int) -> ImageData:
     """`ipc` images of every class, or all of a class that has fewer."""
-    return train.select(torch.cat([members[:ipc] for members in _shuffled_classes(train, seed)]))
-
-
-def equal_bytes_subset(train: ImageData, budget: int, seed: int) -> ImageData:
-    """
-    As many images as take at most `budget` bytes as PNG, one of every class in turn; at least one of each, whatever
-    that takes. Until the bytes are spent, its images are those of [`random_subset`].
-    """
-    classes = _shuffled_classes(train, seed)
-    chosen: list[torch.Tensor] = []
-    used = 0
-    for turn in range(max(map(len, classes))):
-        for members in classes:
-            if turn >= len(members):
-                continue
-            used += _png_size(train, members[turn])
-            if turn > 0 and used > budget:
-                return train.select(torch.stack(chosen))
-            chosen.append(members[turn])
-    return train.select(torch.stack(chosen))
-
-
-def _shuffled_classes(train: ImageData, seed: int) -> list[torch.Tensor]:
-    """The positions of each class's images in random order."""
-    rng = torch.Generator().manual_seed(seed)
-    members = [torch.nonzero(train.labels.cpu() == label).squeeze(1) for label in range(train.num_classes)]
-    return [part[torch.randperm(len(part), generator=rng)] for part in members]
-
-
-def png_bytes(data: ImageData, at_most: int = 1000) -> int:
-    """Bytes of the images as PNG files, from at most so many of them, evenly spread."""
-    count = min(len(data), at_most)
-    positions = torch.arange(count) * (len(data) - 1) // max(1, count - 1)
-    return round(sum(_png_size(data, position) for position in positions) * len(data) / count)
-
-
-def _png_size(data: ImageData, position: torch.Tensor) -> int:
-    pixels = data.batch(position[None].to(data.labels.device))[0][0].permute(1, 2, 0).squeeze(2).cpu().numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
-    return buffer.tell()
+    return train.select(torch.cat([members[:ipc] for members in shuffled_classes(train, seed)]))
 
 
 def scores(rows: Sequence[Row]) -> list[dict[str, Any]]:

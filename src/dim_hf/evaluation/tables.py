@@ -34,7 +34,9 @@ class Row:
         ipc (`int`): Images per class and epoch; of a fixed set, images per class.
         steps (`int`): Optimiser steps of each.
         distinct_images (`int`): Different images that each one saw.
-        bytes (`int`): What has to be stored for the source: weights as saved, or images as PNG.
+        bytes (`int`): All that has to be kept of the source: weights as saved with what belongs to them, or real
+            images with their labels in a container.
+        num_classes (`int`): Of the data set.
         accuracies (`list[float]`): In [0, 1], one per seed.
         seconds (`float`): Mean time to train and score one, without making the generator or a fixed set.
         protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
@@ -49,6 +51,7 @@ class Row:
     steps: int
     distinct_images: int
     bytes: int
+    num_classes: int
     accuracies: list[float]
     seconds: float
     protocol: str
@@ -64,6 +67,11 @@ class Row:
     @property
     def mean(self) -> float:
         return statistics.mean(self.accuracies)
+
+    @property
+    def bits_per_class(self) -> float:
+        """What has to be kept in the unit of arXiv 2507.17221, which data sets of other classes compare in."""
+        return 8 * self.bytes / self.num_classes
 
     @property
     def std(self) -> float | None:
@@ -98,6 +106,7 @@ def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         "steps",
         "distinct images",
         "size",
+        "bits per class",
         "accuracy %",
         "seeds",
         "s",
@@ -111,6 +120,7 @@ def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
             f"{row.steps:,}",
             f"{row.distinct_images:,}",
             f"{row.bytes / 2**20:.2f} MiB" if row.bytes >= 2**17 else f"{row.bytes / 2**10:.2f} KiB",
+            f"{row.bits_per_class:,.0f}",
             f"{100 * row.mean:.2f}" + ("" if row.std is None else f" ± {100 * row.std:.2f}"),
             str(len(row.accuracies)),
             f"{row.seconds:.1f}",
@@ -195,9 +205,11 @@ def describe_protocol(
         f"Accuracy on the {len(test):,} images of {scored_on}; {spread}. A seed is one of a classifier, its noise and "
         f"its sets of images; the generator is one, and what another run of its training gives is not in the spread. "
         f"Real images are at the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: "
-        f"weights as saved, with the latents of a fixed set and what soft labels take, or images as PNG. The "
-        f"generator takes {stored:,} bytes, as many as {as_many_images:,.0f} real images do as PNG. s: seconds to "
-        f"train and score one classifier, without making the generator or a set."
+        f"all that has to be kept: weights as saved, with the latents of a fixed set and what soft labels take, or "
+        f"real images with their labels in one container, as PNG files where the row names no other coding. Bits per "
+        f"class: 8 times the bytes, divided by the classes. The generator takes {stored:,} bytes, as many as "
+        f"{as_many_images:,.0f} real images do as PNG. s: seconds to train and score one classifier, without making "
+        f"the generator or a set."
     )
     return " ".join(parts)
 
@@ -220,7 +232,9 @@ def write_report(
     folder = Path(folder)
     metrics = details | {
         "protocol": protocol,
-        "rows": [asdict(row) | {"mean": row.mean, "std": row.std} for row in rows],
+        "rows": [
+            asdict(row) | {name: getattr(row, name) for name in ("bits_per_class", "mean", "std")} for row in rows
+        ],
         "scores": list(scores),
     }
     replace_text(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")

@@ -1,0 +1,301 @@
+"""
+Accuracy against the bytes that have to be kept: generators, beside as many bytes of real images as PNG and in the best
+coding, and the limit, all real images streamed at the same rate.
+
+    python benchmarks/frontier.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/frontier-fashion \
+        --pipelines out/fashion-0.1MB out/fashion-0.3MB out/fashion-0.9MB --budgets 0.05 3
+
+Classifiers are trained in protocol B and scored once on the test split. Real images are compared at the size of each
+pipeline and at `--budgets`; their best coding is chosen for each size on held-out images of *train*, by
+`dim_hf.evaluation.codec_search`. A pipeline that is stored in several forms is one folder for each.
+
+The output folder gets results.jsonl, a line per classifier, and codecs.jsonl, the searches: the same command goes on
+after an interruption, and another pipeline, size, seed or classifier adds to what is there. frontier.md (the table)
+and frontier.png (the plot) are written anew after every classifier.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+
+from dim_hf.classifiers import check_classifier
+from dim_hf.data import ImageData, load_image_data
+from dim_hf.evaluation.codec_search import best_codec
+from dim_hf.evaluation.codecs import PNG_FILES
+from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.sources import Source, generated_source, real_source
+from dim_hf.evaluation.tables import Row, results_table
+from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
+from dim_hf.machine import environment
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.weights import module_bytes
+
+
+OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
+STYLES = {OURS: ("C0", "o", "-"), PNG: ("C1", "s", ":"), CODED: ("C3", "^", "--")}
+DEFAULT_BUDGETS = (0.05, 0.1, 0.3, 0.9, 3.0)
+# Fixed sets of all classes with ConvNet-3: MB, accuracy in % and name. Classifiers were trained far longer, and each
+# counts bytes in its own way.
+PUBLISHED = {
+    "cifar10": (
+        (0.03, 58.6, "AutoPalette"),
+        (0.12, 67.6, "GSDD"),
+        (0.31, 74.3, "AutoPalette"),
+        (1.21, 75.5, "GSDD"),
+        (1.54, 79.4, "AutoPalette"),
+    )
+}
+SOURCES = {"AutoPalette": "arXiv 2411.11329", "GSDD": "arXiv 2509.26219"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size of one curve; of a curve of real images, `budget` is the bytes that it was given."""
+
+    curve: str
+    source: Source
+    budget: int
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Accuracy against stored bytes, of generators and of real images.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--dataset_name", default="digits")
+    parser.add_argument("--train_split", default="train")
+    parser.add_argument("--test_split", default="test")
+    parser.add_argument("--cache_dir")
+    parser.add_argument("--output_dir", default="out/frontier")
+    parser.add_argument("--pipelines", nargs="*", default=[], metavar="FOLDER")
+    parser.add_argument(
+        "--budgets",
+        type=float,
+        nargs="+",
+        metavar="MB",
+        help=f"more sizes of real images; default without pipelines: {' '.join(map(str, DEFAULT_BUDGETS))}",
+    )
+    parser.add_argument("--classifiers", nargs="+", default=["convnet3", "resnet18"], metavar="CLASSIFIER")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of classifiers and of what they see")
+    parser.add_argument("--ipc", type=int, default=10, help="images per class and epoch")
+    parser.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
+    parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
+    parser.add_argument("--published", choices=PUBLISHED, help="draw published fixed sets of that data set, too")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> list[Row]:
+    recipe = DeploymentRecipe(args.epochs, mixed_precision=args.mixed_precision)
+    for name in args.classifiers:
+        check_classifier(name)
+    if args.budgets and min(args.budgets) <= 0:
+        raise ValueError(f"`--budgets` has {min(args.budgets)}; each must be above 0 MB.")
+    if args.train_split == args.test_split:
+        raise ValueError(f"`--test_split` is {args.test_split!r}, the split of the real images; name another.")
+    pipelines = {folder: load_pipeline(folder) for folder in args.pipelines}
+    train, test = load_data(args, pipelines)
+    for name in args.classifiers:
+        check_classifier(name, test.channels, test.size)
+    output_dir = Path(args.output_dir)
+    check_output_dir(output_dir, 2**20, resuming=True)
+    lock = lock_output_dir(output_dir)
+
+    points = list_points(args, pipelines, train, recipe, output_dir / "codecs.jsonl")
+    path = output_dir / "results.jsonl"
+    finished = {key(record["job"]): record for record in read_json_lines(path)}
+
+    def job(point: Point, classifier: str, seed: int) -> dict[str, Any]:
+        run = {"classifier": classifier, "ipc": args.ipc, "seed": seed, "recipe": asdict(recipe)}
+        return point.source.identity(seed) | run | {"test": test.fingerprint}
+
+    # A whole curve with one seed before any second seed.
+    rows: list[tuple[Point, Row]] = []
+    for seed in args.seeds:
+        for classifier in args.classifiers:
+            for point in points:
+                if key(job(point, classifier, seed)) in finished:
+                    continue
+                start = time.perf_counter()
+                network = train_classifier(
+                    point.source.stream(seed),
+                    classifier,
+                    recipe,
+                    channels=test.channels,
+                    size=test.size,
+                    seed=seed,
+                    device=test.labels.device,
+                )
+                record: dict[str, Any] = {
+                    "job": job(point, classifier, seed),
+                    "accuracy": evaluate_accuracy(network, test),
+                }
+                record |= {"seconds": round(time.perf_counter() - start, 1), "bytes": point.source.stored(seed)}
+                finished[key(record["job"])] = record
+                append_json_line(path, record)
+                print(
+                    f"{point.source.description}, {record['bytes']:,} bytes, {classifier}, seed {seed}: "
+                    f"{100 * record['accuracy']:.2f} %",
+                    flush=True,
+                )
+                rows = collect(points, finished, job, args, recipe)
+                write(output_dir, rows, args, test)
+    if not rows:
+        rows = collect(points, finished, job, args, recipe)
+        write(output_dir, rows, args, test)
+    lock.release()
+    print(f"\n{results_table([row for _, row in rows])}\n\nplot {output_dir / 'frontier.png'}")
+    return [row for _, row in rows]
+
+
+def key(job: dict[str, Any]) -> str:
+    return json.dumps(job, sort_keys=True)
+
+
+def load_pipeline(folder: str) -> DiMPipeline:
+    if not (Path(folder) / "model_index.json").exists():
+        raise FileNotFoundError(f"`--pipelines` has {folder}, which holds no pipeline (model_index.json).")
+    pipeline = DiMPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def load_data(args: argparse.Namespace, pipelines: dict[str, DiMPipeline]) -> tuple[ImageData, ImageData]:
+    """The splits at the size and channels of the pipelines."""
+    configs = [pipeline.generator.config for pipeline in pipelines.values()]
+    shapes = {(config.sample_size, config.out_channels, config.num_classes) for config in configs}
+    if len(shapes) > 1:
+        raise ValueError(f"`--pipelines` make different images: (size, channels, classes) are {sorted(shapes)}.")
+    size, channels, classes = next(iter(shapes), (None, None, None))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options: dict[str, Any] = {"resolution": size, "channels": channels, "cache_dir": args.cache_dir}
+    train = load_image_data(args.dataset_name, args.train_split, **options)
+    if classes is not None and train.num_classes != classes:
+        raise ValueError(
+            f"`--dataset_name` {args.dataset_name} has {train.num_classes} classes; `--pipelines` generate {classes}."
+        )
+    options |= {"resolution": train.size, "channels": train.channels}
+    test = load_image_data(args.dataset_name, args.test_split, class_names=train.class_names, **options)
+    return train.to(device), test.to(device)
+
+
+def list_points(
+    args: argparse.Namespace,
+    pipelines: dict[str, DiMPipeline],
+    train: ImageData,
+    recipe: DeploymentRecipe,
+    searches: Path,
+) -> list[Point]:
+    """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
+    sizes = {folder: module_bytes(pipeline.generator) for folder, pipeline in pipelines.items()}
+    megabytes = args.budgets or (() if pipelines else DEFAULT_BUDGETS)
+    budgets = sorted({*sizes.values(), *(round(1e6 * each) for each in megabytes)})
+    points = [
+        Point(OURS, generated_source(pipeline, args.ipc, recipe, f"{OURS}, {Path(folder).name}"), sizes[folder])
+        for folder, pipeline in sorted(pipelines.items(), key=lambda item: sizes[item[0]])
+    ]
+    for budget in budgets:
+        best = best_codec(train, budget, args.ipc, recipe, searches)
+        for curve, kind, codec in ((PNG, "equal_bytes", PNG_FILES), (CODED, "equal_bytes_lossy", best)):
+            points.append(Point(curve, real_source(kind, train, args.ipc, recipe, budget, "B", codec), budget))
+    return [*points, Point(LIMIT, real_source("streamed", train, args.ipc, recipe, 0, "B"), 0)]
+
+
+def collect(
+    points: Sequence[Point], finished: dict[str, Any], job: Any, args: argparse.Namespace, recipe: DeploymentRecipe
+) -> list[tuple[Point, Row]]:
+    """The rows of what is finished, over as many seeds as are."""
+    rows = []
+    for classifier in args.classifiers:
+        for point in points:
+            own = [finished.get(key(job(point, classifier, seed))) for seed in args.seeds]
+            if results := [record for record in own if record is not None]:
+                rows.append((point, point.source.row(classifier, args.ipc, recipe, args.seeds[0], results)))
+    return rows
+
+
+def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace, test: ImageData) -> None:
+    """The table, what generators are above real images by, and the plot."""
+    title = f"# Accuracy against stored bytes: {Path(args.dataset_name).name}"
+    text = [title, results_table([row for _, row in rows])]
+    if margins := list(describe_margins(rows)):
+        text.append("\n".join(margins))
+    text.append(
+        f"Protocol B, {args.ipc} images per class and epoch, {args.epochs:,} epochs, accuracy on the {len(test):,} "
+        f"images of split {args.test_split}, seeds {', '.join(map(str, args.seeds))}. Codings were chosen on held-out "
+        f"images of train. Size: all that has to be kept."
+    )
+    if args.published:
+        named = "; ".join(f"{name}, {source}" for name, source in SOURCES.items())
+        text.append(
+            f"Published fixed sets in the plot ({named}): ConvNet-3, trained far longer, and bytes are counted in "
+            "their own ways."
+        )
+    text.append("\n".join(f"- {name}: {value}" for name, value in environment().items()))
+    replace_text(folder / "frontier.md", "\n\n".join(text) + "\n")
+    plot(folder / "frontier.png", rows, args)
+
+
+def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
+    """How much better than real images of equal bytes each generator is, in points."""
+    means = {(point.curve, point.budget, row.classifier): (row.mean, row.source) for point, row in rows}
+    lines = []
+    for point, row in rows:
+        if point.curve != OURS:
+            continue
+        real = [means.get((curve, point.budget, row.classifier)) for curve in (PNG, CODED)]
+        differences = [f"{100 * (row.mean - each[0]):+.2f} to {each[1]}" for each in real if each]
+        if differences:
+            lines.append(f"- {row.source}, {row.bytes:,} bytes, {row.classifier}: {', '.join(differences)}")
+    return lines
+
+
+def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace) -> None:
+    classifiers = list(dict.fromkeys(row.classifier for _, row in rows))
+    figure = Figure(figsize=(1 + 5 * len(classifiers), 4.5), layout="constrained")
+    for axes, classifier in zip(figure.subplots(1, len(classifiers), squeeze=False)[0], classifiers, strict=True):
+        own = [(point, row) for point, row in rows if row.classifier == classifier]
+        for curve, (colour, marker, line) in STYLES.items():
+            of_curve = sorted((row for point, row in own if point.curve == curve), key=lambda row: row.bytes)
+            spreads = [100 * (row.std or 0) for row in of_curve]
+            axes.errorbar(
+                [row.bytes / 1e6 for row in of_curve],
+                [100 * row.mean for row in of_curve],
+                spreads,
+                color=colour,
+                marker=marker,
+                ls=line,
+                ms=5,
+                capsize=3,
+                label=curve,
+            )
+        for point, row in own:
+            if point.curve == LIMIT:
+                axes.axhline(100 * row.mean, color="grey", lw=1, label=f"{LIMIT}, streamed")
+        if args.published and classifier == "convnet3":
+            for megabytes, accuracy, name in PUBLISHED[args.published]:
+                axes.plot(megabytes, accuracy, "kx", ms=5)
+                axes.annotate(name, (megabytes, accuracy), (4, 3), textcoords="offset points", fontsize=7)
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.set_xlabel("stored, MB")
+        axes.set_ylabel("test accuracy, %")
+        axes.set_title(classifier)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7, loc="lower right")
+    figure.savefig(path, dpi=150)
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"frontier.py: {error}") from error

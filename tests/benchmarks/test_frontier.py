@@ -1,0 +1,85 @@
+"""The frontier of accuracy and bytes, run on tiny pipelines of the embedded digits."""
+
+import json
+
+import frontier
+import pytest
+import torch
+from PIL import Image
+
+from dim_hf.evaluation.tables import results_table
+from dim_hf.models import DiMGenerator
+from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.weights import module_bytes
+
+
+def make_pipeline(folder, width=4, size=8):
+    torch.manual_seed(0)
+    generator = DiMGenerator(10, size, 1, 4, 4, (width,), (0,))
+    DiMPipeline(generator, {label: str(label) for label in range(10)}).save_pretrained(folder)
+    return module_bytes(generator)
+
+
+def run(folder, *more):
+    arguments = ["--output_dir", str(folder / "out"), "--cache_dir", str(folder / "cache"), "--epochs", "1"]
+    arguments += ["--ipc", "1", "--classifiers", "convnet3", "--seeds", "0"]
+    return frontier.main(frontier.parse_args([*arguments, *more]))
+
+
+@pytest.mark.slow
+def test_the_frontier_is_drawn_and_goes_on_where_it_ended(tmp_path, capsys):
+    small, large = make_pipeline(tmp_path / "small"), make_pipeline(tmp_path / "large", 8)
+    rows = run(tmp_path, "--pipelines", str(tmp_path / "small"))
+    named = [row.source.split(",")[0] for row in rows]
+    assert named == ["generated images", *["real subset of equal bytes"] * 2, "real images"]
+    generated, png, coded, limit = rows
+    assert generated.bytes == small and generated.source == "generated images, small"
+    assert png.bytes <= small and coded.bytes <= small and limit.bytes > 10 * small
+    results = tmp_path / "out" / "results.jsonl"
+    assert len(results.read_text().splitlines()) == 4
+    text = (tmp_path / "out" / "frontier.md").read_text()
+    assert results_table(rows) in text
+    points = [100 * (generated.mean - row.mean) for row in (png, coded)]
+    assert (
+        f"- generated images, small, {small:,} bytes, convnet3: {points[0]:+.2f} to {png.source}, {points[1]:+.2f} to "
+        f"{coded.source}\n"
+    ) in text
+    with Image.open(tmp_path / "out" / "frontier.png") as plot:
+        assert plot.format == "PNG" and plot.width > 500
+
+    # An interruption cuts the last line; only what it was of is run again, beside what is new.
+    results.write_bytes(results.read_bytes()[:-20])
+    capsys.readouterr()
+    more = ["--pipelines", str(tmp_path / "large"), str(tmp_path / "small"), "--budgets", "0.004"]
+    again = run(tmp_path, *more, "--published", "cifar10")
+    shared = [row for row in again if row.bytes in {row.bytes for row in rows}]
+    assert [row.accuracies for row in shared] == [row.accuracies for row in rows]
+    ran = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" %") and "seed 0" in line]
+    # The limit again; the larger pipeline; PNG and best coding of two more sizes.
+    assert len(ran) == 6 and sum("real images, streamed" in line for line in ran) == 1
+    assert len(again) == 9 and [row.bytes for row in again[:2]] == [small, large]
+    whole = [json.loads(line) for line in results.read_text().splitlines() if line.endswith("}")]
+    assert len(whole) == 3 + 6
+    assert "GSDD, arXiv 2509.26219" in (tmp_path / "out" / "frontier.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--budgets", "1", "0"], "`--budgets` has 0.0"),
+        (["--test_split", "train"], "`--test_split` is 'train'"),
+        (["--pipelines", "nowhere"], "`--pipelines` has nowhere, which holds no pipeline"),
+        (["--epochs", "0"], "`epochs` is 0"),
+    ],
+)
+def test_wrong_settings_are_named_before_any_work(tmp_path, arguments, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        run(tmp_path, *arguments)
+    assert not (tmp_path / "out").exists()
+
+
+def test_pipelines_of_different_images_cannot_be_compared(tmp_path):
+    make_pipeline(tmp_path / "small")
+    make_pipeline(tmp_path / "sixteen", size=16)
+    with pytest.raises(ValueError, match=r"\[\(8, 1, 10\), \(16, 1, 10\)\]"):
+        run(tmp_path, "--pipelines", str(tmp_path / "small"), str(tmp_path / "sixteen"))
