@@ -30,9 +30,9 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         }
         return super().extract_init_dict(config_dict | installed, **kwargs)
 
-    def push_to_hub(self, repo_id: str, *args: Any, **kwargs: Any) -> str:
+    def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
         """Pushes the pipeline with a model card and a sample grid; see [`dim_hf.hub.push.push_to_hub`]."""
         # The card needs more than making images does.
         from dim_hf.hub.push import push_to_hub
 
-        return push_to_hub(self, repo_id, *args, **kwargs)
+        return push_to_hub(self, repo_id, *args, storage=storage, **kwargs)

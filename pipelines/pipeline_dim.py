@@ -308,12 +308,12 @@ class DiMPipeline(DiffusionPipeline):
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, storage=storage, **kwargs)
 
-    def push_to_hub(self, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
+    def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
         """Pushes as [`DiffusionPipeline.push_to_hub`] does, in a form of storage as [`save_pretrained`] has it."""
         own_form = self.generator.storage
         self.generator.storage = own_form if storage is None else storage
         try:
-            return super().push_to_hub(*args, **kwargs)
+            return super().push_to_hub(repo_id, *args, **kwargs)
         finally:
             self.generator.storage = own_form
 
