@@ -35,4 +35,4 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         # The card needs more than making images does.
         from dim_hf.hub.push import push_to_hub
 
-        return push_to_hub(self, repo_id, *args, storage=storage, **kwargs)
+        return push_to_hub(self, repo_id, *args, **(kwargs | {"storage": storage}))
