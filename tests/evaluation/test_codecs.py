@@ -77,7 +77,7 @@ def test_lossy_codings_give_back_labels_and_each_image_nearer_to_itself_than_to_
     expected, expected_labels = in_order(data)
     assert found.shape == expected.shape and found.dtype == torch.uint8 and torch.equal(labels, expected_labels)
     errors = (found.float() - expected.float()).square().mean().sqrt()
-    # Of very small images half the size, or few bytes, leave little; four colours leave 0.7 of the deviation.
+    # Of very small images half the size leaves little; four colours of a cube leave 0.7 of its deviation.
     assert errors < (0.9 if size >= 24 else 1.2) * max(float(expected.float().std()), 50)
 
 

@@ -106,6 +106,7 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
     assert "Confusion" in (folder / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_the_best_coding_is_searched_for_once(evaluate, tmp_path, capsys):
     given = evaluate("--controls", "equal_bytes_lossy", "--codec", "LZMA, 4 colours")
     assert [row.source for row in given] == [GENERATED, "real subset of equal bytes, LZMA, 4 colours"]
