@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 
 # What an output folder keeps for itself.
-HIDDEN = (".lock", ".made_by")
+HIDDEN = (".lock", ".locks", ".made_by")
 TRACEBACK = "Traceback (most recent call last)"
 
 
