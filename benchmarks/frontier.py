@@ -35,7 +35,7 @@ from dim_hf.evaluation.sources import Source, generated_source, real_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes
 
 

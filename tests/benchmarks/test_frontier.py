@@ -9,7 +9,7 @@ from PIL import Image
 
 from dim_hf.evaluation.tables import results_table
 from dim_hf.models import DiMGenerator
-from dim_hf.pipelines.pipeline_dim import DiMPipeline
+from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes
 
 
