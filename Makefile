@@ -14,7 +14,7 @@ BIN := .venv/bin
 INSTALLED := .venv/installed
 
 # One process on what there is, a GPU or every core: accelerate would leave a CPU with a single thread.
-LAUNCH := $(BIN)/accelerate launch --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
+LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import os; print(os.cpu_count())")
 
 DISTIL_DIGITS := $(LAUNCH) training/train_dim.py --output_dir out/digits --max_train_steps 1500 --validation_steps 500 \
