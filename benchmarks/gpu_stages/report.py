@@ -38,7 +38,13 @@ class Report:
         self.content: dict[str, Any] = {"options": vars(args), "environment": machine(device), "stages": {}}
 
     def attempt(
-        self, stage: str, row: str, function: Callable[[], Any], needs_cuda: bool = False, optional: bool = False
+        self,
+        stage: str,
+        row: str,
+        function: Callable[..., Any],
+        *arguments: Any,
+        needs_cuda: bool = False,
+        optional: bool = False,
     ) -> Any:
         """
         One row. Whatever goes wrong in it is written down with its place, and leaves the time that is left to the
@@ -51,7 +57,7 @@ class Report:
             entry = NO_TIME
         else:
             try:
-                entry = result = function()
+                entry = result = function(*arguments)
                 if result.get("passed") is False:
                     self.failed.append(f"{stage}: {row}")
             except Exception as error:
@@ -60,9 +66,9 @@ class Report:
                 places = [f"{Path(f.filename).name}:{f.lineno}" for f in traceback.extract_tb(error.__traceback__)]
                 entry = {"failed": f"{type(error).__name__}: {error}"[:600], "at": " ".join(places[-4:])}
             entry["seconds"] = round(time.time() - start, 2)
-            # What the row has held, graphs too.
-            gc.collect()
             if self.device.type == "cuda":
+                # What the row has held, graphs too.
+                gc.collect()
                 torch.cuda.empty_cache()
         self.content["stages"].setdefault(stage, {})[row] = entry
         replace_text(self.path, json.dumps(self.content, indent=1))

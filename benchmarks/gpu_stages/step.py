@@ -20,7 +20,8 @@ from accelerate.state import AcceleratorState
 from presets import PRESETS, network_configs
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from dim_hf.data.image_data import ImageData, normalise
 from dim_hf.distillation.augmentation import draw_augmentation
@@ -36,7 +37,7 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.streams.randomness import ShuffledOrder
 
 
-R1_INTERVAL = 16  # The default of train_dim.py.
+R1_INTERVAL = 16  # As in train_dim.py.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = dict[str, torch.Tensor]
 
@@ -110,7 +111,7 @@ class Run:
             torch.optim.Adam(
                 network.parameters(),
                 lr=self.settings[f"{prefix}learning_rate"] * rate_factor,
-                betas=(self.settings[f"{prefix}adam_beta1"], self.settings[f"{prefix}adam_beta2"]),
+                betas=(self.settings["adam_beta1"], self.settings["adam_beta2"]),
                 capturable=way.graph,
             )
             for prefix, network in (("", generator), ("discr_", discriminator))
@@ -254,7 +255,9 @@ def unchanged(images: torch.Tensor) -> torch.Tensor:
     return images
 
 
-def recorded(function: Callable[[], Any], result: dict[str, Any] | None = None) -> torch.cuda.CUDAGraph:
+def recorded(
+    function: Callable[[], Any], result: dict[str, Any] | None = None, repeats: int = 1
+) -> torch.cuda.CUDAGraph:
     """A CUDA graph of a function that was called three times before, on a stream of its own as graphs demand."""
     stream = torch.cuda.Stream()
     stream.wait_stream(torch.cuda.current_stream())
@@ -264,7 +267,8 @@ def recorded(function: Callable[[], Any], result: dict[str, Any] | None = None) 
     torch.cuda.current_stream().wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        value = function()
+        for _ in range(repeats):
+            value = function()
     if result is not None:
         result.update(value)
     return graph
@@ -296,11 +300,25 @@ def rates(seconds: Sequence[float], images: int) -> dict[str, float]:
     }
 
 
+class Operations(TorchDispatchMode):
+    """Counts floating-point operations as `FlopCounterMode` does, which cannot count a second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.flops += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=output)
+        return output
+
+
 def step_flops(run: Run, batch: Batch, with_r1: bool = False) -> int:
     """Floating-point operations of one step: convolutions and products, forward, backward and twice backward."""
-    with FlopCounterMode(display=False) as counter:
+    with Operations() as counted:
         run.step(batch, unchanged, with_r1)
-    return counter.get_total_flops()
+    return counted.flops
 
 
 def convolution_rate(run: Run, batch: Batch, dtype: torch.dtype, seconds: float) -> dict[str, float]:
@@ -353,11 +371,11 @@ def _time_convolution(
             if wanted:
                 torch.autograd.grad(output, wanted, upstream)
 
-        with FlopCounterMode(display=False) as counter:
+        with Operations() as counted:
             call()
-        flops = counter.get_total_flops()
+        flops = counted.flops
         if device.type == "cuda":
-            graph = recorded(lambda call=call: [call() for _ in range(10)])
+            graph = recorded(call, repeats=10)
             times = [value / 10 for value in timed(graph.replay, device, seconds, intervals=3)]
         else:
             times = timed(call, device, seconds, intervals=3)

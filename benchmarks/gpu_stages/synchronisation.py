@@ -15,13 +15,9 @@ def synchronisation(bench: Bench) -> None:
         for precision in dict.fromkeys(("no", args.precision)):
             if precision == "fp16":
                 continue  # Its gradient scaler asks the device whether a step is to be skipped.
-            attempt(
-                "synchronisation",
-                f"steps, {preset}, {precision}",
-                lambda p=preset, b=batch_size, precision=precision: steps_without_waiting(bench, p, b, precision),
-                needs_cuda=True,
-            )
-        attempt("synchronisation", f"profile, {preset}", lambda p=preset, b=batch_size: profile(bench, p, b))
+            row, own = f"steps, {preset}, {precision}", (bench, preset, batch_size, precision)
+            attempt("synchronisation", row, steps_without_waiting, *own, needs_cuda=True)
+        attempt("synchronisation", f"profile, {preset}", profile, bench, preset, batch_size)
 
 
 def steps_without_waiting(bench: Bench, preset: str, batch_size: int, precision: str) -> dict[str, Any]:

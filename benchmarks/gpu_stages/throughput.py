@@ -24,30 +24,18 @@ def throughput(bench: Bench) -> None:
     if args.precision != "no":
         rows.append(("base", args.batch_sizes[0], "no"))
     for preset, size, precision in rows:
-        row = (preset, size, precision)
-        attempt(
-            "throughput", f"convolutions, {preset}, {size}, {precision}", lambda row=row: convolutions(bench, *row)
-        )
+        name, own = f"{preset}, {size}, {precision}", (bench, preset, size, precision)
+        attempt("throughput", f"convolutions, {name}", convolutions, *own)
         for way in ("as train_dim.py", "tuned", "graph"):
-            attempt(
-                "throughput",
-                f"step, {preset}, {size}, {precision}, {way}",
-                lambda row=row, way=way: step_rate(bench, *row, way),
-                needs_cuda=WAYS[way].graph,
-            )
+            attempt("throughput", f"step, {name}, {way}", step_rate, *own, way, needs_cuda=WAYS[way].graph)
     for dtype in dict.fromkeys(("no", args.precision)):
-        attempt("throughput", f"generation, {dtype}", lambda dtype=dtype: generation(bench, DTYPES[dtype]))
-    attempt("throughput", "feed of a ConvNet-3", lambda: feed_ratio(bench))
+        attempt("throughput", f"generation, {dtype}", generation, bench, DTYPES[dtype])
+    attempt("throughput", "feed of a ConvNet-3", feed_ratio, bench)
     # Last, because compiling takes longest; it needs a compiler that a machine may lack.
     for preset, size, precision in rows[:1] + [row for row in rows if row[0] == "paper"][:1]:
         for way in ("compiled", "compiled graph"):
-            attempt(
-                "throughput",
-                f"step, {preset}, {size}, {precision}, {way}",
-                lambda row=(preset, size, precision), way=way: step_rate(bench, *row, way),
-                needs_cuda=True,
-                optional=True,
-            )
+            row, own = f"step, {preset}, {size}, {precision}, {way}", (bench, preset, size, precision)
+            attempt("throughput", row, step_rate, *own, way, needs_cuda=True, optional=True)
 
 
 def convolutions(bench: Bench, preset: str, batch_size: int, precision: str) -> dict[str, float]:

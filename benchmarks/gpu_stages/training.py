@@ -30,7 +30,7 @@ from .step import WAYS, Feed
 
 
 def training(bench: Bench) -> None:
-    bench.report.attempt("training", bench.args.preset, lambda: trained(bench))
+    bench.report.attempt("training", bench.args.preset, trained, bench)
 
 
 def trained(bench: Bench) -> dict[str, Any]:
