@@ -37,7 +37,7 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.streams.randomness import ShuffledOrder
 
 
-R1_INTERVAL = 16  # The default of train_dim.py.
+R1_INTERVAL = 16  # As in train_dim.py.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = dict[str, torch.Tensor]
 
