@@ -21,7 +21,7 @@ from .metadata import METADATA, read_metadata
 
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
-# What splits are called too: where no class is called otherwise, it is no class that is meant.
+# Other names of splits. Where every folder has such a name, they are taken for splits and not for classes.
 SPLIT_WORDS = {*SPLITS, "training", "testing", "dev", "eval", "evaluation"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 LAYOUTS = "Valid is one folder per class, at the top or inside train, test and validation folders (docs/your_data.md)"
@@ -277,6 +277,6 @@ def _classes(part: Folder) -> list[Folder]:
 
 
 def _looks_like_split(folder: Folder) -> bool:
-    """Whether a folder is called `train` or the like, or so among other words and holds folders of images alone."""
+    """Whether a folder is named like a split, or has such a word in its name and holds only folders of images."""
     words = set(re.split(r"[\W\d_]+", folder.name.lower()))
     return folder.name.lower() in SPLIT_WORDS or (bool(words & SPLIT_WORDS) and not folder.images)

@@ -28,7 +28,7 @@ class ImageData:
         class_names (`tuple[str, ...]`): The name of each label.
         fingerprint (`str`): Of images, labels and class names; keys caches, results and checkpoints.
         rows (`torch.Tensor` of shape `(N,)`, *optional*):
-            Of memory-mapped images, those of the data set: int64, on the CPU. In memory, `stored` holds them alone.
+            Row numbers into memory-mapped `stored`: int64, on the CPU. `None` in memory.
         origin (`str`, *optional*): The split and the name of the data set.
         skipped (`str`, *optional*): What was passed over in reading it.
     """
@@ -114,7 +114,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 
 def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[ImageData, ImageData]:
     """
-    Splits a data set in two, stratified and as a function of the seed alone.
+    Splits a data set in two, stratified; the split depends only on the seed.
 
     Args:
         data ([`ImageData`]): With at least two images of every class.

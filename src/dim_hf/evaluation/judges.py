@@ -134,7 +134,7 @@ def train_classifier(
             optimizer.zero_grad(set_to_none=True)
             with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
                 logits = classifier(random_crop(images, rng) if augment else images)
-                # A teacher's probabilities are uncertain where it is.
+                # Soft labels already carry uncertainty, so they are not smoothed.
                 smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
                 loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
             loss.backward()
