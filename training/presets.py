@@ -48,6 +48,20 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool_steps": 1000,
     },
 }
+# The same settings with generators of fewer weights, or fewer bits for each; docs/how_small.md has what they reach.
+PRESETS |= {
+    name: PRESETS["base"] | {"storage": storage}
+    for name, storage in {"small": "int4", "tiny": "int6", "nano": "int4", "pico": "int4"}.items()
+}
+# Of each preset but the paper's: the generator's dimensions of noise and of class embedding, and its channels at the
+# finest size, doubled from there to the coarser ones up to the last number.
+GENERATORS = {
+    "base": (100, 64, 48, 192),
+    "small": (100, 64, 48, 192),
+    "tiny": (32, 16, 48, 96),
+    "nano": (32, 16, 30, 96),
+    "pico": (32, 16, 16, 64),
+}
 
 
 def default_augmentation(num_images: int) -> list[str]:
@@ -116,15 +130,16 @@ def network_configs(
         )
     # The generator is narrower than the discriminator: it runs half as often, and its bytes are what is stored.
     # Where the size is doubled once, a 3x3 convolution in each network stands in for the block that is missing.
-    generator_widths = [min(48 * 2**i, 192) for i in range(count)] if count > 1 else [96]
+    latent_dim, class_embed_dim, finest, most = GENERATORS[preset]
+    generator_widths = [min(finest * 2**i, most) for i in range(count)] if count > 1 else [2 * finest]
     discriminator_widths = [min(64 * 2**i, 256) for i in range(count)] if count > 1 else [128]
     layers = [0] * count if count > 1 else [1]
     return (
         common
         | {
             "out_channels": channels,
-            "latent_dim": 100,
-            "class_embed_dim": 64,
+            "latent_dim": latent_dim,
+            "class_embed_dim": class_embed_dim,
             "block_out_channels": generator_widths[::-1],
             "layers_per_block": layers,
             "residual": True,

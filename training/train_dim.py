@@ -24,7 +24,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -69,6 +69,7 @@ from dim_hf.distillation.losses import (
     wasserstein_discriminator_loss,
 )
 from dim_hf.distillation.pool import PoolRecipe, build_pool
+from dim_hf.distillation.rounding import rounded_weights
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
@@ -89,7 +90,7 @@ FREE_ON_RESUME = {
     "output_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
     "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
     "hub_model_id", "hub_private_repo", "num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps",
-    "logging_steps", "validation_steps",
+    "logging_steps", "validation_steps", "storage", "rounded_steps", "validation_epochs",
 }  # fmt: skip
 # The R1 penalty is taken in every so many steps (lazily, arXiv 1912.04958), as many times as strong.
 R1_INTERVAL = 16
@@ -147,6 +148,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", type=local_path, default="out/digits", help="the folder of the run")
     run.add_argument("--storage", choices=STORAGE_FORMS, help="how weights are stored, and scored; default: float32")
+    run.add_argument(
+        "--rounded_steps",
+        type=int,
+        default=0,
+        help="with --storage intN: so many steps at the end take weights as rounded",
+    )
     run.add_argument("--seed", type=int, default=0, help="of weights, noise, order, augmentation and holdout")
     run.add_argument("--train_batch_size", type=int, help="per process")
     length = run.add_mutually_exclusive_group()
@@ -502,48 +509,54 @@ def main(args: argparse.Namespace) -> None:
             def critic(images: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
                 return plain_discriminator(images, labels).logits
 
+            rounding = (
+                rounded_weights(plain_generator, args.storage)
+                if step >= total_steps - args.rounded_steps
+                else nullcontext()
+            )
             with accelerator.accumulate(generator, discriminator):
-                fake_images = generator(latents, labels).sample
+                with rounding:
+                    fake_images = generator(latents, labels).sample
 
-                # The discriminator's step.
-                critic_images = torch.cat([augment(images), augment(fake_images.detach())])
-                output = discriminator(critic_images, labels.repeat(2), num_batches=2)
-                real_logits, fake_logits = output.logits.float().chunk(2)
-                if args.adversarial_loss == "hinge":
-                    losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
-                else:
-                    mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
-                    real, fake = critic_images.chunk(2)
-                    losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
-                        gradient_penalty(critic, real, fake, mix)
-                    )
-                discriminator_loss = losses["discriminator"]
-                if args.class_loss_weight:
-                    losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
-                    discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
-                if args.r1_weight and step % R1_INTERVAL == 0:
-                    losses["r1"] = r1_penalty(critic, augment(images))
-                    discriminator_loss = discriminator_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
-                accelerator.backward(discriminator_loss)
-                discriminator_optimizer.step()
-                discriminator_optimizer.zero_grad()
-
-                # The generator's step, on the same images.
-                plain_discriminator.requires_grad_(False)
-                output = plain_discriminator(augment(fake_images), labels)
-                losses["generator"] = generator_loss(output.logits.float())
-                total_loss = losses["generator"]
-                if args.class_loss_weight:
-                    losses["class_fake"] = class_loss(output.class_logits.float(), labels)
-                    total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
-                if matching and step % args.match_interval == 0:
-                    classifier = rng.choice(pool)
-                    with accelerator.autocast():
-                        losses["matching"] = matching_loss(
-                            match_weights, classifier, augment(images), augment(fake_images), labels
+                    # The discriminator's step.
+                    critic_images = torch.cat([augment(images), augment(fake_images.detach())])
+                    output = discriminator(critic_images, labels.repeat(2), num_batches=2)
+                    real_logits, fake_logits = output.logits.float().chunk(2)
+                    if args.adversarial_loss == "hinge":
+                        losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
+                    else:
+                        mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
+                        real, fake = critic_images.chunk(2)
+                        losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
+                            gradient_penalty(critic, real, fake, mix)
                         )
-                    total_loss = total_loss + losses["matching"]
-                accelerator.backward(total_loss)
+                    discriminator_loss = losses["discriminator"]
+                    if args.class_loss_weight:
+                        losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
+                        discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
+                    if args.r1_weight and step % R1_INTERVAL == 0:
+                        losses["r1"] = r1_penalty(critic, augment(images))
+                        discriminator_loss = discriminator_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
+                    accelerator.backward(discriminator_loss)
+                    discriminator_optimizer.step()
+                    discriminator_optimizer.zero_grad()
+
+                    # The generator's step, on the same images.
+                    plain_discriminator.requires_grad_(False)
+                    output = plain_discriminator(augment(fake_images), labels)
+                    losses["generator"] = generator_loss(output.logits.float())
+                    total_loss = losses["generator"]
+                    if args.class_loss_weight:
+                        losses["class_fake"] = class_loss(output.class_logits.float(), labels)
+                        total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
+                    if matching and step % args.match_interval == 0:
+                        classifier = rng.choice(pool)
+                        with accelerator.autocast():
+                            losses["matching"] = matching_loss(
+                                match_weights, classifier, augment(images), augment(fake_images), labels
+                            )
+                        total_loss = total_loss + losses["matching"]
+                    accelerator.backward(total_loss)
                 plain_discriminator.requires_grad_(True)
                 generator_optimizer.step()
                 generator_optimizer.zero_grad()

@@ -222,7 +222,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 content[name] = value
             elif storage.startswith("int") and value.ndim > 1:
                 bits = int(storage[3:])
-                codes, scale = quantise(self._channels_first(name, value.float()).flatten(1), bits)
+                codes, scale = quantise(self.channels_first(name, value.float()).flatten(1), bits)
                 content[f"{name}.{storage}"] = pack(codes.flatten(), bits)
                 content[f"{name}.scale"] = scale
             else:
@@ -260,7 +260,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 )
             bits = int(found[0][3:])
             forms.add(found[0])
-            rows = self._channels_first(name, expected).shape
+            rows = self.channels_first(name, expected).shape
             size = (shape.numel() * bits + 7) // 8
             packed = _checked(f"{name}.{found[0]}", left.pop(f"{name}.{found[0]}"), torch.Size([size]), False)
             scale = _checked(f"{name}.scale", left.pop(f"{name}.scale"), rows[:1], True)
@@ -270,7 +270,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                     f"{scale.min():.3g}; valid are torch.uint8, and torch.float16 from 0."
                 )
             codes = unpack(packed, bits, shape.numel()).reshape(rows[0], -1)
-            weights[name] = self._channels_first(name, dequantise(codes, scale, bits).reshape(rows)).contiguous()
+            weights[name] = self.channels_first(name, dequantise(codes, scale, bits).reshape(rows)).contiguous()
         if left:
             raise ValueError(f"the generator's weights hold the unknown {_listed(sorted(left))}.")
         if len(forms) > 1:
@@ -284,7 +284,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         total = 0
         for name, value in self.state_dict().items():
             if self.storage and self.storage.startswith("int") and value.ndim > 1:
-                rows = self._channels_first(name, value)
+                rows = self.channels_first(name, value)
                 total += (value.numel() * int(self.storage[3:]) + 7) // 8 + 2 * len(rows)
             elif self.storage and value.is_floating_point():
                 wide = self.storage == "float32" or bool(value.half().isinf().any())
@@ -293,7 +293,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 total += value.numel() * value.element_size()
         return total
 
-    def _channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
+    def channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """A weight with its output channels, which have a scale each, as the first dimension; and back."""
         module = self.get_submodule(name.rpartition(".")[0])
         return value.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else value
@@ -366,24 +366,31 @@ def quantise(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]
         uint8 codes of shape `(num_rows, length)`, and float16 scales of shape `(num_rows,)`. A row whose largest
         weight is below `2**-14`, where float16 loses digits, has scale zero.
     """
-    largest = rows.abs().amax(dim=1)
-    best_error = torch.full_like(largest, torch.inf)
-    best_scale = torch.zeros_like(largest, dtype=torch.float16)
-    best_codes = torch.full_like(rows, 2 ** (bits - 1), dtype=torch.uint8)
-    for percent in range(100, 20, -5):
-        scale = (largest * (percent / 100)).half()
-        scale[scale < torch.finfo(torch.float16).tiny] = 0
+    top = 2**bits - 1
+
+    def positions(part: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
         # A scale of zero gives all of its row the code just above the middle, whatever is in it.
-        divisor = scale.float().where(scale > 0, torch.inf)
-        positions = (rows / divisor[:, None] + 1) * ((2**bits - 1) / 2)
-        codes = positions.round().clamp(0, 2**bits - 1).to(torch.uint8)
-        error = (dequantise(codes, scale, bits) - rows).square().sum(dim=1)
-        # The first of equal ones, so that an error of zero keeps the scale that gave it.
-        better = error < best_error
-        best_error = torch.where(better, error, best_error)
-        best_scale = torch.where(better, scale, best_scale)
-        best_codes = torch.where(better[:, None], codes, best_codes)
-    return best_codes, best_scale
+        divisor = scale.float().where(scale > 0, torch.inf)[:, None]
+        return (part / divisor).add_(1).mul_(top / 2).round_().clamp_(0, top)
+
+    all_codes, all_scales = [], []
+    # A few rows at a time stay in the processor's cache for all scales that are tried.
+    for part in rows.split(max(1, 2**15 // max(1, rows.shape[1]))):
+        largest = part.abs().amax(dim=1)
+        best_error = torch.full_like(largest, torch.inf)
+        best_scale = torch.zeros_like(largest, dtype=torch.float16)
+        for percent in range(100, 20, -5):
+            scale = (largest * (percent / 100)).half()
+            scale[scale < torch.finfo(torch.float16).tiny] = 0
+            rounded = positions(part, scale).mul_(2).sub_(top).div_(top).mul_(scale.float()[:, None])
+            error = rounded.sub_(part).square_().sum(dim=1)
+            # The first of equal ones, so that an error of zero keeps the scale that gave it.
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+        all_codes.append(positions(part, best_scale).to(torch.uint8))
+        all_scales.append(best_scale)
+    return torch.cat(all_codes), torch.cat(all_scales)
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
