@@ -29,9 +29,11 @@ from matplotlib.ticker import NullFormatter
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.evaluation.codec_search import best_codec
-from dim_hf.evaluation.codecs import PNG_FILES
-from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
-from dim_hf.evaluation.sources import Source, generated_source, real_source
+from dim_hf.evaluation.codecs import Codec
+from dim_hf.evaluation.controls import Comparison, equal_bytes, equal_bytes_lossy, streamed
+from dim_hf.evaluation.judges import DeploymentRecipe
+from dim_hf.evaluation.protocols import Deployment
+from dim_hf.evaluation.sources import Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment
@@ -124,19 +126,8 @@ def main(args: argparse.Namespace) -> list[Row]:
                 if key(job(point, classifier, seed)) in finished:
                     continue
                 start = time.perf_counter()
-                network = train_classifier(
-                    point.source.stream(seed),
-                    classifier,
-                    recipe,
-                    channels=test.channels,
-                    size=test.size,
-                    seed=seed,
-                    device=test.labels.device,
-                )
-                record: dict[str, Any] = {
-                    "job": job(point, classifier, seed),
-                    "accuracy": evaluate_accuracy(network, test),
-                }
+                figures = point.source.train(classifier, test, seed)
+                record: dict[str, Any] = {"job": job(point, classifier, seed), "accuracy": figures["accuracy"]}
                 record |= {"seconds": round(time.perf_counter() - start, 1), "bytes": point.source.stored(seed)}
                 finished[key(record["job"])] = record
                 append_json_line(path, record)
@@ -145,10 +136,10 @@ def main(args: argparse.Namespace) -> list[Row]:
                     f"{100 * record['accuracy']:.2f} %",
                     flush=True,
                 )
-                rows = collect(points, finished, job, args, recipe)
+                rows = collect(points, finished, job, args)
                 write(output_dir, rows, args, test)
     if not rows:
-        rows = collect(points, finished, job, args, recipe)
+        rows = collect(points, finished, job, args)
         write(output_dir, rows, args, test)
     lock.release()
     print(f"\n{results_table([row for _, row in rows])}\n\nplot {output_dir / 'frontier.png'}")
@@ -194,22 +185,29 @@ def list_points(
     searches: Path,
 ) -> list[Point]:
     """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
+    judge = Deployment(recipe)
     sizes = {folder: module_bytes(pipeline.generator) for folder, pipeline in pipelines.items()}
     megabytes = args.budgets or (() if pipelines else DEFAULT_BUDGETS)
     budgets = sorted({*sizes.values(), *(round(1e6 * each) for each in megabytes)})
     points = [
-        Point(OURS, generated_source(pipeline, args.ipc, recipe, f"{OURS}, {Path(folder).name}"), sizes[folder])
+        Point(OURS, generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(folder).name}"), sizes[folder])
         for folder, pipeline in sorted(pipelines.items(), key=lambda item: sizes[item[0]])
     ]
+
+    def compared(budget: int) -> Comparison:
+        def search(budget: int) -> Codec:
+            return best_codec(train, budget, args.ipc, recipe, searches)
+
+        return Comparison(train=train, ipc=args.ipc, judge=judge, protocol="B", budget=budget, codec_for=search)
+
     for budget in budgets:
-        best = best_codec(train, budget, args.ipc, recipe, searches)
-        for curve, kind, codec in ((PNG, "equal_bytes", PNG_FILES), (CODED, "equal_bytes_lossy", best)):
-            points.append(Point(curve, real_source(kind, train, args.ipc, recipe, budget, "B", codec), budget))
-    return [*points, Point(LIMIT, real_source("streamed", train, args.ipc, recipe, 0, "B"), 0)]
+        points.append(Point(PNG, equal_bytes(compared(budget)), budget))
+        points.append(Point(CODED, equal_bytes_lossy(compared(budget)), budget))
+    return [*points, Point(LIMIT, streamed(compared(0)), 0)]
 
 
 def collect(
-    points: Sequence[Point], finished: dict[str, Any], job: Any, args: argparse.Namespace, recipe: DeploymentRecipe
+    points: Sequence[Point], finished: dict[str, Any], job: Any, args: argparse.Namespace
 ) -> list[tuple[Point, Row]]:
     """The rows of what is finished, over as many seeds as are."""
     rows = []
@@ -217,7 +215,7 @@ def collect(
         for point in points:
             own = [finished.get(key(job(point, classifier, seed))) for seed in args.seeds]
             if results := [record for record in own if record is not None]:
-                rows.append((point, point.source.row(classifier, args.ipc, recipe, args.seeds[0], results)))
+                rows.append((point, point.source.row(classifier, args.seeds[0], results)))
     return rows
 
 

@@ -22,7 +22,7 @@ from dim_hf.data import holdout, load_image_data
 from dim_hf.evaluation.fixed_sets import latents_settings, load_latents, save_latents
 from dim_hf.evaluation.metrics import label_robust_score
 from dim_hf.evaluation.results import EVALUATION_FORMAT
-from dim_hf.evaluation.sources import BEFORE_MATCHING, GENERATED, REAL
+from dim_hf.evaluation.names import BEFORE_MATCHING, GENERATED, REAL
 from dim_hf.files import lock_output_dir
 from dim_hf.hub.card import model_card
 from dim_hf.models import DiMGenerator, DiMLabeler

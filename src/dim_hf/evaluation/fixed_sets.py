@@ -26,9 +26,9 @@ from ..distillation.losses import matching_loss
 from ..files import whole_file
 from ..models import DiMGenerator
 from ..streams.randomness import check_count, latents_at
+from .names import SELECTIONS
 
 
-SELECTIONS = ("random", "kmeans", "herding")
 # At most so many images of a class, and in all, take part in a step of `optimise_latents`.
 PER_CLASS, PER_STEP = 16, 256
 

@@ -65,7 +65,7 @@ def write_html_report(
         protocol (`str`): How the figures were made, in words.
         pipeline ([`DiMPipeline`]): Makes the samples that are shown beside real images.
         train ([`ImageData`]): Those real images, of the pipeline's size and channels.
-        scores: Those of `comparison.scores`.
+        scores: Those of [`scores`].
         confusion (`tuple[Row, torch.Tensor]`, *optional*):
             A row, and of shape `(classes, classes)` how many images of each class (rows) its classifiers took for
             which (columns), in all its seeds.

@@ -6,7 +6,7 @@ One recipe serves every row of a comparison: generated images, real images strea
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
@@ -59,6 +59,23 @@ class Stream(Protocol):
     steps_per_epoch: int
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+class Judge(Protocol):
+    """How the classifiers of a row are trained and scored; see `protocols.py`."""
+
+    @property
+    def recipe(self) -> DeploymentRecipe: ...
+
+    def train(
+        self, stream: Stream, classifier: str, test: ImageData, *, seed: int, augment: bool, progress: bool
+    ) -> dict[str, Any]:
+        """
+        Trains a fresh classifier on a stream and scores it on `test`.
+
+        Returns:
+            JSON values: `accuracy` in [0, 1], and other figures where there are any.
+        """
 
 
 # Initial weights and dropout draw from the global generator.

@@ -7,9 +7,11 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
@@ -20,6 +22,7 @@ from ..distillation.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
 from ..weights import weights_digest
 from .fixed_sets import choose_latents, latents_settings, load_latents, optimise_latents, save_latents
 from .results import EVALUATION_FORMAT
+from .sources import LatentsOf
 
 
 @dataclass(frozen=True)
@@ -110,6 +113,19 @@ def make_fixed_sets(
             save_latents(path, moved, labels, settings | {"seconds": seconds})
     accelerator.wait_for_everyone()
     return paths
+
+
+def sets_by_name(paths: Mapping[tuple[str, int, int, int], Path], ipc: int) -> dict[str, LatentsOf]:
+    """The sets of an ipc by the names of their rows; each is read from its file for the seed of a row."""
+
+    def read(selection: str, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return load_latents(paths[selection, steps, ipc, seed])
+
+    return {
+        f"fixed set, {selection}" + (f", {steps} latent steps" if steps else ""): partial(read, selection, steps)
+        for selection, steps, own_ipc, _ in paths
+        if own_ipc == ipc
+    }
 
 
 def what_is_wrong(path: Path, shape: tuple[int, int]) -> str:

@@ -20,7 +20,7 @@ from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
 from ..streams.randomness import check_count
 from ..streams.real import BatchStream
-from .judges import random_crop
+from .judges import Stream, random_crop
 
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EVALUATIONS = 128, 0.01, 0.9, 5e-4, 5
@@ -54,13 +54,13 @@ class LegacyStream(BatchStream):
 
 @torch.random.fork_rng(devices=[])
 def legacy_accuracy(
-    stream: LegacyStream, name: str, test: ImageData, *, epochs: int, seed: int, progress: bool = False
+    stream: Stream, name: str, test: ImageData, *, epochs: int, seed: int, progress: bool = False
 ) -> float:
     """
     The best of five test accuracies of a classifier that is trained as the released code does it.
 
     Args:
-        stream ([`LegacyStream`]): What it is trained on.
+        stream: What it is trained on, usually a [`LegacyStream`].
         name (`str`): A classifier that [`build_classifier`] knows.
         test ([`ImageData`]): Real images, on the stream's device.
         epochs (`int`): Of training; it is scored after every fifth part of them.

@@ -2,15 +2,34 @@
 
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
+from ..classifiers import local_fingerprint
+from ..data.image_data import ImageData
 from ..files import read_json_lines
+from .sources import Source
 
 
 # Of results and of the latents of fixed sets. To be raised by one with any change after which the same settings give
 # other figures: of streams, recipes, augmentation, classifiers' initial weights, how latents are chosen or moved, how
 # a classifier is scored. What has another number is left where it is and made anew.
 EVALUATION_FORMAT = 1
+
+
+def describe_job(source: Source, classifier: str, seed: int, test: ImageData) -> dict[str, Any]:
+    """All that decides the result of one classifier, as JSON values."""
+    job = source.identity(seed) | {
+        "classifier": classifier,
+        "ipc": source.ipc,
+        "seed": seed,
+        "recipe": asdict(source.judge.recipe),
+        "test": test.fingerprint,
+        "format": EVALUATION_FORMAT,
+    }
+    if content := local_fingerprint(classifier):
+        job["local"] = content
+    return job
 
 
 def job_key(job: dict[str, Any]) -> str:

@@ -13,14 +13,8 @@ from ..data.image_data import ImageData
 from ..files import replace_text
 from ..machine import environment
 from .judges import DeploymentRecipe
-
-
-PROTOCOLS = {
-    "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
-    "B": "Protocol B: ipc fresh images per class and epoch.",
-    "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test images "
-    "and batch norm in training mode; for comparison with its own figures only.",
-}
+from .metrics import augmentation_robust_score, label_robust_score
+from .names import PROTOCOLS, REAL
 
 
 @dataclass(frozen=True)
@@ -130,8 +124,53 @@ def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """
+    The scores of DD-Ranking (see `metrics.py`) that the rows allow, from mean accuracies.
+
+    LRS takes the rows of the same classifier and ipc on a random real subset, with the same kind of labels, and on the
+    whole set. ARS takes rows with and without augmentation, generated and random.
+
+    Returns:
+        For each result in protocol A or B with augmentation: `source`, `labels`, `classifier`, `ipc`, and `lrs` and
+        `ars` in [0, 1] or `None`. A row without either is left out.
+    """
+    means = {(row.source, row.labels, row.augment, row.protocol == "C", row.classifier, row.ipc): row for row in rows}
+
+    def mean(source: str, labels: str, augment: bool, like: Row) -> float | None:
+        row = means.get((source, labels, augment, False, like.classifier, like.ipc))
+        return row.mean if row else None
+
+    found = []
+    for row in rows:
+        if row.control or row.protocol == "C" or not row.augment:
+            continue
+        real, hard = mean(REAL["whole"], "hard", True, row), mean(row.source, "hard", True, row)
+        random = mean(REAL["random"], row.labels, True, row)
+        plain, random_plain = mean(row.source, row.labels, False, row), mean(REAL["random"], row.labels, False, row)
+        lrs = ars = None
+        if real is not None and hard is not None and random is not None:
+            lrs = label_robust_score(real=real, hard=hard, own=row.mean, random=random)
+        if random is not None and plain is not None and random_plain is not None:
+            ars = augmentation_robust_score(
+                augmented=row.mean, random_augmented=random, plain=plain, random_plain=random_plain
+            )
+        if lrs is not None or ars is not None:
+            found.append(
+                {
+                    "source": row.source,
+                    "labels": row.labels,
+                    "classifier": row.classifier,
+                    "ipc": row.ipc,
+                    "lrs": lrs,
+                    "ars": ars,
+                }
+            )
+    return found
+
+
 def scores_table(scores: Sequence[dict[str, Any]]) -> str:
-    """The scores of DD-Ranking, as `comparison.scores` gives them, as a Markdown table; empty without any."""
+    """The scores of DD-Ranking, as [`scores`] gives them, as a Markdown table; empty without any."""
     return _markdown_table(*scores_cells(scores)) if scores else ""
 
 
@@ -227,7 +266,7 @@ def write_report(
     Args:
         protocol (`str`): How the figures were made, in words.
         details: JSON values that go into `metrics.json` as they are: options, environment and the like.
-        scores: Those of `comparison.scores`.
+        scores: Those of [`scores`].
     """
     folder = Path(folder)
     metrics = details | {
