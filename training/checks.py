@@ -19,9 +19,10 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from presets import doublings
 
+from dim_hf.choices import MATCHING_LOSSES
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData
-from dim_hf.distillation.losses import FEATURE_LOSSES, MATCHING_LOSSES
+from dim_hf.distillation.losses import FEATURE_LOSSES
 from dim_hf.distillation.pool import split_entry
 from dim_hf.hub.push import check_token
 from dim_hf.messages import listed

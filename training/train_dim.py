@@ -47,10 +47,10 @@ from presets import PRESETS, default_augmentation, network_configs
 from run_folder import check_folder, check_restart, is_branch, keep_until, needed_bytes, set_pipeline
 from tqdm.auto import tqdm
 
-from dim_hf.classifiers import CLASSIFIERS
+from dim_hf.choices import AUGMENTATIONS, CLASSIFIERS, MATCHING_LOSSES
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.data.decoding import default_cache_dir
-from dim_hf.distillation.augmentation import AUGMENTATIONS, draw_augmentation
+from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.checkpointing import (
     find_checkpoint,
     leave_models_to_diffusers,
@@ -59,7 +59,6 @@ from dim_hf.distillation.checkpointing import (
     save_checkpoint,
 )
 from dim_hf.distillation.losses import (
-    MATCHING_LOSSES,
     class_loss,
     generator_loss,
     gradient_penalty,
@@ -68,7 +67,7 @@ from dim_hf.distillation.losses import (
     r1_penalty,
     wasserstein_discriminator_loss,
 )
-from dim_hf.distillation.pool import PoolRecipe, build_pool
+from dim_hf.distillation.pool import PoolRecipe, build_pool, split_entry
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
@@ -383,7 +382,7 @@ def main(args: argparse.Namespace) -> None:
     if match_steps:
         with accelerator.main_process_first():
             pool = build_pool(
-                args.pool,
+                [split_entry(entry) for entry in args.pool],
                 train,
                 PoolRecipe(steps=args.pool_steps),
                 seed=args.seed,

@@ -189,7 +189,6 @@ FEATURE_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
     "energy_features": energy_matching_loss,
     "sample_features": sample_matching_loss,
 }
-MATCHING_LOSSES = (*LOGIT_LOSSES, *FEATURE_LOSSES)
 
 
 def matching_loss(

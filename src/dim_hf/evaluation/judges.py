@@ -5,7 +5,6 @@ One recipe serves every row of a comparison: generated images, real images strea
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -13,42 +12,10 @@ from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..arguments import check_choice, check_flag, check_integer, check_number, check_seed, reason, shown
+from ..arguments import check_flag, check_integer, check_seed, reason, shown
 from ..classifiers import build_classifier
 from ..data.image_data import ImageData, normalise
-
-
-@dataclass(frozen=True)
-class DeploymentRecipe:
-    """
-    How a classifier is trained: SGD with momentum, one-cycle learning rate, random crops, hard labels, smoothed.
-
-    Args:
-        epochs (`int`): Epochs; each sees `ipc` images per class.
-        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
-        learning_rate (`float`): The largest of the one-cycle schedule.
-        momentum (`float`), weight_decay (`float`): Of SGD.
-        label_smoothing (`float`): Share of a hard label that is spread evenly over all classes (arXiv 1512.00567). The
-            labels of generated images are less certain than those of real ones.
-        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scored in float32 in any case.
-    """
-
-    epochs: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    mixed_precision: str = "no"
-
-    def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, least=1)
-        check_integer("batch_size", self.batch_size, least=1)
-        check_number("learning_rate", self.learning_rate, above=0)
-        check_number("momentum", self.momentum, least=0, below=1)
-        check_number("weight_decay", self.weight_decay, least=0)
-        check_number("label_smoothing", self.label_smoothing, least=0, below=1)
-        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
+from .recipe import DeploymentRecipe
 
 
 @runtime_checkable

@@ -88,7 +88,7 @@ def make_fixed_sets(
     if any("pool" in settings for sets in missing.values() for _, settings in sets):
         with accelerator.main_process_first():
             pool = build_pool(
-                recipe.pool,
+                [split_entry(entry) for entry in recipe.pool],
                 train,
                 PoolRecipe(steps=recipe.pool_steps),
                 seed=0,
