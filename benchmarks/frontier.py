@@ -31,8 +31,8 @@ from dim_hf.data import ImageData, load_image_data
 from dim_hf.evaluation.codec_search import best_codec
 from dim_hf.evaluation.codecs import Codec
 from dim_hf.evaluation.controls import Comparison, equal_bytes, equal_bytes_lossy, streamed
-from dim_hf.evaluation.judges import DeploymentRecipe
 from dim_hf.evaluation.protocols import Deployment
+from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.sources import Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text

@@ -27,7 +27,8 @@ import torch
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.coverage import density, last_features, recall
-from dim_hf.evaluation.judges import DeploymentRecipe, Stream, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.judges import Stream, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import read_json_lines
 from dim_hf.machine import environment
 from dim_hf.models import DiMGenerator

@@ -1,27 +1,33 @@
-"""The arguments of evaluate_dim.py. This module loads no library, so that `--help` answers at once."""
+"""The arguments of `evaluate_dim.py`. This module loads no library, so that `--help` answers at once."""
 
 import argparse
 
-from command_line import HelpWithDefaults, given_flags, local_path, refuse_idle_flags
+from command_line import (
+    Parser,
+    add_data_arguments,
+    add_hub_arguments,
+    add_pipeline_argument,
+    given_flags,
+    local_path,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_idle_flags,
+    seed,
+)
 
-from dim_hf.distillation.pool import PoolRecipe
-from dim_hf.evaluation.codecs import CODECS
-from dim_hf.evaluation.judges import DeploymentRecipe
+from dim_hf.choices import STORAGE_FORMS
+from dim_hf.distillation.pool_recipe import PoolEntry, PoolRecipe, pool_entry
 from dim_hf.evaluation.names import PROTOCOLS, REAL, SELECTIONS
-from dim_hf.models.generator_dim import STORAGE_FORMS
+from dim_hf.evaluation.recipe import DeploymentRecipe
 
 
 CONTROLS = ("before_matching", *REAL)
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train classifiers on a distilled data set and score them on real test images.",
-        formatter_class=HelpWithDefaults,
-    )
-    parser.add_argument(
-        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
-    )
+def make_parser() -> Parser:
+    parser = Parser("Train classifiers on a distilled data set and score them on real test images.")
+    add_pipeline_argument(parser)
     parser.add_argument(
         "--before_matching", type=local_path, help="pipeline of that control; default: before_matching/ in --pipeline"
     )
@@ -33,79 +39,109 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
 
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset_name",
-        type=local_path,
-        default="digits",
-        help="Hub id, local folder or file, or 'digits' (embedded)",
-    )
-    data.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    data.add_argument(
-        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
-    )
-    data.add_argument("--revision", help="revision of a data set on the Hub")
-    data.add_argument("--train_split", default="train", help="where the real controls come from")
-    data.add_argument("--test_split", default="test")
-    data.add_argument("--max_train_samples", type=int, help="take real controls from so many images, stratified")
+    add_data_arguments(data, "train", "where the real controls come from")
+    data.add_argument("--test_split", default="test", help="what classifiers are scored on")
+    data.add_argument("--max_train_samples", type=positive_int, help="take real controls from this many, stratified")
     data.add_argument(
         "--validation",
         action="store_true",
         help="score the part of train that training held out, as options.json in --pipeline says, not the test split",
     )
-    data.add_argument("--image_column", help="found from the features unless given")
-    data.add_argument("--label_column", help="found from the features unless given")
-    data.add_argument("--cache_dir", type=local_path, help="where decoded images are kept")
-    data.add_argument("--dataloader_num_workers", type=int, help="processes that decode; default: every core; 0: none")
 
     protocol = parser.add_argument_group("protocol")
-    protocol.add_argument("--protocols", nargs="+", choices=PROTOCOLS, default=["B"])
     protocol.add_argument(
-        "--ipc", type=int, nargs="+", default=[10], help="images per class: and epoch (B, C), once (A)"
+        "--protocols",
+        nargs="+",
+        choices=PROTOCOLS,
+        default=["B"],
+        help="A: a fixed set; B: a stream of fresh images; C: the deployment of the released code",
     )
-    protocol.add_argument("--classifiers", nargs="+", default=["convnet3", "resnet18"], metavar="CLASSIFIER")
-    protocol.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of classifiers and of noise")
+    protocol.add_argument(
+        "--ipc", type=positive_int, nargs="+", default=[10], help="images per class: and epoch (B, C), once (A)"
+    )
+    protocol.add_argument(
+        "--classifiers",
+        nargs="+",
+        default=["convnet3", "resnet18"],
+        metavar="CLASSIFIER",
+        help="networks of the field, timm/NAME or transformers/NAME",
+    )
+    protocol.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of classifiers and of noise")
     # The search for a coding takes almost four trainings of its own.
     usual = [name for name in CONTROLS if name != "equal_bytes_lossy"]
-    protocol.add_argument("--controls", nargs="*", choices=CONTROLS, default=usual)
+    protocol.add_argument(
+        "--controls", nargs="*", choices=CONTROLS, default=usual, help="what results are compared with"
+    )
     protocol.add_argument(
         "--codec",
-        choices=CODECS,
-        metavar="CODEC",
         help="how equal_bytes_lossy keeps its images, such as 'AVIF quality 35'; default: a search for each size",
     )
     protocol.add_argument("--soft_labels", action="store_true", help="more rows, with the labels of its `labeler`")
     protocol.add_argument("--without_augmentation", action="store_true", help="more rows, which ARS compares")
     protocol.add_argument(
-        "--epochs", type=int, nargs="+", default=[DeploymentRecipe.epochs], help="one for all, or one for each ipc"
+        "--epochs",
+        type=positive_int,
+        nargs="+",
+        default=[DeploymentRecipe.epochs],
+        help="one for all, or one for each ipc",
     )
-    protocol.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
-    protocol.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
+    protocol.add_argument(
+        "--train_batch_size", type=positive_int, default=DeploymentRecipe.batch_size, help="images per step"
+    )
+    protocol.add_argument(
+        "--learning_rate",
+        type=positive_float,
+        default=DeploymentRecipe.learning_rate,
+        help="the largest of the one-cycle schedule",
+    )
     protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
 
     fixed = parser.add_argument_group("fixed sets (protocol A)")
     fixed.add_argument("--selection", nargs="+", choices=SELECTIONS, default=["random"], help="each is a row")
-    fixed.add_argument("--candidates", type=int, default=100, help="samples per image that k-means or herding keeps")
+    fixed.add_argument(
+        "--candidates", type=positive_int, default=100, help="samples per image that k-means or herding keeps"
+    )
     fixed.add_argument(
         "--latent_steps",
-        type=int,
+        type=non_negative_int,
         nargs="+",
         default=[0],
         help="then optimise the latents for so many steps; each number is a row of each selection",
     )
     fixed.add_argument(
         "--pool",
+        type=pool_argument,
         nargs="+",
-        default=["convnet3"],
+        default=[PoolEntry("convnet3")],
         metavar="CLASSIFIER",
-        help="networks that latents are optimised for; the last one chooses, as the teacher",
+        help="networks that latents are optimised for; the last one chooses, as the teacher; default: convnet3",
     )
-    fixed.add_argument("--pool_steps", type=int, default=PoolRecipe.steps, help="training steps of each")
+    fixed.add_argument("--pool_steps", type=positive_int, default=PoolRecipe.steps, help="training steps of each")
 
     hub = parser.add_argument_group("Hugging Face Hub")
-    hub.add_argument("--push_to_hub", action="store_true", help="push the pipeline, with the results on its card")
-    hub.add_argument("--hub_model_id", help="repository; default: --pipeline, or the name of its folder")
-    hub.add_argument("--hub_token", help="default: the token of `hf auth login` or of HF_TOKEN")
-    hub.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
+    add_hub_arguments(
+        hub, "the pipeline, with the results on its card", "hub_model_id", "--pipeline, or the name of its folder"
+    )
+    return parser
+
+
+def pool_argument(text: str) -> PoolEntry:
+    """The type of an argument that takes entries of a pool."""
+    try:
+        return pool_entry(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    """
+    The arguments; `pool` is a list of [`PoolEntry`].
+
+    Raises:
+        SystemExit: If one is not valid, with status 2 after a message, as argparse has it.
+        ValueError: If one has no effect beside the others.
+    """
+    parser = make_parser()
     args, given = parser.parse_args(input_args), given_flags(parser, input_args)
     makes_sets = "A" in args.protocols
     chooses = makes_sets and args.selection != ["random"]

@@ -15,6 +15,14 @@ results.jsonl, a line per classifier: what is there is not run again, after an i
 it. With several processes the classifiers are shared out.
 """
 
+from command_line import run_script
+from evaluate_arguments import parse_args
+
+
+if __name__ == "__main__":
+    # `--help` and a wrong flag answer before the imports below, which take seconds.
+    ARGS = run_script("evaluate_dim.py", parse_args)
+
 import argparse
 import time
 from collections.abc import Sequence
@@ -26,21 +34,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from command_line import run_script
-from evaluate_arguments import parse_args
 from evaluate_inputs import check_args, check_fit, check_folders, load_pipelines, load_splits, takes_pool
 from tqdm.auto import tqdm
 
 from dim_hf.classifiers import public_name
 from dim_hf.data import ImageData
 from dim_hf.data.decoding import default_cache_dir
-from dim_hf.distillation.pool import split_entry
 from dim_hf.evaluation.codec_search import best_codec
 from dim_hf.evaluation.codecs import CODECS, Codec, png_bytes
 from dim_hf.evaluation.html_report import write_html_report
-from dim_hf.evaluation.judges import DeploymentRecipe
 from dim_hf.evaluation.making_sets import SetsRecipe, describe_times, make_fixed_sets, sets_by_name
 from dim_hf.evaluation.protocols import Deployment, list_sources
+from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.results import describe_job, job_key, read_results
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.evaluation.sources import Source, generated_source
@@ -238,10 +243,10 @@ def describe_sets(args: argparse.Namespace, sets: dict[tuple[str, int, int, int]
         if args.selection != ["random"]:
             text += (
                 f" k-means and herding choose among {args.candidates:,} samples for each image, by the features "
-                f"of {public_name(split_entry(args.pool[-1])[0])}."
+                f"of {public_name(args.pool[-1].classifier)}."
             )
         if any(args.latent_steps):
-            text += f" Latent steps match the pool {', '.join(map(public_name, args.pool))}."
+            text += f" Latent steps match the pool {', '.join(public_name(str(entry)) for entry in args.pool)}."
         text += f" These networks were trained on the real images for {args.pool_steps:,} steps."
     if sets:
         text += f" Seconds to make one fixed set: {describe_times(sets)}."
@@ -262,6 +267,7 @@ def write_reports(
     ranking = scores(table)
     save_sample_grid(pipeline, output_dir / "samples.png")
     options = {name: value for name, value in vars(args).items() if name != "hub_token"}
+    options["pool"] = [str(entry) for entry in args.pool]
     options["dataset_name"] = local_or_hub(args.dataset_name)
     details = {"options": options, "environment": environment(), "weights": weights_digest(pipeline)}
     write_report(output_dir, table, protocol, details, ranking)
@@ -286,6 +292,6 @@ def write_reports(
 if __name__ == "__main__":
     run_script(
         "evaluate_dim.py",
-        lambda: main(parse_args()),
+        lambda: main(ARGS),
         "Every classifier that was finished is kept in results.jsonl; the same command goes on.",
     )

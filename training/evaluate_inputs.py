@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from command_line import check_numbers, check_once, check_pipeline, load_pipeline
+from command_line import check_once, check_pipeline, load_pipeline
 
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
-from dim_hf.distillation.pool import split_entry
+from dim_hf.evaluation.codecs import CODECS
 from dim_hf.evaluation.results import read_results
 from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.push import check_token
@@ -28,13 +28,10 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuses settings that no pipeline and no data set could make valid."""
     for name in args.classifiers:
         check_classifier(name)
-    from_1 = ("ipc", "epochs", "train_batch_size", "candidates", "pool_steps", "max_train_samples")
-    from_0 = ("dataloader_num_workers", "latent_steps")
-    check_numbers(args, dict.fromkeys(from_1, (1, 2**31)) | dict.fromkeys(from_0, (0, 2**31)) | {"seeds": (0, 2**32)})
     check_once(args, ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls"))
-    for name in args.pool:
+    for name, _ in args.pool:
         try:
-            split_entry(name)
+            check_classifier(name)
         except ValueError as error:
             raise ValueError(f"`--pool`: {error}") from error
     if len(args.epochs) not in (1, len(args.ipc)):
@@ -42,6 +39,8 @@ def check_args(args: argparse.Namespace) -> None:
             f"`--epochs` has {len(args.epochs)} numbers, {listed(args.epochs)}, and `--ipc` {len(args.ipc)}, "
             f"{listed(args.ipc)}; valid is one number for all, or one for each ipc in the same order."
         )
+    if args.codec and args.codec not in CODECS:
+        raise ValueError(f"`--codec` is {listed([repr(args.codec)])}; valid are {', '.join(CODECS)}.")
     if args.codec and "equal_bytes_lossy" not in args.controls:
         raise ValueError(
             f"`--codec` is {args.codec!r}, that of the control equal_bytes_lossy; `--controls` names "
@@ -169,9 +168,9 @@ def check_fit(args: argparse.Namespace, test: ImageData) -> None:
     """Refuses classifiers that do not take images of this size and these channels."""
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
-    for entry in args.pool if takes_pool(args) else ():
+    for name, _ in args.pool if takes_pool(args) else ():
         try:
-            check_classifier(split_entry(entry)[0], test.channels, test.size, features=True)
+            check_classifier(name, test.channels, test.size, features=True)
         except ValueError as error:
             raise ValueError(f"`--pool`: {error}") from error
 

@@ -6,18 +6,12 @@ import torch
 from dim_hf.data import load_image_data
 from dim_hf.evaluation.codecs import CODECS, PNG_FILES, packed_subset, png_bytes, unpack
 from dim_hf.evaluation.fixed_sets import choose_latents
-from dim_hf.evaluation.judges import DeploymentRecipe
 from dim_hf.evaluation.metrics import unit_score
-from dim_hf.evaluation.sources import (
-    GENERATED,
-    REAL,
-    SoftLabels,
-    generated_source,
-    list_sources,
-    real_source,
-    scores,
-)
-from dim_hf.evaluation.tables import Row, row_title
+from dim_hf.evaluation.names import GENERATED, REAL
+from dim_hf.evaluation.protocols import Deployment, list_sources
+from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.sources import SoftLabels, generated_source
+from dim_hf.evaluation.tables import Row, row_title, scores
 from dim_hf.hub.push import prepare_repository
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -178,7 +172,7 @@ def test_soft_labels_pass_on_the_length_of_the_stream(pipeline, digits):
 
 
 def test_another_recipe_of_the_same_images_is_the_same_content(pipeline):
-    one, other = (generated_source(pipeline, 2, DeploymentRecipe(epochs=epochs)) for epochs in (1, 2))
+    one, other = (generated_source(pipeline, 2, Deployment(DeploymentRecipe(epochs))) for epochs in (1, 2))
     assert one.identity(0) == other.identity(0) and (one.seen(0), other.seen(0)) == (20, 40)
 
 
@@ -224,9 +218,7 @@ def test_an_unknown_name_is_refused(pipeline, digits, arguments, message):
         sources_of(pipeline, digits, **arguments)
 
 
-def test_other_strings_that_are_unknown_are_refused(digits):
-    with pytest.raises(ValueError, match="`kind` is 'all'; valid are 'streamed'"):
-        real_source("all", digits, 1, RECIPE, 0, "B")
+def test_other_strings_that_are_unknown_are_refused():
     with pytest.raises(ValueError, match="`labels` is 'Soft'; valid are 'hard' and 'soft'"):
         row_title("generated", "Soft", augment=True)
     for value in (float("nan"), float("inf"), -1.0):

@@ -21,8 +21,8 @@ from PIL import Image
 from dim_hf.data import holdout, load_image_data
 from dim_hf.evaluation.fixed_sets import latents_settings, load_latents, save_latents
 from dim_hf.evaluation.metrics import label_robust_score
-from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.evaluation.names import BEFORE_MATCHING, GENERATED, REAL
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.files import lock_output_dir
 from dim_hf.hub.card import model_card
 from dim_hf.models import DiMGenerator, DiMLabeler
@@ -120,19 +120,6 @@ def test_the_best_coding_is_searched_for_once(evaluate, tmp_path, capsys):
     assert found[1].bytes <= found[0].bytes and found[1].bits_per_class == 0.8 * found[1].bytes
     text = searches.read_bytes()
     assert evaluate("--controls", "equal_bytes_lossy") == found and searches.read_bytes() == text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--controls", "equal_bytes_lossy", "--codec", "AVIF"], "invalid choice: 'AVIF'"),
-        (["--codec", "PNG"], "that of the control equal_bytes_lossy"),
-    ],
-)
-def test_a_codec_that_is_unknown_or_not_used_is_refused(evaluate, capsys, arguments, message):
-    with pytest.raises((SystemExit, ValueError)) as error:
-        evaluate(*arguments)
-    assert message in capsys.readouterr().err + str(error.value)
 
 
 def test_a_second_evaluation_gives_the_same_figures(evaluate, tmp_path):
@@ -263,42 +250,45 @@ def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, 
 # What is wrong, and the message; `{tmp}` holds the folders of `odd_folders`.
 BAD = [
     ("--classifiers convnet4", "classifier 'convnet4' is unknown; valid are convnet3"),
-    ("--ipc 0", "`--ipc` is 0; it must be at least 1"),
+    ("--ipc 0", "argument --ipc: '0' is not a whole number from 1"),
     ("--ipc 1 1", "`--ipc` names 1, 1; each must be given once"),
-    ("--ipc 2147483648", r"`--ipc` is 2147483648; it must be below 2\*\*31"),
+    ("--ipc 2147483648", "argument --ipc: '2147483648' is not a whole number from 1 to 1,000,000,000"),
     ("--ipc 100000000", "`ipc` asks for 1,000,000,000 images in an epoch; valid are at most 100,000,000"),
     ("--protocols A --ipc 200000", "`--ipc` .* asks for 2,000,000 images in memory"),
     ("--protocols A --selection kmeans --candidates 1000000", "`--candidates` 1000000 asks for 2,000,000 images"),
     ("--seeds 0 0", "`--seeds` names 0, 0"),
-    ("--seeds -1", "`--seeds` is -1; it must be at least 0"),
-    ("--seeds 0 4294967296", r"`--seeds` is 4294967296; it must be below 2\*\*32"),
+    ("--seeds -1", "argument --seeds: '-1' is not a whole number from 0"),
+    ("--seeds 0 4294967296", "argument --seeds: '4294967296' is not a whole number from 0 to 4,294,967,295"),
     ("--seeds " + " ".join(["3"] * 2000), "`--seeds` names 3, 3, 3, 3, 3, 3, 3, 3 and 1,992 more"),
-    ("--epochs 0", "`--epochs` is 0"),
-    ("--ipc 1 2 --epochs 3 0", "`--epochs` is 0"),
+    ("--epochs 0", "argument --epochs: '0' is not a whole"),
+    ("--ipc 1 2 --epochs 3 0", "argument --epochs: '0'"),
     (
         "--ipc 1 2 3 --epochs 3 2",
         "`--epochs` has 2 numbers, 3, 2, and `--ipc` 3, 1, 2, 3; valid is one number for all, or one for each",
     ),
-    ("--train_batch_size 0", "`--train_batch_size` is 0"),
-    ("--learning_rate nan", "`learning_rate` is nan; valid is a finite number above 0"),
-    ("--learning_rate inf", "`learning_rate` is inf"),
-    ("--learning_rate -1", "`learning_rate` is -1"),
-    ("--max_train_samples 0", "`--max_train_samples` is 0"),
-    ("--dataloader_num_workers -1", "`--dataloader_num_workers` is -1"),
-    ("--protocols A --selection kmeans --candidates 0", "`--candidates` is 0; it must be at least 1"),
-    ("--protocols A --latent_steps -1", "`--latent_steps` is -1; it must be at least 0"),
+    ("--train_batch_size 0", "argument --train_batch_size: '0'"),
+    ("--learning_rate nan", "argument --learning_rate: 'nan' is not a number above 0"),
+    ("--learning_rate inf", "argument --learning_rate: 'inf'"),
+    ("--learning_rate -1", "argument --learning_rate: '-1'"),
+    ("--max_train_samples 0", "argument --max_train_samples: '0'"),
+    ("--dataloader_num_workers=-1", "argument --dataloader_num_workers: '-1'"),
+    ("--protocols A --selection kmeans --candidates 0", "argument --candidates: '0'"),
+    ("--protocols A --latent_steps=-1", "argument --latent_steps: '-1' is not a whole number from 0"),
     ("--protocols A --latent_steps 5 5", "`--latent_steps` names 5, 5"),
-    ("--protocols A --latent_steps 5 --pool_steps 0", "`--pool_steps` is 0"),
+    ("--protocols A --latent_steps 5 --pool_steps 0", "argument --pool_steps: '0'"),
     ("--protocols A A", "`--protocols` names A, A"),
     ("--protocols A --selection random random", "`--selection` names"),
     ("--protocols A --selection kmeans --pool convnet4", "`--pool`: .*'convnet4' is unknown"),
-    ("--protocols A --selection kmeans --pool convnet3@0", "`--pool`: 'convnet3@0' has the weight '0'"),
+    ("--protocols A --selection kmeans --pool convnet3@0", "argument --pool: 'convnet3@0' has the weight '0'"),
     ("--soft_labels", "`--soft_labels` takes a teacher, .* has no `labeler`; training/train_labeler.py adds one"),
     ("--classifiers timm/mixer_s32_224:input_size=30", "input_size.* 30"),
     ("--protocols A --selection kmeans --pool timm/mixer_s32_224:input_size=30", "`--pool`: .*input_size.* 30"),
     ("--max_train_samples 5", "`max_samples` is 5; there are 10 classes"),
     ("--test_split train", "`--test_split` is 'train', the split of the real controls"),
     ("--test_split testing", "no split 'testing'; valid are train, test"),
+    ("--controls equal_bytes_lossy --codec AVIF", "`--codec` is 'AVIF'; valid are PNG files, "),
+    ("--codec PNG", "that of the control equal_bytes_lossy"),
+    ("--protocols D", r"argument --protocols: invalid choice: 'D' \(choose from '?A'?, '?B'?, '?C'?\)"),
     # A flag that another one switches off.
     ("--selection kmeans", "`--selection` has no effect without the fixed sets of protocol A"),
     ("--latent_steps 5 --selection herding", "`--selection` and `--latent_steps` have no effect without the fixed"),
@@ -364,15 +354,32 @@ def odd_folders(root):
 
 
 @pytest.mark.parametrize(("more", "message"), BAD, ids=[more[:60] for more, _ in BAD])
-def test_bad_settings_are_refused_before_anything_is_made(evaluate, tmp_path, monkeypatch, more, message):
+def test_bad_settings_are_refused_before_anything_is_made(evaluate, tmp_path, monkeypatch, capsys, more, message):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     odd_folders(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises((ValueError, OSError), match=message) as refusal:
+    with pytest.raises((ValueError, OSError, SystemExit)) as refusal:
         evaluate(*more.format(tmp=tmp_path).split())
+    # What argparse refuses, it says itself.
+    said = capsys.readouterr().err if refusal.type is SystemExit else str(refusal.value)
+    assert re.search(message, said)
     # The tests' own folders have long names.
-    assert len(str(refusal.value).replace(str(tmp_path), "")) <= 600
+    assert len(said.replace(str(tmp_path), "")) <= 600
     assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and "cache" not in path.parts] == []
+
+
+def test_help_and_a_wrong_flag_answer_without_the_libraries():
+    for arguments, status, said in ((["--help"], 0, "--latent_steps"), (["--ipc", "x"], 2, "--ipc: 'x' is not")):
+        code = (
+            "import runpy, sys\nsys.argv = sys.argv[1:]\n"
+            "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as end:\n"
+            "    print(end.code, *{'torch', 'diffusers', 'numpy'} & sys.modules.keys())"
+        )
+        script = evaluate_dim.__file__
+        finished = subprocess.run([sys.executable, "-c", code, script, *arguments], capture_output=True, text=True)
+        assert finished.stdout.splitlines()[-1] == str(status), finished.stderr
+        assert said in finished.stdout + finished.stderr
 
 
 def test_many_classes_are_not_all_named(evaluate, tmp_path):

@@ -14,7 +14,8 @@ from ..data.images import stratified_order
 from ..files import append_json_line, read_json_lines
 from ..streams.real import RealStream
 from .codecs import CODECS, Codec, packed_subset, unpack, unpacked
-from .judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from .judges import evaluate_accuracy, train_classifier
+from .recipe import DeploymentRecipe
 
 
 JUDGE = "convnet3"

@@ -18,7 +18,8 @@ from tqdm.auto import tqdm
 
 from ..classifiers import local_fingerprint
 from ..data import ImageData
-from ..distillation.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
+from ..distillation.pool import POOL_FORMAT, build_pool
+from ..distillation.pool_recipe import PoolEntry, PoolRecipe
 from ..weights import weights_digest
 from .fixed_sets import choose_latents, latents_settings, load_latents, optimise_latents, save_latents
 from .results import EVALUATION_FORMAT
@@ -34,14 +35,14 @@ class SetsRecipe:
         selections (`Sequence[str]`): Any of `SELECTIONS`.
         latent_steps (`Sequence[int]`): Each selection is there with its latents moved for each number of steps.
         candidates (`int`): Samples per image that k-means or herding keeps.
-        pool (`Sequence[str]`): Networks that latents are moved for, as [`build_pool`] takes them; the last chooses.
+        pool (`Sequence[PoolEntry]`): Networks that latents are moved for; the last one chooses.
         pool_steps (`int`): Training steps of each.
     """
 
     selections: Sequence[str]
     latent_steps: Sequence[int]
     candidates: int
-    pool: Sequence[str]
+    pool: Sequence[PoolEntry]
     pool_steps: int
 
 
@@ -70,9 +71,13 @@ def make_fixed_sets(
         if selection != "random":
             settings["candidates"] = recipe.candidates
         if selection != "random" or steps:
-            settings |= {"pool": list(recipe.pool), "pool_steps": recipe.pool_steps, "data": train.fingerprint}
+            settings |= {
+                "pool": [str(entry) for entry in recipe.pool],
+                "pool_steps": recipe.pool_steps,
+                "data": train.fingerprint,
+            }
             settings |= {"latent_steps": steps, "pool_format": POOL_FORMAT}
-            networks = [split_entry(entry)[0] for entry in recipe.pool]
+            networks = [name for name, _ in recipe.pool]
             if local := {name: content for name in networks if (content := local_fingerprint(name))}:
                 settings["local"] = local
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
@@ -88,7 +93,7 @@ def make_fixed_sets(
     if any("pool" in settings for sets in missing.values() for _, settings in sets):
         with accelerator.main_process_first():
             pool = build_pool(
-                [split_entry(entry) for entry in recipe.pool],
+                recipe.pool,
                 train,
                 PoolRecipe(steps=recipe.pool_steps),
                 seed=0,

@@ -15,9 +15,10 @@ from ..data.image_data import ImageData
 from ..weights import module_bytes
 from .codecs import PNG_FILES, Codec
 from .controls import CONTROLS, Comparison
-from .judges import DeploymentRecipe, Stream, predict, train_classifier
+from .judges import Stream, predict, train_classifier
 from .names import BEFORE_MATCHING, PROTOCOLS, REAL
 from .protocol_c import LegacyStream, legacy_accuracy
+from .recipe import DeploymentRecipe
 from .sources import LatentsOf, Source, fixed_source, generated_source, with_soft_labels
 
 

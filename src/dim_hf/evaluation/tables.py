@@ -12,9 +12,9 @@ from typing import Any
 from ..data.image_data import ImageData
 from ..files import replace_text
 from ..machine import environment
-from .judges import DeploymentRecipe
 from .metrics import augmentation_robust_score, label_robust_score
 from .names import PROTOCOLS, REAL
+from .recipe import DeploymentRecipe
 
 
 @dataclass(frozen=True)
