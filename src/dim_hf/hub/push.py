@@ -122,6 +122,7 @@ def push_to_hub(
                 save_sample_grid(pipeline, folder / "samples.png")
             prefix = f"{subfolder}/" if subfolder else ""
             files = sorted(path for path in folder.rglob("*") if path.is_file())
+            # `upload_folder` may make several commits of one folder.
             return HfApi().create_commit(
                 repo_id,
                 [CommitOperationAdd(f"{prefix}{path.relative_to(folder).as_posix()}", str(path)) for path in files],
