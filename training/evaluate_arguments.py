@@ -7,6 +7,7 @@ from command_line import (
     add_data_arguments,
     add_hub_arguments,
     add_pipeline_argument,
+    below_one,
     given_flags,
     local_path,
     non_negative_int,
@@ -96,6 +97,27 @@ def make_parser() -> Parser:
     )
     protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
 
+    draws = parser.add_argument_group(
+        "draws of images (protocol B)",
+        "Each combination is a row. Choose among several with --validation; on a test split, only one besides the "
+        "usual draw is scored.",
+    )
+    draws.add_argument("--noise_scale", type=positive_float, nargs="+", default=[1.0], help="factor of the latents")
+    draws.add_argument(
+        "--max_attempts",
+        type=positive_int,
+        nargs="+",
+        default=[1],
+        help="draws of an image that the `labeler` takes for another class; 1: no filter",
+    )
+    draws.add_argument(
+        "--min_confidence",
+        type=below_one,
+        nargs="+",
+        default=[0.0],
+        help="draw again, too, where the `labeler` gives the class less than this probability",
+    )
+
     fixed = parser.add_argument_group("fixed sets (protocol A)")
     fixed.add_argument("--selection", nargs="+", choices=SELECTIONS, default=["random"], help="each is a row")
     fixed.add_argument(
@@ -171,6 +193,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
                 ("pool", "pool_steps"),
                 "without protocol A in `--protocols` and a choice in `--selection` or `--latent_steps` above 0",
             ),
+            ("B" not in args.protocols, ("noise_scale", "max_attempts", "min_confidence"), "without protocol B"),
+            (max(args.max_attempts) == 1, ("min_confidence",), "without `--max_attempts` above 1"),
             ("before_matching" not in args.controls, ("before_matching",), "without before_matching in `--controls`"),
             (
                 only_legacy,

@@ -34,7 +34,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from evaluate_inputs import check_args, check_fit, check_folders, load_pipelines, load_splits, takes_pool
+from evaluate_inputs import check_args, check_fit, check_folders, list_draws, load_pipelines, load_splits, takes_pool
 from tqdm.auto import tqdm
 
 from dim_hf.classifiers import public_name
@@ -48,7 +48,7 @@ from dim_hf.evaluation.protocols import Deployment, list_sources
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.results import describe_job, job_key, read_results
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.evaluation.sources import Source, generated_source
+from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores, scores_table, write_report
 from dim_hf.files import append_json_line, lock_output_dir, read_json_lines
 from dim_hf.hub.card import local_or_hub
@@ -105,6 +105,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             before_matching=pipelines.before,
             selections=sets_by_name(sets, ipc),
             selections_before=sets_by_name(sets_before, ipc),
+            draws=list_draws(args),
             soft_labels=args.soft_labels,
             without_augmentation=args.without_augmentation,
             codec_for=partial(choose_codec, args, train, ipc, recipe, folders.output, accelerator),
@@ -146,6 +147,12 @@ def main(args: argparse.Namespace) -> list[Row]:
             module_bytes(pipeline.generator) * len(train) / png_bytes(train),
         )
         protocol += describe_sets(args, sets)
+        if any(draw != Draw() for draw in list_draws(args)):
+            protocol += (
+                " Noise x: the latents are multiplied by that number. Teacher's filter: an image is drawn again, up "
+                "to so many draws in all, if the teacher takes it for another class or gives its class less than that "
+                "probability."
+            )
         if "before_matching" in args.controls and pipelines.before is None and {*args.protocols} != {"C"}:
             protocol += " There is no control from before matching, as no pipeline of that time was found."
         # Of the first classifier on the most images.

@@ -1,6 +1,7 @@
 """What evaluate_dim.py checks and reads before it trains anything: settings, folders, pipelines and images."""
 
 import argparse
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.evaluation.codecs import CODECS
 from dim_hf.evaluation.results import read_results
+from dim_hf.evaluation.sources import Draw
 from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.push import check_token
 from dim_hf.messages import listed
@@ -28,7 +30,14 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuses settings that no pipeline and no data set could make valid."""
     for name in args.classifiers:
         check_classifier(name)
-    check_once(args, ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls"))
+    several = ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls")
+    check_once(args, (*several, "noise_scale", "max_attempts", "min_confidence"))
+    tuned = [draw for draw in list_draws(args) if draw != Draw()]
+    if len(tuned) > 1 and not args.validation:
+        raise ValueError(
+            f"`--noise_scale`, `--max_attempts` and `--min_confidence` ask for {listed(draw.title for draw in tuned)} "
+            "on a test split; valid are at most one besides the usual draw, or --validation to choose among them."
+        )
     for name, _ in args.pool:
         try:
             check_classifier(name)
@@ -69,6 +78,12 @@ def read_training(pipeline: str) -> dict[str, Any]:
             f"`--validation` needs {path} as train_dim.py writes it; this one lacks {listed(sorted(needed))}."
         )
     return options
+
+
+def list_draws(args: argparse.Namespace) -> list[Draw]:
+    """The draws of protocol B that were asked for, each once: without a filter there is no confidence."""
+    combinations = itertools.product(args.noise_scale, args.max_attempts, args.min_confidence)
+    return list(dict.fromkeys(Draw(scale, most, least if most > 1 else 0.0) for scale, most, least in combinations))
 
 
 @dataclass(frozen=True)
@@ -149,9 +164,10 @@ def load_pipelines(args: argparse.Namespace, folders: Folders, accelerator: Acce
                 f"`--before_matching` {folders.before} generates {listed(before.class_names)}; `--pipeline` "
                 f"{folders.pipeline} generates {listed(evaluated.class_names)}."
             )
-    if args.soft_labels and evaluated.labeler is None:
+    if evaluated.labeler is None and (args.soft_labels or max(args.max_attempts) > 1):
+        asked = "`--soft_labels`" if args.soft_labels else f"`--max_attempts` {listed(args.max_attempts)}"
         raise ValueError(
-            f"`--soft_labels` takes a teacher, but `--pipeline` {folders.pipeline} has no `labeler`; "
+            f"{asked} takes a teacher, but `--pipeline` {folders.pipeline} has no `labeler`; "
             "training/train_labeler.py adds one."
         )
     for ipc in args.ipc:

@@ -27,6 +27,7 @@ from dim_hf.files import lock_output_dir
 from dim_hf.hub.card import model_card
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
+from dim_hf.weights import module_bytes
 
 
 DIGITS = {label: str(label) for label in range(10)}
@@ -72,8 +73,7 @@ def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
         rows[source].bytes for source in (GENERATED, REAL["random"], REAL["equal_bytes"], REAL["whole"])
     )
     weights = (tmp_path / "run" / "generator" / "diffusion_pytorch_model.safetensors").stat().st_size
-    # The file has a header on top of the numbers.
-    assert 0 < weights - generated < 4096
+    assert generated == weights
     assert 0 < subset < whole / 50
     # One image more would be more than the weights.
     assert generated - 200 < equal <= generated
@@ -188,6 +188,36 @@ def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_
         evaluate("--validation")
 
 
+def test_draws_are_chosen_on_what_training_held_out(evaluate, tmp_path):
+    pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
+    torch.manual_seed(0)
+    pipeline = DiMPipeline(pipeline.generator, DIGITS, DiMLabeler(10, 8, 1, width=4))
+    pipeline.save_pretrained(tmp_path / "run")
+    used = load_image_data("digits", cache_dir=tmp_path / "cache")
+    training = {"train_split": "train", "max_train_samples": None, "validation_fraction": 0.2, "seed": 0}
+    training |= {"dataset_name": "digits", "data_fingerprint": used.fingerprint}
+    (tmp_path / "run" / "options.json").write_text(json.dumps(training))
+    draws = ["--noise_scale", "1", "1.5", "--max_attempts", "1", "3", "--min_confidence", "0", "0.2"]
+    rows = evaluate("--controls", "--seeds", "0", "--validation", *draws)
+    filters = "", "teacher's filter (3 draws)", "teacher's filter (3 draws, confidence 0.2)"
+    titles = [", ".join(filter(None, (GENERATED, noise, name))) for noise in ("", "noise x 1.5") for name in filters]
+    assert [row.source for row in rows] == titles
+    weights, teacher = (module_bytes(network) for network in (pipeline.generator, pipeline.labeler))
+    assert [row.bits_per_class for row in rows] == [0.8 * each for each in [weights, *[weights + teacher] * 2] * 2]
+    folder = tmp_path / "run" / "evaluation"
+    jobs = [json.loads(line)["job"] for line in (folder / "results.jsonl").read_text().splitlines()]
+    assert [(job.get("noise_scale"), job.get("max_attempts"), job.get("min_confidence")) for job in jobs] == [
+        *((None, None, None), (None, 3, None), (None, 3, 0.2)), *((1.5, None, None), (1.5, 3, None), (1.5, 3, 0.2))
+    ]  # fmt: skip
+    report = (folder / "report.md").read_text()
+    assert all(f"| {title} " in report for title in titles) and "the latents are multiplied by that" in report
+    # The one that was chosen is scored on the test split, and its name is on the card.
+    rows = evaluate("--controls", "--seeds", "0", "--noise_scale", "1.5")
+    assert [row.source for row in rows] == [f"{GENERATED}, noise x 1.5"]
+    (result,) = model_card(DiMPipeline.from_pretrained(tmp_path / "run"), "me/digits").data.eval_results
+    assert result.metric_name == "accuracy of convnet3 trained on 2 images per class and epoch, noise x 1.5"
+
+
 def test_labels_of_the_test_split_mean_what_those_of_train_do(tmp_path):
     make_pipeline(tmp_path / "run")
     folder = tmp_path / "data" / "data"
@@ -286,6 +316,13 @@ BAD = [
     ("--max_train_samples 5", "`max_samples` is 5; there are 10 classes"),
     ("--test_split train", "`--test_split` is 'train', the split of the real controls"),
     ("--test_split testing", "no split 'testing'; valid are train, test"),
+    ("--protocols A --noise_scale 1.5", "`--noise_scale` has no effect without protocol B"),
+    ("--min_confidence 0.5", "`--min_confidence` has no effect without `--max_attempts` above 1"),
+    ("--max_attempts 3 --min_confidence 1", "argument --min_confidence: '1' is not a number from 0 to below 1"),
+    ("--noise_scale 0", "argument --noise_scale: '0' is not a number above 0"),
+    ("--noise_scale 1 1.0", "`--noise_scale` names 1.0, 1.0"),
+    ("--max_attempts 1 3", "`--max_attempts` 1, 3 takes a teacher, .* has no `labeler`"),
+    ("--noise_scale 1 1.2 1.4", "ask for noise x 1.2, noise x 1.4 on a test split; .* or --validation to choose"),
     ("--controls equal_bytes_lossy --codec AVIF", "`--codec` is 'AVIF'; valid are PNG files, "),
     ("--codec PNG", "that of the control equal_bytes_lossy"),
     ("--protocols D", r"argument --protocols: invalid choice: 'D' \(choose from '?A'?, '?B'?, '?C'?\)"),
@@ -371,7 +408,7 @@ def test_bad_settings_are_refused_before_anything_is_made(evaluate, tmp_path, mo
 def test_help_and_a_wrong_flag_answer_without_the_libraries():
     for arguments, status, said in ((["--help"], 0, "--latent_steps"), (["--ipc", "x"], 2, "--ipc: 'x' is not")):
         code = (
-            "import runpy, sys\nsys.argv = sys.argv[1:]\n"
+            "import os, runpy, sys\nsys.argv = sys.argv[1:]\nsys.path.insert(0, os.path.dirname(sys.argv[0]))\n"
             "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
             "except SystemExit as end:\n"
             "    print(end.code, *{'torch', 'diffusers', 'numpy'} & sys.modules.keys())"

@@ -19,7 +19,7 @@ from .judges import Stream, predict, train_classifier
 from .names import BEFORE_MATCHING, PROTOCOLS, REAL
 from .protocol_c import LegacyStream, legacy_accuracy
 from .recipe import DeploymentRecipe
-from .sources import LatentsOf, Source, fixed_source, generated_source, with_soft_labels
+from .sources import Draw, LatentsOf, Source, fixed_source, generated_source, with_soft_labels
 
 
 # Results of at most this many classes include the confusion matrix.
@@ -80,6 +80,7 @@ def list_sources(
     before_matching: DiffusionPipeline | None = None,
     selections: Mapping[str, LatentsOf] | None = None,
     selections_before: Mapping[str, LatentsOf] | None = None,
+    draws: Sequence[Draw] = (Draw(),),
     soft_labels: bool = False,
     without_augmentation: bool = False,
     codec_for: Callable[[int], Codec] = lambda budget: PNG_FILES,
@@ -97,6 +98,7 @@ def list_sources(
         before_matching ([`DiMPipeline`], *optional*): A control of A and B.
         selections (`Mapping`, *optional*): The fixed sets of A by their descriptions, as [`fixed_source`] takes them.
         selections_before (`Mapping`, *optional*): Those of `before_matching`, by the same descriptions.
+        draws (`Sequence[Draw]`, *optional*): How the images of B are drawn; each is a row.
         soft_labels (`bool`, *optional*, defaults to `False`):
             Whether results, and the random real subset, are there with the teacher's labels too.
         without_augmentation (`bool`, *optional*, defaults to `False`): The same for training without augmentation.
@@ -108,10 +110,11 @@ def list_sources(
     for argument, values, valid in (("protocols", protocols, PROTOCOLS), ("controls", controls, REAL)):
         if unknown := [value for value in values if value not in valid]:
             raise ValueError(f"`{argument}` has {unknown[0]!r}; valid are {', '.join(map(repr, valid))}.")
-    if soft_labels and pipeline.labeler is None:
-        raise ValueError("`soft_labels` takes a teacher, but the pipeline has no `labeler`.")
+    if pipeline.labeler is None and (soft_labels or any(draw.filtered for draw in draws)):
+        asked = "`soft_labels` takes" if soft_labels else "the filter of `draws` takes"
+        raise ValueError(f"{asked} a teacher, but the pipeline has no `labeler`.")
     judge = Deployment(recipe)
-    sources = [generated_source(pipeline, ipc, judge)] if "B" in protocols else []
+    sources = [generated_source(pipeline, ipc, judge, draw=draw) for draw in draws if "B" in protocols]
     if "A" in protocols:
         sources += [fixed_source(pipeline, each, ipc, judge, name) for name, each in (selections or {}).items()]
     compared = list(sources)

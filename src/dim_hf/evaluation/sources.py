@@ -1,7 +1,7 @@
 """What the classifiers of a row are trained on: generated images, fresh or fixed, with hard labels or a teacher's."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -23,6 +23,38 @@ from .tables import Row, row_title
 LatentsOf = Callable[[int], tuple[torch.Tensor, torch.Tensor]]
 
 
+@dataclass(frozen=True)
+class Draw:
+    """
+    How the images of a stream are drawn from a generator: what can be tuned without training it again.
+
+    Args:
+        noise_scale (`float`), max_attempts (`int`), min_confidence (`float`): Those of [`DiMDataset`].
+    """
+
+    noise_scale: float = 1.0
+    max_attempts: int = 1
+    min_confidence: float = 0.0
+
+    @property
+    def filtered(self) -> bool:
+        """Whether a teacher chooses among the images, which then has to be kept too."""
+        return self.max_attempts > 1
+
+    @property
+    def title(self) -> str:
+        """What a row adds to its name; empty for the usual draw."""
+        parts = [f"noise x {self.noise_scale:g}"] if self.noise_scale != 1 else []
+        if self.filtered:
+            confidence = f", confidence {self.min_confidence:g}" if self.min_confidence else ""
+            parts.append(f"teacher's filter ({self.max_attempts} draws{confidence})")
+        return ", ".join(parts)
+
+    def identity(self) -> dict[str, Any]:
+        """The values that are not as usual."""
+        return {name: value for name, value in asdict(self).items() if value != getattr(Draw, name)}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Source:
     """
@@ -39,6 +71,7 @@ class Source:
         stored: From the seed to the bytes of all that has to be kept: weights, latents and what labels take, or real
             images with their labels in a container (see `codecs.py`).
         seen: From the seed to the number of different images that a classifier sees.
+        draw ([`Draw`], *optional*): How generated images are drawn.
         labels (`str`, *optional*, defaults to `"hard"`): `"soft"` for those of a teacher.
         augment (`bool`, *optional*, defaults to `True`): Whether classifiers are trained with augmentation.
         control (`bool`, *optional*, defaults to `False`): Whether the row is not a result of the distilled data set.
@@ -53,6 +86,7 @@ class Source:
     content: Callable[[int], str]
     stored: Callable[[int], int]
     seen: Callable[[int], int]
+    draw: Draw = Draw()
     labels: str = "hard"
     augment: bool = True
     control: bool = False
@@ -64,7 +98,7 @@ class Source:
 
     def identity(self, seed: int) -> dict[str, Any]:
         """JSON values that decide the images and labels of a seed, and how a classifier is trained on them."""
-        identity: dict[str, Any] = {"source": self.kind, "content": self.content(seed)}
+        identity: dict[str, Any] = {"source": self.kind, "content": self.content(seed)} | self.draw.identity()
         if self.labels != "hard":
             identity["labels"] = self.labels
         if not self.augment:
@@ -98,21 +132,28 @@ class Source:
 
 
 def generated_source(
-    pipeline: DiffusionPipeline, ipc: int, judge: Judge, description: str = GENERATED, control: bool = False
+    pipeline: DiffusionPipeline,
+    ipc: int,
+    judge: Judge,
+    description: str = GENERATED,
+    control: bool = False,
+    draw: Draw = Draw(),
 ) -> Source:
     """Fresh images of a pipeline in every epoch, `ipc` per class: protocol B."""
-    digest = module_digest(pipeline.generator)
+    networks = [pipeline.generator, pipeline.labeler] if draw.filtered else [pipeline.generator]
+    content = "/".join(module_digest(network) for network in networks)
     images = judge.recipe.epochs * ipc * pipeline.generator.config.num_classes
     return Source(
-        description=description,
+        description=", ".join(part for part in (description, draw.title) if part),
         kind="generated",
         protocol="B",
         ipc=ipc,
         judge=judge,
-        stream=lambda seed: GeneratedStream(pipeline.generator, ipc, seed, judge.recipe.batch_size),
-        content=lambda seed: digest,
-        stored=lambda seed: module_bytes(pipeline.generator),
+        stream=lambda seed: GeneratedStream(pipeline, ipc, seed, judge.recipe.batch_size, **asdict(draw)),
+        content=lambda seed: content,
+        stored=lambda seed: sum(map(module_bytes, networks)),
         seen=lambda seed: images,
+        draw=draw,
         control=control,
     )
 
@@ -165,7 +206,9 @@ def with_soft_labels(source: Source, teacher: DiMLabeler) -> Source:
 
     def stored(seed: int) -> int:
         probabilities = 4 * teacher.config.num_classes * source.seen(seed)
-        return source.stored(seed) + (module_bytes(teacher) if source.kind == "generated" else probabilities)
+        if source.kind != "generated":
+            return source.stored(seed) + probabilities
+        return source.stored(seed) + (0 if source.draw.filtered else module_bytes(teacher))
 
     return replace(
         source,

@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 from yaml import YAMLError
 
 from ..classifiers.names import public_name
+from ..evaluation.names import GENERATED
 from ..evaluation.tables import Row, results_table
 from ..files import read_json
 from ..weights import module_bytes, weights_digest
@@ -267,7 +268,7 @@ def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) ->
 
 def metric_name(row: dict[str, Any]) -> str:
     """What the accuracy of a row is one of: a reader sees no table beside it."""
-    images = f"{row['ipc']} images per class and epoch"
+    images = f"{row['ipc']} images per class and epoch{row['source'].removeprefix(GENERATED)}"
     if row["protocol"] == "A":
         images = f"a {row['source']}, of {row['ipc']} images per class"
     labels = " with a teacher's soft labels" if row["labels"] == "soft" else ""
