@@ -34,7 +34,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from evaluate_inputs import check_args, check_fit, check_folders, list_draws, load_pipelines, load_splits, takes_pool
+from evaluate_inputs import (
+    Pipelines,
+    check_args,
+    check_fit,
+    check_folders,
+    list_draws,
+    load_pipelines,
+    load_splits,
+    takes_pool,
+)
 from tqdm.auto import tqdm
 
 from dim_hf.classifiers import public_name
@@ -74,7 +83,10 @@ def main(args: argparse.Namespace) -> list[Row]:
         warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
     recipes = {
         ipc: DeploymentRecipe(
-            epochs, args.train_batch_size, args.learning_rate, mixed_precision=accelerator.mixed_precision
+            epochs=epochs,
+            batch_size=args.train_batch_size,
+            learning_rate=args.learning_rate,
+            mixed_precision=accelerator.mixed_precision,
         )
         for ipc, epochs in zip(args.ipc, args.epochs * (len(args.ipc) // len(args.epochs)), strict=True)
     }
@@ -137,24 +149,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             stored_accuracy, full = (result(job)["accuracy"] for job in compared)
             about = f"accuracy of {args.classifiers[0]} at ipc {args.ipc[0]}"
             warn_of_storage(args.storage, stored_accuracy, full, about)
-        protocol = describe_protocol(
-            args.protocols,
-            recipes,
-            args.seeds,
-            test,
-            "the part of train that training held out" if args.validation else f"split {args.test_split}",
-            module_bytes(pipeline.generator),
-            module_bytes(pipeline.generator) * len(train) / png_bytes(train),
-        )
-        protocol += describe_sets(args, sets)
-        if any(draw != Draw() for draw in list_draws(args)):
-            protocol += (
-                " Noise x: the latents are multiplied by that number. Teacher's filter: an image is drawn again, up "
-                "to so many draws in all, if the teacher takes it for another class or gives its class less than that "
-                "probability."
-            )
-        if "before_matching" in args.controls and pipelines.before is None and {*args.protocols} != {"C"}:
-            protocol += " There is no control from before matching, as no pipeline of that time was found."
+        protocol = describe(args, recipes, pipelines, train, test, sets)
         # Of the first classifier on the most images.
         shown = max(range(len(rows)), key=lambda i: (rows[i][0].ipc, -i))
         matrices = [result((*rows[shown], seed)).get("confusion") for seed in args.seeds]
@@ -243,9 +238,25 @@ def run_jobs(
     return read_results(results)[0]
 
 
-def describe_sets(args: argparse.Namespace, sets: dict[tuple[str, int, int, int], Path]) -> str:
-    """How the fixed sets were made, in sentences to be added to others."""
-    text = ""
+def describe(
+    args: argparse.Namespace,
+    recipes: dict[int, DeploymentRecipe],
+    pipelines: Pipelines,
+    train: ImageData,
+    test: ImageData,
+    sets: dict[tuple[str, int, int, int], Path],
+) -> str:
+    """How the figures were made, in words; nothing in it is of this machine, since it goes on the model card."""
+    stored = module_bytes(pipelines.evaluated.generator)
+    text = describe_protocol(
+        args.protocols,
+        recipes,
+        args.seeds,
+        test,
+        "the part of train that training held out" if args.validation else f"split {args.test_split}",
+        stored,
+        stored * len(train) / png_bytes(train),
+    )
     if takes_pool(args):
         if args.selection != ["random"]:
             text += (
@@ -257,6 +268,14 @@ def describe_sets(args: argparse.Namespace, sets: dict[tuple[str, int, int, int]
         text += f" These networks were trained on the real images for {args.pool_steps:,} steps."
     if sets:
         text += f" Seconds to make one fixed set: {describe_times(sets)}."
+    if any(draw != Draw() for draw in list_draws(args)):
+        text += (
+            " Noise x: the latents are multiplied by that number. Teacher's filter: an image is drawn again, up to so "
+            "many draws in all, if the teacher takes it for another class or gives its class less than that "
+            "probability."
+        )
+    if "before_matching" in args.controls and pipelines.before is None and {*args.protocols} != {"C"}:
+        text += " There is no control from before matching, as no pipeline of that time was found."
     return text
 
 
