@@ -1,7 +1,11 @@
 """What the scripts have in common: how they end, and which flags were given."""
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
+import command_line
 import pytest
 from command_line import (
     Parser,
@@ -91,6 +95,28 @@ def test_messages_stay_short_whatever_is_typed(capsys):
             parser.parse_args(arguments)
         message = capsys.readouterr().err
         assert len(message) < 700 and message.count("\n") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_dim", "generate_dim", "train_labeler"])
+def test_help_and_wrong_flags_answer_before_libraries_are_loaded(script):
+    # As `python script.py` runs it, but the process tells at its end what it has loaded.
+    path = Path(command_line.__file__).with_name(f"{script}.py")
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(path.parent)!r})
+sys.argv[0] = {str(path)!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    slow = {{"torch", "numpy", "diffusers", "accelerate", "datasets"}} & sys.modules.keys()
+    print("loaded", *sorted(slow), file=sys.stderr)
+"""
+    for arguments, status in ((["--help"], 0), (["--no_such_flag"], 2), (["--seed", "x"], 2)):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        assert result.returncode == status, result.stderr
+        assert result.stderr.splitlines()[-1] == "loaded"
+        assert ("--output_dir" in result.stdout) == (status == 0)
 
 
 def test_choices_are_those_of_what_repositories_carry():
