@@ -128,7 +128,7 @@ def make_parser() -> Parser:
         type=non_negative_int,
         nargs="+",
         default=[0],
-        help="then optimise the latents for so many steps; each number is a row of each selection",
+        help="steps of optimising the latents after the choice; each number is a row of each selection",
     )
     fixed.add_argument(
         "--pool",

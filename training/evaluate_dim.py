@@ -72,7 +72,7 @@ Job = tuple[Source, str, int]
 
 
 def main(args: argparse.Namespace) -> list[Row]:
-    # 1. Settings are checked before any work; first what arguments and folders alone can tell.
+    # 1. Settings are checked before any work; first what arguments and folders show without loading anything.
     check_args(args)
     folders = check_folders(args)
     # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
@@ -275,7 +275,7 @@ def describe(
             "probability."
         )
     if "before_matching" in args.controls and pipelines.before is None and {*args.protocols} != {"C"}:
-        text += " There is no control from before matching, as no pipeline of that time was found."
+        text += " There is no control from before matching, as no pipeline from before it was found."
     return text
 
 

@@ -160,7 +160,7 @@ def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> float:
     """
-    The share of images, in [0, 1], that a classifier in `eval()` names right.
+    The accuracy of a classifier on real images, in [0, 1]; it is scored in `eval()`.
 
     Args:
         classifier, data, batch_size: Those of [`predict`].
@@ -171,7 +171,7 @@ def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 
 @torch.no_grad()
 def predict(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> torch.Tensor:
     """
-    The classes that a classifier in `eval()` gives to images.
+    The predictions of a classifier in `eval()`.
 
     Args:
         classifier: Maps images in [-1, 1] to logits.

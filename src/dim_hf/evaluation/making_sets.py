@@ -1,4 +1,4 @@
-"""The files of the fixed sets of an evaluation: what is there and whole is used, and the rest is made."""
+"""The files of the fixed sets of an evaluation: intact ones are reused, the rest are made."""
 
 import hashlib
 import itertools
@@ -58,8 +58,8 @@ def make_fixed_sets(
     cache_dir: Path,
 ) -> dict[tuple[str, int, int, int], Path]:
     """
-    The files in a folder of the latents of each selection, number of steps, ipc and seed. What was made before stays,
-    unless it is damaged. To be called by every process, which share the work.
+    Makes the file of latents of each selection, ipc, seed and number of steps. Earlier files are reused unless they
+    are damaged. Every process must call this; they share the work.
     """
     paths: dict[tuple[str, int, int, int], Path] = {}
     # What is missing of each selection, ipc and seed: its latents are chosen once, whatever the steps that follow.
@@ -134,7 +134,7 @@ def sets_by_name(paths: Mapping[tuple[str, int, int, int], Path], ipc: int) -> d
 
 
 def what_is_wrong(path: Path, shape: tuple[int, int]) -> str:
-    """What keeps a file from being the latents of that shape, `(n, latent_dim)`, in a sentence; empty if nothing."""
+    """Why a file does not hold latents of the shape `(n, latent_dim)`, as a sentence; empty if it does."""
     try:
         latents, _ = load_latents(path)
         latents_settings(path)
@@ -144,7 +144,7 @@ def what_is_wrong(path: Path, shape: tuple[int, int]) -> str:
 
 
 def describe_times(sets: Mapping[tuple[str, int, int, int], Path]) -> str:
-    """How long fixed sets took to make, means over the seeds, as their files say."""
+    """The time that fixed sets took to make, as recorded in their files, averaged over the seeds."""
     times: dict[tuple[str, int], dict[int, list[float]]] = {}
     for (selection, steps, ipc, _), path in sets.items():
         times.setdefault((selection, steps), {}).setdefault(ipc, []).append(latents_settings(path)["seconds"])

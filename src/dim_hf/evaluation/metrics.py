@@ -47,7 +47,7 @@ def label_robust_score(*, real: float, hard: float, own: float, random: float, w
     Args:
         real (`float`): Of a classifier trained on all real images with hard labels.
         hard (`float`): Of one trained on the distilled images with hard labels.
-        own (`float`): Of one trained on the distilled images with whatever labels belong to them.
+        own (`float`): Of one trained on the distilled images with their own labels, hard or soft.
         random (`float`): Of one trained on as many random real images, by the recipe of `own`.
         weight (`float`, *optional*, defaults to 0.5): In [0, 1].
 

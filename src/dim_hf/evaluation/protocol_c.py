@@ -1,5 +1,5 @@
 """
-Protocol C, legacy: the deployment of DiM's released code, written anew, for comparison with its own figures only.
+Protocol C, legacy: the deployment of DiM's released code, rewritten, for comparison with its own figures only.
 
 It differs from protocol B in what makes it unfit for other comparisons: the best of five evaluations *on the test
 split* counts; classifiers are never put in `eval()`, so that batch norm uses the statistics of test batches; labels
@@ -89,7 +89,7 @@ def legacy_accuracy(
 
 
 def evaluated_epochs(epochs: int) -> set[int]:
-    """After which of so many epochs, from 1, a classifier is scored: five, the last of them too, or all if fewer."""
+    """The epochs, counted from 1, after which a classifier is scored: five including the last, or all if fewer."""
     return {math.ceil(epochs * part / EVALUATIONS) for part in range(1, EVALUATIONS + 1)}
 
 
@@ -112,7 +112,7 @@ def change_colours(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def batch_accuracy(classifier: nn.Module, data: ImageData) -> float:
-    """The share of images, in [0, 1], that a classifier names right as it is, in training mode too."""
+    """The accuracy of a classifier, in [0, 1], in the mode that it is in, training mode included."""
     right = 0
     for indices in torch.arange(len(data), device=data.labels.device).split(BATCH_SIZE):
         images, labels = data.batch(indices)

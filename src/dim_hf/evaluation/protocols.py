@@ -64,7 +64,7 @@ class Legacy:
     def train(
         self, stream: Stream, classifier: str, test: ImageData, *, seed: int, augment: bool, progress: bool
     ) -> dict[str, Any]:
-        """`accuracy`; images are augmented in any case."""
+        """`accuracy`; images are always augmented."""
         epochs = self.recipe.epochs
         return {"accuracy": legacy_accuracy(stream, classifier, test, epochs=epochs, seed=seed, progress=progress)}
 
@@ -92,7 +92,7 @@ def list_sources(
         pipeline ([`DiMPipeline`]): What is evaluated; with a `labeler` for soft labels.
         ipc (`int`): Images per class.
         recipe ([`DeploymentRecipe`]): How classifiers are trained.
-        train ([`ImageData`]): Where real images come from.
+        train ([`ImageData`]): The real images for controls.
         protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
         controls (`Sequence[str]`, *optional*): Any of `REAL`, as controls of A and B.
         before_matching ([`DiMPipeline`], *optional*): A control of A and B.
@@ -100,7 +100,7 @@ def list_sources(
         selections_before (`Mapping`, *optional*): Those of `before_matching`, by the same descriptions.
         draws (`Sequence[Draw]`, *optional*): How the images of B are drawn; each is a row.
         soft_labels (`bool`, *optional*, defaults to `False`):
-            Whether results, and the random real subset, are there with the teacher's labels too.
+            Whether to repeat results, and the random real subset, with the teacher's labels.
         without_augmentation (`bool`, *optional*, defaults to `False`): The same for training without augmentation.
         codec_for: From a number of bytes to the codec of `"equal_bytes_lossy"`, as [`best_codec`] finds it.
 

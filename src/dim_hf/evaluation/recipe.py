@@ -12,12 +12,12 @@ class DeploymentRecipe:
 
     Args:
         epochs (`int`): Epochs; each sees `ipc` images per class.
-        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
+        batch_size (`int`): The largest batch; an epoch is split into equal ones.
         learning_rate (`float`): The largest of the one-cycle schedule.
         momentum (`float`), weight_decay (`float`): Of SGD.
         label_smoothing (`float`): Share of a hard label that is spread evenly over all classes (arXiv 1512.00567). The
             labels of generated images are less certain than those of real ones.
-        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scored in float32 in any case.
+        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scoring is always in float32.
     """
 
     epochs: int = 1000

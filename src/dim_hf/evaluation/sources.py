@@ -51,7 +51,7 @@ class Draw:
         return ", ".join(parts)
 
     def identity(self) -> dict[str, Any]:
-        """The values that are not as usual."""
+        """The values that differ from the usual draw."""
         return {name: value for name, value in asdict(self).items() if value != getattr(Draw, name)}
 
 
@@ -62,14 +62,14 @@ class Source:
 
     Args:
         description (`str`): What the table calls it.
-        kind (`str`): With `content`, names the source in the results, whatever it is called.
+        kind (`str`): Together with `content`, identifies the source in results.jsonl.
         protocol (`str`): `"A"`, `"B"` or `"C"`; of a control, the protocols that it is compared with.
         ipc (`int`): Images per class and epoch; of a fixed set, images per class.
         judge ([`Judge`]): Trains and scores the classifiers.
         stream: From the seed of a row to what its classifier is trained on.
-        content: From the seed to a short name of the weights, latents or real images that decide the stream.
-        stored: From the seed to the bytes of all that has to be kept: weights, latents and what labels take, or real
-            images with their labels in a container (see `codecs.py`).
+        content: From the seed to a digest of the weights, latents or real images that determine the stream.
+        stored: From the seed to the bytes that must be kept: weights, latents and soft labels, or real images with
+            their labels in a container (see `codecs.py`).
         seen: From the seed to the number of different images that a classifier sees.
         draw ([`Draw`], *optional*): How generated images are drawn.
         labels (`str`, *optional*, defaults to `"hard"`): `"soft"` for those of a teacher.
@@ -93,11 +93,11 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The description, with what is not as usual."""
+        """The description, with soft labels or missing augmentation."""
         return row_title(self.description, self.labels, self.augment)
 
     def identity(self, seed: int) -> dict[str, Any]:
-        """JSON values that decide the images and labels of a seed, and how a classifier is trained on them."""
+        """JSON values that determine the images and labels of a seed, and how a classifier is trained on them."""
         identity: dict[str, Any] = {"source": self.kind, "content": self.content(seed)} | self.draw.identity()
         if self.labels != "hard":
             identity["labels"] = self.labels
@@ -199,8 +199,8 @@ def fixed_source(
 
 def with_soft_labels(source: Source, teacher: DiMLabeler) -> Source:
     """
-    A source with a teacher's probabilities as labels. What has to be stored with it is the teacher where images never
-    end, and the probabilities of a fixed set.
+    The source with a teacher's probabilities as labels. The teacher must be stored with a stream, the probabilities
+    with a fixed set.
     """
     digest = module_digest(teacher)
 

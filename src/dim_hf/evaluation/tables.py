@@ -1,4 +1,4 @@
-"""Tables, sample grids and reports, and what is to be known of the machine a figure was made on."""
+"""The rows, tables and scores of an evaluation, and its report in Markdown and JSON."""
 
 import json
 import math
@@ -36,7 +36,7 @@ class Row:
         protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
         labels (`str`): `"hard"`, or `"soft"` for those of a teacher.
         augment (`bool`): Whether they were trained with augmentation.
-        control (`bool`): Whether the row is no result of the distilled data set.
+        control (`bool`): Whether the row is not a result of the distilled data set.
     """
 
     source: str
@@ -64,18 +64,18 @@ class Row:
 
     @property
     def bits_per_class(self) -> float:
-        """What has to be kept in the unit of arXiv 2507.17221, which data sets of other classes compare in."""
+        """Stored bits divided by the classes, which compares data sets of different classes (arXiv 2507.17221)."""
         return 8 * self.bytes / self.num_classes
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of the sample, over the seeds; `None` where there is one seed, which tells of none."""
+        """Sample standard deviation over the seeds; `None` with a single seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def row_title(source: str, labels: str, augment: bool) -> str:
     """
-    The name of a source with what is not as usual: soft labels, or training without augmentation.
+    The name of a source, followed by "soft labels" or "no augmentation" where that applies.
 
     Raises:
         ValueError: If `labels` is neither `"hard"` nor `"soft"`.
@@ -212,7 +212,7 @@ def describe_protocol(
     Args:
         protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
         recipes (`Mapping[int, DeploymentRecipe]`):
-            Of A, B and the controls, by ipc. They differ in their epochs alone.
+            Of A, B and the controls, by ipc. They differ only in their epochs.
         seeds (`Sequence[int]`): Of each row.
         test ([`ImageData`]): What classifiers were scored on.
         scored_on (`str`): What that is called.
@@ -233,7 +233,7 @@ def describe_protocol(
             f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise; "
             "those of a teacher are not smoothed. Scored once, after the last epoch."
         )
-    spread = "one seed, which tells of no spread"
+    spread = "one seed, so no spread is known"
     if len(seeds) > 1:
         # The standard error of a normal sample's standard deviation is about 1 / sqrt(2 (n - 1)) of it.
         spread = (
