@@ -7,7 +7,7 @@ coding, and the limit, all real images streamed at the same rate.
 
 Classifiers are trained in protocol B and scored once on the test split. Real images are compared at the size of each
 pipeline and at `--budgets`; their best coding is chosen for each size on held-out images of *train*, by
-`dim_hf.evaluation.codec_search`. A pipeline that is stored in several forms is one folder for each.
+`dim_hf.evaluation.codec_search`. `--storage float16 int8 int4` scores each pipeline in each of these forms.
 
 The output folder gets results.jsonl, a line per classifier, and codecs.jsonl, the searches: the same command goes on
 after an interruption, and another pipeline, size, seed or classifier adds to what is there. frontier.md (the table)
@@ -26,17 +26,20 @@ import torch
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 
+from dim_hf.choices import STORAGE_FORMS
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.evaluation.codec_search import best_codec
-from dim_hf.evaluation.codecs import PNG_FILES
-from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
-from dim_hf.evaluation.sources import Source, generated_source, real_source
+from dim_hf.evaluation.codecs import Codec
+from dim_hf.evaluation.controls import Comparison, equal_bytes, equal_bytes_lossy, streamed
+from dim_hf.evaluation.protocols import Deployment
+from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.sources import Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes
+from dim_hf.weights import module_bytes, stored_form
 
 
 OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
@@ -77,6 +80,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", default="out/frontier")
     parser.add_argument("--pipelines", nargs="*", default=[], metavar="FOLDER")
     parser.add_argument(
+        "--storage", nargs="+", choices=STORAGE_FORMS, help="score each of them in these forms; default: as stored"
+    )
+    parser.add_argument(
         "--budgets",
         type=float,
         nargs="+",
@@ -100,7 +106,9 @@ def main(args: argparse.Namespace) -> list[Row]:
         raise ValueError(f"`--budgets` has {min(args.budgets)}; each must be above 0 MB.")
     if args.train_split == args.test_split:
         raise ValueError(f"`--test_split` is {args.test_split!r}, the split of the real images; name another.")
-    pipelines = {folder: load_pipeline(folder) for folder in args.pipelines}
+    if args.storage and not args.pipelines:
+        raise ValueError(f"`--storage` {' '.join(args.storage)} has no effect without `--pipelines`.")
+    pipelines = load_pipelines(args.pipelines, args.storage)
     train, test = load_data(args, pipelines)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
@@ -124,19 +132,8 @@ def main(args: argparse.Namespace) -> list[Row]:
                 if key(job(point, classifier, seed)) in finished:
                     continue
                 start = time.perf_counter()
-                network = train_classifier(
-                    point.source.stream(seed),
-                    classifier,
-                    recipe,
-                    channels=test.channels,
-                    size=test.size,
-                    seed=seed,
-                    device=test.labels.device,
-                )
-                record: dict[str, Any] = {
-                    "job": job(point, classifier, seed),
-                    "accuracy": evaluate_accuracy(network, test),
-                }
+                figures = point.source.train(classifier, test, seed)
+                record: dict[str, Any] = {"job": job(point, classifier, seed), "accuracy": figures["accuracy"]}
                 record |= {"seconds": round(time.perf_counter() - start, 1), "bytes": point.source.stored(seed)}
                 finished[key(record["job"])] = record
                 append_json_line(path, record)
@@ -145,10 +142,10 @@ def main(args: argparse.Namespace) -> list[Row]:
                     f"{100 * record['accuracy']:.2f} %",
                     flush=True,
                 )
-                rows = collect(points, finished, job, args, recipe)
+                rows = collect(points, finished, job, args)
                 write(output_dir, rows, args, test)
     if not rows:
-        rows = collect(points, finished, job, args, recipe)
+        rows = collect(points, finished, job, args)
         write(output_dir, rows, args, test)
     lock.release()
     print(f"\n{results_table([row for _, row in rows])}\n\nplot {output_dir / 'frontier.png'}")
@@ -157,6 +154,14 @@ def main(args: argparse.Namespace) -> list[Row]:
 
 def key(job: dict[str, Any]) -> str:
     return json.dumps(job, sort_keys=True)
+
+
+def load_pipelines(folders: Sequence[str], forms: Sequence[str] | None) -> dict[str, DiMPipeline]:
+    """The pipelines by their folders, or by folder and form of storage where forms are asked for."""
+    loaded = {folder: load_pipeline(folder) for folder in folders}
+    if forms is None:
+        return loaded
+    return {f"{folder}, {form}": stored_form(each, form) for folder, each in loaded.items() for form in forms}
 
 
 def load_pipeline(folder: str) -> DiMPipeline:
@@ -194,22 +199,29 @@ def list_points(
     searches: Path,
 ) -> list[Point]:
     """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
-    sizes = {folder: module_bytes(pipeline.generator) for folder, pipeline in pipelines.items()}
+    judge = Deployment(recipe)
+    sizes = {name: module_bytes(pipeline.generator) for name, pipeline in pipelines.items()}
     megabytes = args.budgets or (() if pipelines else DEFAULT_BUDGETS)
     budgets = sorted({*sizes.values(), *(round(1e6 * each) for each in megabytes)})
     points = [
-        Point(OURS, generated_source(pipeline, args.ipc, recipe, f"{OURS}, {Path(folder).name}"), sizes[folder])
-        for folder, pipeline in sorted(pipelines.items(), key=lambda item: sizes[item[0]])
+        Point(OURS, generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(name).name}"), sizes[name])
+        for name, pipeline in sorted(pipelines.items(), key=lambda item: sizes[item[0]])
     ]
+
+    def compared(budget: int) -> Comparison:
+        def search(budget: int) -> Codec:
+            return best_codec(train, budget, args.ipc, recipe, searches)
+
+        return Comparison(train=train, ipc=args.ipc, judge=judge, protocol="B", budget=budget, codec_for=search)
+
     for budget in budgets:
-        best = best_codec(train, budget, args.ipc, recipe, searches)
-        for curve, kind, codec in ((PNG, "equal_bytes", PNG_FILES), (CODED, "equal_bytes_lossy", best)):
-            points.append(Point(curve, real_source(kind, train, args.ipc, recipe, budget, "B", codec), budget))
-    return [*points, Point(LIMIT, real_source("streamed", train, args.ipc, recipe, 0, "B"), 0)]
+        points.append(Point(PNG, equal_bytes(compared(budget)), budget))
+        points.append(Point(CODED, equal_bytes_lossy(compared(budget)), budget))
+    return [*points, Point(LIMIT, streamed(compared(0)), 0)]
 
 
 def collect(
-    points: Sequence[Point], finished: dict[str, Any], job: Any, args: argparse.Namespace, recipe: DeploymentRecipe
+    points: Sequence[Point], finished: dict[str, Any], job: Any, args: argparse.Namespace
 ) -> list[tuple[Point, Row]]:
     """The rows of what is finished, over as many seeds as are."""
     rows = []
@@ -217,7 +229,7 @@ def collect(
         for point in points:
             own = [finished.get(key(job(point, classifier, seed))) for seed in args.seeds]
             if results := [record for record in own if record is not None]:
-                rows.append((point, point.source.row(classifier, args.ipc, recipe, args.seeds[0], results)))
+                rows.append((point, point.source.row(classifier, args.seeds[0], results)))
     return rows
 
 

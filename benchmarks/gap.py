@@ -27,8 +27,9 @@ import torch
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.coverage import density, last_features, recall
-from dim_hf.evaluation.judges import DeploymentRecipe, Stream, evaluate_accuracy, train_classifier
-from dim_hf.files import read_json_lines
+from dim_hf.evaluation.judges import Stream, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.files import append_json_line, read_json_lines
 from dim_hf.machine import environment
 from dim_hf.models import DiMGenerator
 from dim_hf.streams.generated import GeneratedStream
@@ -83,8 +84,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             replaced = nearest_generated(judge, train, generator, args.candidates, seed)
             row["nearest"] = accuracy(RealStream(replaced, args.ipc, seed, 64), held_out, args.epochs, seed)
         row = {"job": job} | row | {"seconds": round(time.perf_counter() - start), "environment": environment()}
-        with results.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        append_json_line(results, row)
         print(", ".join(f"{name} {row[name]:.3f}" for name in FIGURES if name in row), "of step", step)
     return read_json_lines(results)
 

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, normalise
 from dim_hf.distillation.augmentation import draw_augmentation
-from dim_hf.distillation.pool import PoolRecipe
+from dim_hf.distillation.pool_recipe import PoolEntry, PoolRecipe
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
@@ -38,7 +38,7 @@ class ReleasedPool(Sequence[nn.Module]):
 
     def __init__(
         self,
-        names: Sequence[str],
+        entries: Sequence[PoolEntry],
         data: ImageData,
         recipe: PoolRecipe,
         *,
@@ -46,7 +46,7 @@ class ReleasedPool(Sequence[nn.Module]):
         device: torch.device,
         **unused: Any,
     ):
-        self.names, self.data, self.recipe, self.device = names, data, recipe, device
+        self.entries, self.data, self.recipe, self.device = entries, data, recipe, device
         self.rng = random.Random(seed)
         self.order = torch.Generator(data.labels.device).manual_seed(seed)
         self.drawn = 0
@@ -56,7 +56,7 @@ class ReleasedPool(Sequence[nn.Module]):
 
     def __getitem__(self, index: Any) -> Any:
         if self.drawn % max(1, len(self.data) // self.recipe.batch_size) == 0:
-            name = self.rng.choice(self.names)
+            name = self.rng.choice(self.entries).classifier
             self.network = build_classifier(name, self.data.num_classes, self.data.channels, self.data.size)
             self.network.to(self.device)
             self.optimizer = torch.optim.SGD(

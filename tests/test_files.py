@@ -13,7 +13,6 @@ from dim_hf.files import (
     WRITES,
     append_json_line,
     check_output_dir,
-    end_last_line,
     lock_output_dir,
     read_json,
     read_json_lines,
@@ -139,8 +138,6 @@ def test_lines_survive_what_is_torn(tmp_path):
     append_json_line(path, {"a": 1})
     with path.open("ab") as file:
         file.write(b'{"a": 2, "\xff')
-    end_last_line(path)
-    end_last_line(path)
     append_json_line(path, {"a": 3})
     assert read_json_lines(path) == [{"a": 1}, {"a": 3}]
     with pytest.raises(ValueError, match="log.jsonl is damaged, it is not JSON"):

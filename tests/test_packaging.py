@@ -1,6 +1,8 @@
 """The same code imports from an editable install, a wheel and an sdist."""
 
+import ast
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import sysconfig
 import tarfile
 import zipfile
 from email.parser import Parser
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -41,6 +44,18 @@ def built(source) -> dict[str, Path]:
     return {"sdist": sdist, "wheel": wheel}
 
 
+def imported(*folders: Path) -> set[str]:
+    """The top-level names of all modules that files import from outside."""
+    names = set()
+    for path in (path for folder in folders for path in folder.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                names |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                names.add(str(node.module).partition(".")[0])
+    return names
+
+
 def modules() -> dict[str, bytes]:
     """The package's files by their path in an installation."""
     files = {f"dim_hf/{path.relative_to(ROOT / 'src/dim_hf')}": path for path in (ROOT / "src/dim_hf").rglob("*.py")}
@@ -57,7 +72,15 @@ def test_wheel_holds_every_module_and_its_requirements(built):
         assert package.pop(template) == (ROOT / "src" / template).read_bytes()
     assert package.pop("dim_hf/py.typed") == b""
     assert package == modules()
-    assert {"torch>=2.6", "diffusers>=0.41"} <= set(metadata.get_all("Requires-Dist"))
+    required = metadata.get_all("Requires-Dist")
+    assert {"torch>=2.6", "diffusers>=0.41"} <= set(required)
+    # What is imported is required, not only by something else that is.
+    named = {re.split("[^a-z0-9-]", line.lower().replace("_", "-"))[0] for line in required}
+    scripts = {path.stem for path in (ROOT / "training").glob("*.py")}
+    unnamed = imported(ROOT / "src", ROOT / "pipelines", ROOT / "training") - {"dim_hf", *scripts}
+    distributions = packages_distributions()
+    for module in unnamed - sys.stdlib_module_names:
+        assert {name.lower().replace("_", "-") for name in distributions[module]} & named, module
     assert metadata["Requires-Python"] == ">=3.10" and metadata["License-Expression"] == "Apache-2.0"
     assert any(name.endswith("/LICENSE") for name in files)
 

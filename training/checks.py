@@ -4,7 +4,6 @@ import argparse
 import copy
 import inspect
 import json
-import math
 import os
 from pathlib import Path
 from typing import Any
@@ -21,100 +20,35 @@ from presets import doublings
 
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData
-from dim_hf.distillation.losses import FEATURE_LOSSES, MATCHING_LOSSES
-from dim_hf.distillation.pool import split_entry
+from dim_hf.distillation.losses import FEATURE_LOSSES
 from dim_hf.hub.push import check_token
 from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 
 
-# Numbers that must be above 0, and those that may be 0. None has a use above `MOST`, or `MOST_FLOAT`, which float32
-# holds with room for what an optimiser makes of it.
-ABOVE_0 = (
-    "train_batch_size", "gradient_accumulation_steps", "logging_steps", "checkpointing_steps",
-    "checkpoints_total_limit", "match_interval", "pool_steps",
-    "validation_epochs", "validation_steps", "max_train_samples", "num_train_epochs", "max_train_steps",
-    "learning_rate", "discr_learning_rate", "match_learning_rate",
-)  # fmt: skip
-FROM_0 = (
-    "num_match_epochs", "max_match_steps", "class_loss_weight", "r1_weight", "dataloader_num_workers",
-)  # fmt: skip
-BELOW_1 = ("ema_decay", "adam_beta1", "adam_beta2")
-MOST = 10**9
-MOST_FLOAT = 1e30
 # No sensible network has larger numbers in its config; the number of weights is looked at besides.
 MOST_IN_CONFIG = 2**16
 
 
 def check_args(args: argparse.Namespace) -> None:
     """Refuses settings that no data set could make valid."""
-    check_numbers(args)
     if args.resolution is not None:
         doublings(args.resolution)
-    matching_weights(args.match_loss)
     check_classifiers(args)
     check_report_to(args.report_to)
     check_hub(args)
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    for names, valid in ((ABOVE_0, "above 0"), (FROM_0, "0 or above"), (BELOW_1, "from 0 to below 1")):
-        for name in names:
-            value = getattr(args, name)
-            if value is None:
-                continue
-            if not math.isfinite(value) or value < 0 or (names is ABOVE_0 and value == 0):
-                raise ValueError(f"`--{name}` is {value}; it must be {valid}.")
-            if names is BELOW_1 and value >= 1:
-                raise ValueError(f"`--{name}` is {value}; it must be {valid}.")
-            check_most(name, value)
-    if not 0 < args.validation_fraction < 1:
-        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
-    if not 0 <= args.seed < 2**32:
-        raise ValueError(f"`--seed` is {args.seed}; it must be from 0 to {2**32 - 1}.")
-
-
-def check_most(name: str, value: float) -> None:
-    """Refuses a number so large that it can only be a slip."""
-    most = MOST if isinstance(value, int) else MOST_FLOAT
-    if value > most:
-        raise ValueError(f"`--{name}` is {value}; it must be at most {most:,}.")
-
-
-def matching_weights(text: str) -> dict[str, float]:
-    """The factors of `--match_loss`, `name` or `name=weight` each."""
-    weights: dict[str, float] = {}
-    for part in text.split():
-        name, equals, number = part.partition("=")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError:
-            weight = math.nan
-        if name not in MATCHING_LOSSES:
-            raise ValueError(f"`--match_loss` has {listed([repr(name)])}; valid are {', '.join(MATCHING_LOSSES)}.")
-        if not 0 < weight <= MOST_FLOAT:
-            raise ValueError(
-                f"`--match_loss` has {listed([repr(part)])}; the weight of a loss must be a number above 0."
-            )
-        if name in weights:
-            raise ValueError(f"`--match_loss` names {name!r} twice.")
-        weights[name] = weight
-    if not weights:
-        raise ValueError(f"`--match_loss` is empty; valid are {', '.join(MATCHING_LOSSES)}.")
-    return weights
-
-
 def check_classifiers(args: argparse.Namespace, data: ImageData | None = None) -> None:
-    """Refuses classifiers by their names alone, or, where the data is known, by what images they take."""
+    """Refuses classifiers by their names only, or, where the data is known, by what images they take."""
     shape = (data.channels, data.size) if data else ()
-    features = bool(FEATURE_LOSSES.keys() & matching_weights(args.match_loss))
-    for flag, entries in (("pool", args.pool), ("validation_classifier", [args.validation_classifier])):
-        for entry in entries:
-            try:
-                name = split_entry(entry)[0] if flag == "pool" else entry
-                check_classifier(name, *shape, features=features and flag == "pool")
-            except ValueError as error:
-                raise ValueError(f"`--{flag}`: {error}") from error
+    features = bool(FEATURE_LOSSES.keys() & args.match_loss.keys())
+    names = [("pool", entry.classifier, features) for entry in args.pool]
+    for flag, name, with_features in [*names, ("validation_classifier", args.validation_classifier, False)]:
+        try:
+            check_classifier(name, *shape, features=with_features)
+        except ValueError as error:
+            raise ValueError(f"`--{flag}`: {error}") from error
 
 
 def check_report_to(tracker: str) -> None:

@@ -1,21 +1,40 @@
-"""What the scripts have in common: which flags were given, bounds of numbers, pipelines, and how a script ends."""
+"""
+What the scripts have in common: types of arguments, shared groups of them, pipelines, and how a script ends. The
+module loads no library, so that a script can read its arguments before it does.
+"""
 
 import argparse
+import math
 import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
-from accelerate.utils.memory import should_reduce_batch_size
-
-from dim_hf.files import NEXT_PIPELINE, read_json
-from dim_hf.messages import listed
-from dim_hf.pipelines import DiMPipeline
+from dim_hf.messages import listed, one_line
 
 
-# The type of a flag that takes a path: `~` is the home folder.
-local_path = os.path.expanduser
+if TYPE_CHECKING:
+    from dim_hf.pipelines import DiMPipeline
+
+T = TypeVar("T")
+
+# No number has a use above these; float32 holds the second with room for what an optimiser makes of it.
+MOST = 10**9
+MOST_FLOAT = 1e30
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose messages are short, whatever the number of flags and the length of a value."""
+
+    def __init__(self, description: str):
+        super().__init__(
+            usage="%(prog)s [--FLAG VALUE ...]", description=description, formatter_class=HelpWithDefaults
+        )
+
+    def error(self, message: str) -> NoReturn:
+        super().error(one_line(message, 500))
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
@@ -24,6 +43,110 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     def _get_help_string(self, action: argparse.Action) -> str | None:
         untold = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in (action.help or "")
         return super()._get_help_string(action) if untold else action.help
+
+
+# Types of arguments. A message of argparse begins with the argument; these add the value and what is valid.
+
+# `~` is the home folder.
+local_path = os.path.expanduser
+
+
+def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:
+    """The type of an argument that takes an integer from `least` to `most`."""
+
+    def convert(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{listed([repr(text)])} is not a whole number from {least} to {most:,}")
+        return value
+
+    return convert
+
+
+def number(valid: Callable[[float], bool], described: str) -> Callable[[str], float]:
+    """The type of an argument that takes a number, up to 1e30, for which `valid` holds."""
+
+    def convert(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        # NaN is not valid either.
+        if not (valid(value) and value <= MOST_FLOAT):
+            raise argparse.ArgumentTypeError(f"{listed([repr(text)])} is not a number {described}")
+        return value
+
+    return convert
+
+
+positive_int = whole_number(1)
+non_negative_int = whole_number(0)
+seed = whole_number(0, 2**32 - 1)
+positive_float = number(lambda value: value > 0, "above 0, up to 1e30")
+non_negative_float = number(lambda value: value >= 0, "from 0 to 1e30")
+fraction = number(lambda value: 0 < value < 1, "between 0 and 1")
+below_one = number(lambda value: 0 <= value < 1, "from 0 to below 1")
+
+
+# Groups of arguments that several scripts have.
+
+
+def add_pipeline_argument(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
+    )
+
+
+def add_data_arguments(
+    parser: argparse._ActionsContainer, train_split: str | None, train_split_help: str, cached: str = "decoded images"
+) -> None:
+    """
+    Adds what says which images are read, and how.
+
+    Args:
+        parser: A parser, or a group of one.
+        train_split: The default of `--train_split`.
+        cached: What is kept in `--cache_dir`.
+    """
+    parser.add_argument(
+        "--dataset_name",
+        type=local_path,
+        default="digits",
+        help="Hub id, local folder or file, or 'digits' (embedded)",
+    )
+    parser.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
+    parser.add_argument(
+        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
+    )
+    parser.add_argument("--revision", help="revision of a data set on the Hub")
+    parser.add_argument("--train_split", default=train_split, help=train_split_help)
+    parser.add_argument("--image_column", help="default: found from the features")
+    parser.add_argument("--label_column", help="default: found from the features")
+    parser.add_argument("--cache_dir", type=local_path, help=f"where {cached} are kept")
+    parser.add_argument(
+        "--dataloader_num_workers",
+        type=non_negative_int,
+        help="processes that decode images; default: one per core; 0: none",
+    )
+
+
+def add_hub_arguments(parser: argparse._ActionsContainer, what: str, repository: str, default: str) -> None:
+    """
+    Adds what says whether, where and with which token a script pushes.
+
+    Args:
+        parser: A parser, or a group of one.
+        what: What is pushed.
+        repository: The flag that names the repository, without dashes.
+        default: What names the repository otherwise.
+    """
+    parser.add_argument("--push_to_hub", action="store_true", help=f"push {what}")
+    parser.add_argument(f"--{repository}", help=f"repository; default: {default}")
+    parser.add_argument("--hub_token", help="default: the token of `hf auth login` or of HF_TOKEN")
+    parser.add_argument("--hub_private_repo", action="store_true", help="create the repository as a private one")
 
 
 def given_flags(parser: argparse.ArgumentParser, input_args: Sequence[str] | None) -> set[str]:
@@ -75,7 +198,9 @@ def check_once(args: argparse.Namespace, names: Iterable[str]) -> None:
 
 
 def check_pipeline(argument: str, name: str) -> None:
-    """Refuses what is no pipeline, from the files of a folder and from the name of what would be on the Hub."""
+    """Refuses what is not a pipeline: a folder by its files, and what would be on the Hub by its name."""
+    from dim_hf.files import NEXT_PIPELINE
+
     path = Path(name)
     if path.is_file():
         raise ValueError(f"`--{argument}` {name} is a file; valid is the folder of a pipeline, or its id on the Hub.")
@@ -90,11 +215,13 @@ def check_pipeline(argument: str, name: str) -> None:
         raise FileNotFoundError(f"`--{argument}` {name} holds no pipeline (model_index.json).")
 
 
-def load_pipeline(argument: str, name: str) -> DiMPipeline:
+def load_pipeline(argument: str, name: str) -> "DiMPipeline":
     """
     Raises:
         ValueError: If it cannot be loaded, naming the flag.
     """
+    from dim_hf.pipelines import DiMPipeline
+
     check_pipeline(argument, name)
     try:
         return DiMPipeline.from_pretrained(name)
@@ -112,6 +239,8 @@ def check_json_file(path: str | None, entries: Collection[str]) -> None:
     Args:
         entries: What the figures of this script have.
     """
+    from dim_hf.files import read_json
+
     if path is None:
         return
     folder = Path(path).absolute().parent
@@ -125,10 +254,10 @@ def check_json_file(path: str | None, entries: Collection[str]) -> None:
         raise FileExistsError(f"`--json` {path} exists and does not hold figures of this script; name another file.")
 
 
-def run_script(script: str, program: Callable[[], object], kept: str) -> None:
+def run_script(script: str, program: Callable[[], T], kept: str = "Nothing was written.") -> T:
     """
-    Runs a script to its end. What a user can put right ends in one message and exit status 1, an interruption in exit
-    status 130; a fault of ours shows where it is.
+    Runs a script, or a part of it, and returns what it returns. What a user can put right ends in one message and
+    exit status 1, an interruption in exit status 130; a fault of ours shows where it is.
 
     Args:
         script (`str`): Its name.
@@ -138,13 +267,15 @@ def run_script(script: str, program: Callable[[], object], kept: str) -> None:
     # Asked to end, a script leaves nothing half written, as after Ctrl-C.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        program()
+        return program()
     except KeyboardInterrupt:
         print(f"\n{script}: interrupted. {kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
         raise SystemExit(f"{script}: {error}") from error
     except RuntimeError as error:
+        from accelerate.utils.memory import should_reduce_batch_size
+
         if not should_reduce_batch_size(error):
             raise
         raise SystemExit(f"{script}: out of memory; lower the batch size or the resolution.") from error

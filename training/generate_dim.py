@@ -10,6 +10,51 @@ the shards are shared out. A shard is written aside and renamed; the same comman
 """
 
 import argparse
+
+from command_line import (
+    Parser,
+    add_hub_arguments,
+    add_pipeline_argument,
+    given_flags,
+    local_path,
+    positive_float,
+    positive_int,
+    refuse_idle_flags,
+    run_script,
+    whole_number,
+)
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser("Write generated images to disk as a data set.")
+    add_pipeline_argument(parser)
+    parser.add_argument(
+        "--output_dir", type=local_path, default="out/generated", help="the folder of the generated data set"
+    )
+    parser.add_argument("--ipc", type=whole_number(1, 2**32 - 1), default=100, help="images per class")
+    parser.add_argument("--class_labels", nargs="+", metavar="CLASS", help="names or labels; default: every class")
+    parser.add_argument("--seed", type=whole_number(0, 2**63 - 1), default=0, help="of the noise")
+    parser.add_argument(
+        "--max_attempts", type=positive_int, default=1, help="above 1: draw again what the teacher rejects"
+    )
+    parser.add_argument("--noise_scale", type=positive_float, default=1.0, help="factor of the noise")
+    parser.add_argument(
+        "--shard_size", type=positive_int, default=10_000, help="images per file; a process holds one file"
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=256, help="images made at once")
+    add_hub_arguments(
+        parser, "the images as a data set", "hub_dataset_id", "the name of --output_dir, in your namespace"
+    )
+    args = parser.parse_args(input_args)
+    hub = ("hub_dataset_id", "hub_token", "hub_private_repo")
+    refuse_idle_flags(given_flags(parser, input_args), [(not args.push_to_hub, hub, "without `--push_to_hub`")])
+    return args
+
+
+if __name__ == "__main__":
+    # `--help` and a wrong flag answer before the imports below, which take seconds.
+    ARGS = run_script("generate_dim.py", parse_args)
+
 import contextlib
 import hashlib
 import json
@@ -20,16 +65,7 @@ from pathlib import Path
 import datasets
 import torch
 from accelerate import Accelerator
-from command_line import (
-    HelpWithDefaults,
-    check_numbers,
-    check_pipeline,
-    given_flags,
-    load_pipeline,
-    local_path,
-    refuse_idle_flags,
-    run_script,
-)
+from command_line import check_pipeline, load_pipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
@@ -49,38 +85,8 @@ from dim_hf.pipelines.pipeline_dim import hub_reason, labelled_features
 from dim_hf.streams.generated import DiMDataset, to_pil
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Write generated images to disk as a data set.",
-        formatter_class=HelpWithDefaults,
-    )
-    parser.add_argument(
-        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
-    )
-    parser.add_argument("--output_dir", type=local_path, default="out/generated")
-    parser.add_argument("--ipc", type=int, default=100, help="images per class")
-    parser.add_argument("--class_labels", nargs="+", metavar="CLASS", help="names or labels; default: every class")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--max_attempts", type=int, default=1, help="above 1: draw again what the teacher rejects")
-    parser.add_argument("--noise_scale", type=float, default=1.0)
-    parser.add_argument("--shard_size", type=int, default=10_000, help="images per file; a process holds one file")
-    parser.add_argument("--batch_size", type=int, default=256, help="images made at once")
-    parser.add_argument("--push_to_hub", action="store_true", help="upload it as a data set")
-    parser.add_argument("--hub_dataset_id", help="repository; default: the name of --output_dir, in your namespace")
-    parser.add_argument("--hub_token", help="default: that of `hf auth login` or HF_TOKEN")
-    parser.add_argument("--hub_private_repo", action="store_true")
-    args = parser.parse_args(input_args)
-    hub = ("hub_dataset_id", "hub_token", "hub_private_repo")
-    refuse_idle_flags(given_flags(parser, input_args), [(not args.push_to_hub, hub, "without `--push_to_hub`")])
-    return args
-
-
 def main(args: argparse.Namespace) -> None:
     # 1. Settings are checked before anything is made; first what arguments and folders alone can tell.
-    check_numbers(args, dict.fromkeys(("ipc", "max_attempts"), (1, 2**32)) | {"seed": (0, 2**63)})
-    check_numbers(args, dict.fromkeys(("shard_size", "batch_size"), (1, 2**31)))
-    if not 0 < args.noise_scale < math.inf:
-        raise ValueError(f"`--noise_scale` is {args.noise_scale}; it must be above 0, and finite.")
     if args.push_to_hub:
         check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
     check_pipeline("pipeline", args.pipeline)
@@ -259,6 +265,6 @@ def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
 if __name__ == "__main__":
     run_script(
         "generate_dim.py",
-        lambda: main(parse_args()),
+        lambda: main(ARGS),
         "Every file that was finished is kept; the same command goes on.",
     )

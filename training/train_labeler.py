@@ -10,19 +10,60 @@ pipeline's folder says, and its accuracy is that on the part held out.
 """
 
 import argparse
-import math
+
+from command_line import (
+    Parser,
+    add_data_arguments,
+    add_pipeline_argument,
+    fraction,
+    local_path,
+    positive_float,
+    positive_int,
+    run_script,
+    seed,
+)
+
+from dim_hf.evaluation.recipe import DeploymentRecipe
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = Parser("Train a teacher on real images and save it with a pipeline.")
+    add_pipeline_argument(parser)
+    parser.add_argument(
+        "--output_dir", type=local_path, help="where to save the pipeline with its teacher; default: --pipeline itself"
+    )
+    add_data_arguments(parser, None, "split to train on; default: that of the training run in --pipeline, or train")
+    parser.add_argument(
+        "--validation_fraction",
+        type=fraction,
+        help="share of the train split held out; default: that of the training run in --pipeline, or 0.1",
+    )
+    parser.add_argument("--seed", type=seed, help="default: that of the training run in --pipeline, or 0")
+    parser.add_argument("--num_train_epochs", type=positive_int, default=20, help="passes through the real images")
+    parser.add_argument(
+        "--train_batch_size", type=positive_int, default=DeploymentRecipe.batch_size, help="images per step"
+    )
+    parser.add_argument(
+        "--learning_rate", type=positive_float, default=DeploymentRecipe.learning_rate, help="of SGD, at most"
+    )
+    return parser.parse_args(input_args)
+
+
+if __name__ == "__main__":
+    # `--help` and a wrong flag answer before the imports below, which take seconds.
+    ARGS = run_script("train_labeler.py", parse_args)
+
 import random
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from checks import check_most
-from command_line import HelpWithDefaults, load_pipeline, local_path, run_script
+from command_line import load_pipeline
 from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
-from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -30,65 +71,13 @@ from dim_hf.streams.real import WholeSetStream
 from dim_hf.weights import is_finite
 
 
-def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Train a teacher on real images and save it with a pipeline.",
-        formatter_class=HelpWithDefaults,
-    )
-    parser.add_argument(
-        "--pipeline", type=local_path, default="out/digits", help="folder or Hub id of a distilled data set"
-    )
-    parser.add_argument(
-        "--output_dir", type=local_path, help="where to save the pipeline with its teacher; default: --pipeline itself"
-    )
-    parser.add_argument(
-        "--dataset_name",
-        type=local_path,
-        default="digits",
-        help="Hub id, local folder or file, or 'digits' (embedded)",
-    )
-    parser.add_argument("--dataset_config_name", help="configuration of the data set, where it has several")
-    parser.add_argument(
-        "--train_data_dir", type=local_path, help="folder of images, one sub-folder per class, instead of a data set"
-    )
-    parser.add_argument("--revision", help="revision of a data set on the Hub")
-    parser.add_argument("--train_split", help="default: that of the training run in --pipeline, or train")
-    parser.add_argument("--image_column", help="found from the features unless given")
-    parser.add_argument("--label_column", help="found from the features unless given")
-    parser.add_argument("--cache_dir", type=local_path, help="where decoded images are kept")
-    parser.add_argument(
-        "--validation_fraction",
-        type=float,
-        help="share of the train split held out; default: that of the training run in --pipeline, or 0.1",
-    )
-    parser.add_argument("--seed", type=int, help="default: that of the training run in --pipeline, or 0")
-    parser.add_argument("--num_train_epochs", type=int, default=20, help="passes through the real images")
-    parser.add_argument("--train_batch_size", type=int, default=DeploymentRecipe.batch_size)
-    parser.add_argument("--learning_rate", type=float, default=DeploymentRecipe.learning_rate)
-    return parser.parse_args(input_args)
-
-
-def check_args(args: argparse.Namespace) -> None:
-    """Refuses settings that no data set could make valid."""
-    for name in ("num_train_epochs", "train_batch_size", "learning_rate"):
-        value = getattr(args, name)
-        if not math.isfinite(value) or value <= 0:
-            raise ValueError(f"`--{name}` is {value}; it must be above 0.")
-        check_most(name, value)
-    if args.validation_fraction is not None and not 0 < args.validation_fraction < 1:
-        raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
-    if args.seed is not None and not 0 <= args.seed < 2**32:
-        raise ValueError(f"`--seed` is {args.seed}; it must be from 0 to {2**32 - 1}.")
-
-
 def main(args: argparse.Namespace) -> float:
     # 1. What settings and folders alone show to be wrong is refused before data is read.
-    check_args(args)
     # A teacher's soft labels say more where its own were not smoothed (arXiv 1906.02629).
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)
     output_dir = Path(args.output_dir or args.pipeline)
     if args.output_dir is None and not output_dir.is_dir():
-        raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is no local folder.")
+        raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is not a local folder.")
     run = read_options(Path(args.pipeline))
     if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
@@ -113,6 +102,7 @@ def main(args: argparse.Namespace) -> float:
         resolution=config.sample_size,
         channels=config.out_channels,
         cache_dir=args.cache_dir,
+        num_workers=args.dataloader_num_workers,
         max_samples=run.get("max_train_samples"),
         revision=args.revision,
     )
@@ -165,4 +155,4 @@ def finite_logits(classifier: torch.nn.Module, data: ImageData) -> bool:
 
 
 if __name__ == "__main__":
-    run_script("train_labeler.py", lambda: main(parse_args()), "Nothing was replaced; the same command begins again.")
+    run_script("train_labeler.py", lambda: main(ARGS), "Nothing was replaced; the same command begins again.")

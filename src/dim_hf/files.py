@@ -329,11 +329,3 @@ def append_json_line(path: str | os.PathLike, record: dict[str, Any]) -> None:
             os.fsync(file.fileno())
     except OSError as error:
         raise OSError(f"{path} cannot be written: {_reason(error)}.") from error
-
-
-def end_last_line(path: str | os.PathLike) -> None:
-    """Ends a line that an interruption cut short, so that the next record does not go on with it."""
-    path = Path(path)
-    if path.exists() and not path.read_bytes().endswith(b"\n"):
-        with path.open("a") as file:
-            file.write("\n")

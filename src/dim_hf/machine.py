@@ -1,5 +1,6 @@
 """What is to be known of the machine a figure was made on."""
 
+import os
 import platform
 import warnings
 from importlib.metadata import version
@@ -35,6 +36,20 @@ def processor() -> str:
             if line.startswith("model name"):
                 return line.split(":", 1)[1].strip()
     return platform.processor() or platform.machine()
+
+
+def describe_threads(processes: int = 1) -> str:
+    """How many of the cores PyTorch computes on in each of some processes, and how to get all of them."""
+    threads = torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = f"{threads} thread{'s' * (threads > 1)}" + (f" in each of {processes} processes" if processes > 1 else "")
+    text += f", of {cores} core{'s' * (cores > 1)}"
+    if threads * processes >= cores:
+        return text
+    return (
+        f"{text}; for all of them: accelerate launch --num_cpu_threads_per_process {cores // processes} (or "
+        f"OMP_NUM_THREADS={cores // processes})"
+    )
 
 
 def warn_of_slow_precision(precision: str, device: torch.device) -> None:

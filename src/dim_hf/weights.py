@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
+from safetensors.torch import save
 from torch import nn
 
 from .models import DiMGenerator, DiMLabeler
@@ -66,14 +67,17 @@ def is_finite(*modules: nn.Module) -> bool:
 
 def module_bytes(module: ModelMixin) -> int:
     """
-    Bytes of the weights and buffers of a network as they are saved, with the scales of a generator in few bits. Of one
-    that was loaded, its file tells: what was saved in half precision is loaded in full.
+    Bytes of the file that a network's weights and buffers are stored in, of safetensors: the numbers, with codes and
+    scales in a form of few bits, and the header with their names and shapes. config.json and code are not counted.
+
+    Of a network that was loaded, its file tells: what was saved in half precision is loaded in full.
     """
-    if isinstance(module, DiMGenerator) and module.storage is not None:
-        return module.stored_bytes()
     path = Path(module.config.get("_name_or_path") or "") / SAFETENSORS_WEIGHTS_NAME
-    if path.parent.name and path.is_file():
-        with path.open("rb") as file:
-            # Eight bytes give the length of the header that follows them; the rest are the numbers.
-            return path.stat().st_size - 8 - int.from_bytes(file.read(8), "little")
-    return sum(value.numel() * value.element_size() for value in module.state_dict().values())
+    if isinstance(module, DiMGenerator) and module.storage is not None:
+        content = module.stored_state(module.storage)
+    elif path.parent.name and path.is_file():
+        return path.stat().st_size
+    else:
+        content = module.state_dict()
+    # As `save_pretrained` writes it.
+    return len(save({name: value.contiguous() for name, value in content.items()}, metadata={"format": "pt"}))

@@ -10,7 +10,7 @@ from PIL import Image
 from dim_hf.evaluation.tables import results_table
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes
+from dim_hf.weights import module_bytes, module_digest, stored_form
 
 
 def make_pipeline(folder, width=4, size=8):
@@ -63,6 +63,23 @@ def test_the_frontier_is_drawn_and_goes_on_where_it_ended(tmp_path, capsys):
     assert "GSDD, arXiv 2509.26219" in (tmp_path / "out" / "frontier.md").read_text()
 
 
+@pytest.mark.slow
+def test_each_form_of_storage_is_a_size_of_its_own(tmp_path):
+    make_pipeline(tmp_path / "small", 16)
+    rows = run(tmp_path, "--pipelines", str(tmp_path / "small"), "--storage", "float16", "int4")
+    pipeline = DiMPipeline.from_pretrained(tmp_path / "small")
+    forms = {form: stored_form(pipeline, form).generator for form in ("int4", "float16")}
+    ours = [row for row in rows if not row.control]
+    assert [(row.source, row.bytes) for row in ours] == [
+        (f"generated images, small, {form}", module_bytes(generator)) for form, generator in forms.items()
+    ]
+    # Weights that differ are jobs that differ, and each has as many bytes of real images beside it.
+    jobs = [json.loads(line)["job"] for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
+    assert {job["content"] for job in jobs if job["source"] == "generated"} == set(map(module_digest, forms.values()))
+    budgets = {int(job["content"].split("/")[1]) for job in jobs if job["source"] == "equal_bytes"}
+    assert budgets == set(map(module_bytes, forms.values()))
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -70,6 +87,7 @@ def test_the_frontier_is_drawn_and_goes_on_where_it_ended(tmp_path, capsys):
         (["--test_split", "train"], "`--test_split` is 'train'"),
         (["--pipelines", "nowhere"], "`--pipelines` has nowhere, which holds no pipeline"),
         (["--epochs", "0"], "`epochs` is 0"),
+        (["--storage", "int4"], "`--storage` int4 has no effect without `--pipelines`"),
     ],
 )
 def test_wrong_settings_are_named_before_any_work(tmp_path, arguments, message):

@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from dim_hf.choices import MATCHING_LOSSES
 from dim_hf.classifiers import build_classifier, logits_and_features
 from dim_hf.distillation.losses import (
-    MATCHING_LOSSES,
+    FEATURE_LOSSES,
+    LOGIT_LOSSES,
     class_loss,
     class_mean_matching_loss,
     energy_matching_loss,
@@ -248,6 +250,10 @@ def test_losses_combine_by_their_weights_and_features_are_means_over_layers():
     assert len(layers[0]) == 3 and alone["features"] == means
     both = matching_loss({"energy": 0.5, "features": 2.0}, classifier, real, fake, labels)
     torch.testing.assert_close(both, 0.5 * alone["energy"] + 2 * alone["features"])
+
+
+def test_every_loss_has_a_name_to_choose():
+    assert (*LOGIT_LOSSES, *FEATURE_LOSSES) == MATCHING_LOSSES
 
 
 @pytest.mark.parametrize("name", MATCHING_LOSSES)

@@ -8,7 +8,8 @@ from transformers import ResNetConfig
 from dim_hf.classifiers import build_classifier
 from dim_hf.classifiers.external import find_source, plan
 from dim_hf.data import load_image_data, normalise
-from dim_hf.distillation.pool import PoolRecipe, build_pool
+from dim_hf.distillation.pool import build_pool
+from dim_hf.distillation.pool_recipe import PoolRecipe, pool_entry
 
 
 DEVICE = torch.device("cpu")
@@ -23,7 +24,15 @@ def digits(tmp_path_factory):
 @pytest.fixture
 def build(digits, tmp_path):
     def build(entries=("convnet3",), recipe=RECIPE, seed=0, data=digits):
-        return build_pool(entries, data, recipe, seed=seed, cache_dir=tmp_path, device=DEVICE, show_progress=False)
+        return build_pool(
+            [pool_entry(entry) for entry in entries],
+            data,
+            recipe,
+            seed=seed,
+            cache_dir=tmp_path,
+            device=DEVICE,
+            show_progress=False,
+        )
 
     return build
 

@@ -92,3 +92,10 @@ def test_metrics_take_batches():
 def test_a_missing_input_is_named():
     with pytest.raises(ValueError, match="hard_label_predictions"):
         LabelRobustScore().compute(references=LABELS, predictions=LABELS)
+
+
+def test_no_images_and_unequal_numbers_are_refused():
+    with pytest.raises(ValueError, match="empty"):
+        Accuracy().compute(references=[], predictions=[])
+    with pytest.raises(ValueError, match="Mismatch|inconsistent"):
+        Accuracy().compute(references=LABELS, predictions=LABELS[:3])

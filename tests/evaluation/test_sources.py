@@ -1,29 +1,25 @@
 """What rows are trained on, what it takes to keep it, and scores by hand."""
 
+from dataclasses import asdict
+
 import pytest
 import torch
 
 from dim_hf.data import load_image_data
 from dim_hf.evaluation.codecs import CODECS, PNG_FILES, packed_subset, png_bytes, unpack
 from dim_hf.evaluation.fixed_sets import choose_latents
-from dim_hf.evaluation.judges import DeploymentRecipe
 from dim_hf.evaluation.metrics import unit_score
-from dim_hf.evaluation.sources import (
-    GENERATED,
-    REAL,
-    SoftLabels,
-    generated_source,
-    list_sources,
-    real_source,
-    scores,
-)
-from dim_hf.evaluation.tables import Row, row_title
+from dim_hf.evaluation.names import GENERATED, REAL
+from dim_hf.evaluation.protocols import Deployment, list_sources
+from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.sources import Draw, SoftLabels, generated_source
+from dim_hf.evaluation.tables import Row, row_title, scores
 from dim_hf.hub.push import prepare_repository
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.real import RealStream
-from dim_hf.weights import module_bytes
+from dim_hf.weights import module_bytes, module_digest
 
 
 RECIPE = DeploymentRecipe(epochs=3, batch_size=16)
@@ -96,13 +92,14 @@ def test_a_fixed_set_is_the_same_in_every_epoch_and_costs_its_latents(pipeline, 
 def test_bytes_are_those_of_the_saved_file(pipeline, tmp_path):
     full = module_bytes(pipeline.generator)
     pipeline.save_pretrained(tmp_path / "full")
+    file = "generator/diffusion_pytorch_model.safetensors"
     assert module_bytes(DiMPipeline.from_pretrained(tmp_path / "full").generator) == full
+    assert (tmp_path / "full" / file).stat().st_size == full
     pipeline.to(torch.float16).save_pretrained(tmp_path / "half")
     half = DiMPipeline.from_pretrained(tmp_path / "half")
     # Loaded in full precision, and kept in half.
     assert half.generator.dtype == torch.float32
-    numbers = pipeline.generator.state_dict().values()
-    assert module_bytes(half.generator) == sum(value.numel() * value.element_size() for value in numbers) < full
+    assert module_bytes(half.generator) == (tmp_path / "half" / file).stat().st_size < full
 
 
 def test_equal_bytes_are_those_of_the_generator_and_with_fixed_sets_of_their_latents(pipeline, digits):
@@ -171,6 +168,36 @@ def test_soft_labels_are_the_teachers_and_have_to_be_stored(pipeline, digits):
         assert soft[source].stored(0) - hard[source].stored(0) == 20 * 10 * 4
 
 
+def test_draws_are_rows_that_say_how_images_are_drawn_and_what_has_to_be_kept(pipeline, digits):
+    draws = [Draw(), Draw(noise_scale=1.5), Draw(1.25, max_attempts=4, min_confidence=0.5)]
+    sources = sources_of(pipeline, digits, protocols=["B"], controls=["equal_bytes"], draws=draws, soft_labels=True)
+    hard, soft = ([s for s in sources if s.kind == "generated" and s.labels == kind] for kind in ("hard", "soft"))
+    assert [source.title for source in hard] == [
+        GENERATED,
+        f"{GENERATED}, noise x 1.5",
+        f"{GENERATED}, noise x 1.25, teacher's filter (4 draws, confidence 0.5)",
+    ]
+    weights, teacher = module_bytes(pipeline.generator), module_bytes(pipeline.labeler)
+    assert [source.stored(0) for source in hard] == [weights, weights, weights + teacher]
+    # Who keeps a teacher for the filter has it for soft labels.
+    assert [source.stored(0) for source in soft] == [weights + teacher] * 3
+    for draw, source in zip(draws, hard, strict=True):
+        own = GeneratedStream(pipeline, 2, 3, RECIPE.batch_size, **asdict(draw)).batches(1)
+        for (images, labels), (expected, expected_labels) in zip(source.stream(3).batches(1), own, strict=True):
+            assert torch.equal(images, expected) and torch.equal(labels, expected_labels)
+    # Results of the usual draw are found under the name that they had before there were others.
+    generator, labeler = module_digest(pipeline.generator), module_digest(pipeline.labeler)
+    assert [source.identity(0) for source in hard] == [
+        {"source": "generated", "content": generator},
+        {"source": "generated", "content": generator, "noise_scale": 1.5},
+        {"source": "generated", "content": f"{generator}/{labeler}", "noise_scale": 1.25, "max_attempts": 4}
+        | {"min_confidence": 0.5},
+    ]
+    pipeline.register_modules(labeler=None)
+    with pytest.raises(ValueError, match="the filter of `draws` takes a teacher"):
+        sources_of(pipeline, digits, draws=draws)
+
+
 def test_soft_labels_pass_on_the_length_of_the_stream(pipeline, digits):
     stream = RealStream(digits, 3, 0, 8)
     soft = SoftLabels(stream, pipeline.labeler)
@@ -178,7 +205,7 @@ def test_soft_labels_pass_on_the_length_of_the_stream(pipeline, digits):
 
 
 def test_another_recipe_of_the_same_images_is_the_same_content(pipeline):
-    one, other = (generated_source(pipeline, 2, DeploymentRecipe(epochs=epochs)) for epochs in (1, 2))
+    one, other = (generated_source(pipeline, 2, Deployment(DeploymentRecipe(epochs))) for epochs in (1, 2))
     assert one.identity(0) == other.identity(0) and (one.seen(0), other.seen(0)) == (20, 40)
 
 
@@ -224,9 +251,7 @@ def test_an_unknown_name_is_refused(pipeline, digits, arguments, message):
         sources_of(pipeline, digits, **arguments)
 
 
-def test_other_strings_that_are_unknown_are_refused(digits):
-    with pytest.raises(ValueError, match="`kind` is 'all'; valid are 'streamed'"):
-        real_source("all", digits, 1, RECIPE, 0, "B")
+def test_other_strings_that_are_unknown_are_refused():
     with pytest.raises(ValueError, match="`labels` is 'Soft'; valid are 'hard' and 'soft'"):
         row_title("generated", "Soft", augment=True)
     for value in (float("nan"), float("inf"), -1.0):

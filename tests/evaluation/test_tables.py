@@ -70,7 +70,7 @@ def test_the_protocol_says_how_little_few_seeds_tell():
     def describe(*seeds):
         return describe_protocol(["B"], {10: DeploymentRecipe()}, seeds, images, "split test", 100, 3.0)
 
-    assert "one seed, which tells of no spread" in describe(4)
+    assert "one seed, so no spread is known" in describe(4)
     # 1 / sqrt(2) of itself with two seeds and 1 / sqrt(8) with five.
     assert "over the seeds 4, 7 (a deviation over 2 seeds is itself known to some 71 %)" in describe(4, 7)
     assert "is itself known to some 35 %" in describe(0, 1, 2, 3, 4)

@@ -283,15 +283,16 @@ def test_soft_labels_are_the_teachers_probabilities(taught):
         torch.testing.assert_close(stream_labels, taught.labeler(stream_images).logits.softmax(dim=1))
 
 
-@pytest.mark.parametrize("batch_size", [1, 7, 30])
-def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size):
-    dataset = DiMDataset(taught, 10, max_attempts=4)
+@pytest.mark.parametrize(("batch_size", "min_confidence"), [(1, 0.0), (7, 0.0), (30, 0.0), (7, 0.35)])
+def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size, min_confidence):
+    dataset = DiMDataset(taught, 10, max_attempts=4, min_confidence=min_confidence)
     images, labels = everything(DataLoader(dataset, batch_size))
     drawn_again = 0
     for position, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
         for attempt in range(4):
             candidate = expected(taught, 0, label, position % 10, attempt=attempt)
-            if taught.labeler(candidate[None]).logits.argmax() == label:
+            confidences = taught.labeler(candidate[None]).logits.softmax(dim=1)[0]
+            if confidences.argmax() == label and confidences[label] >= min_confidence:
                 break
         drawn_again += attempt > 0
         torch.testing.assert_close(image, candidate)

@@ -105,6 +105,8 @@ def test_sizes(pipe, name, value):
         ({"soft_labels": 1}, "`soft_labels` is 1; valid are True and False."),
         ({"soft_labels": True}, "`soft_labels` is True, which takes a teacher, but the pipeline has no `labeler`"),
         ({"max_attempts": 3}, "`max_attempts` is 3, which takes a teacher"),
+        ({"max_attempts": 3, "min_confidence": 1.0}, "`min_confidence` is 1.0; valid is a finite number"),
+        ({"min_confidence": 0.5}, "`min_confidence` is 0.5, but with `max_attempts` 1 no image is drawn again"),
     ],
 )
 def test_options(pipe, give, options, text):

@@ -1,9 +1,29 @@
 """What the scripts have in common: how they end, and which flags were given."""
 
 import argparse
+import subprocess
+import sys
+from pathlib import Path
 
+import command_line
 import pytest
-from command_line import given_flags, refuse_idle_flags, run_script
+from command_line import (
+    Parser,
+    add_data_arguments,
+    below_one,
+    fraction,
+    given_flags,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    refuse_idle_flags,
+    run_script,
+    seed,
+)
+
+from dim_hf.choices import STORAGE_FORMS
+from dim_hf.models import generator_dim
 
 
 @pytest.mark.parametrize(
@@ -40,3 +60,64 @@ def test_a_flag_is_given_whatever_its_value():
     refuse_idle_flags({"a"}, [(False, ("a",), ""), (True, ("b",), "")])
     with pytest.raises(ValueError, match="^`--a` and `--c` have no effect without `--b`.$"):
         refuse_idle_flags({"a", "c"}, [(True, ("a", "b", "c"), "without `--b`")])
+
+
+@pytest.mark.parametrize(
+    ("kind", "valid", "wrong", "described"),
+    [
+        (positive_int, ["1", "1000000000"], ["0", "-1", "1.5", "x", "1000000001", "9" * 5000], "whole number from 1"),
+        (non_negative_int, ["0"], ["-1", "", "nan"], "whole number from 0 to 1,000,000,000"),
+        (seed, ["0", "4294967295"], ["-1", "4294967296"], "whole number from 0 to 4,294,967,295"),
+        (positive_float, ["1e-9", "1e30"], ["0", "-1", "nan", "inf", "1e31", "x"], "number above 0, up to 1e30"),
+        (non_negative_float, ["0", "2"], ["-0.1", "nan", "inf"], "number from 0 to 1e30"),
+        (fraction, ["0.5"], ["0", "1", "nan", "-inf"], "number between 0 and 1"),
+        (below_one, ["0", "0.999"], ["1", "-0.1", "nan"], "number from 0 to below 1"),
+    ],
+)
+def test_numbers_are_refused_with_argument_value_and_what_is_valid(capsys, kind, valid, wrong, described):
+    parser = Parser("")
+    parser.add_argument("--value", type=kind)
+    for text in valid:
+        assert parser.parse_args(["--value", text]).value == float(text)
+    for text in wrong:
+        with pytest.raises(SystemExit) as end:
+            parser.parse_args([f"--value={text}"])
+        message = capsys.readouterr().err
+        assert end.value.code == 2 and f"error: argument --value: '{text[:50]}" in message and described in message
+        assert len(message) < 300
+
+
+def test_messages_stay_short_whatever_is_typed(capsys):
+    parser = Parser("")
+    add_data_arguments(parser, "train", "")
+    for arguments in (["--no_such_flag", "x" * 10_000], ["--dataloader_num_workers", "\n" * 10_000]):
+        with pytest.raises(SystemExit):
+            parser.parse_args(arguments)
+        message = capsys.readouterr().err
+        assert len(message) < 700 and message.count("\n") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", ["train_dim", "generate_dim", "train_labeler"])
+def test_help_and_wrong_flags_answer_before_libraries_are_loaded(script):
+    # As `python script.py` runs it, but the process tells at its end what it has loaded.
+    path = Path(command_line.__file__).with_name(f"{script}.py")
+    code = f"""
+import runpy, sys
+sys.path.insert(0, {str(path.parent)!r})
+sys.argv[0] = {str(path)!r}
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    slow = {{"torch", "numpy", "diffusers", "accelerate", "datasets"}} & sys.modules.keys()
+    print("loaded", *sorted(slow), file=sys.stderr)
+"""
+    for arguments, status in ((["--help"], 0), (["--no_such_flag"], 2), (["--seed", "x"], 2)):
+        result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, timeout=60)
+        assert result.returncode == status, result.stderr
+        assert result.stderr.splitlines()[-1] == "loaded"
+        assert ("--output_dir" in result.stdout) == (status == 0)
+
+
+def test_choices_are_those_of_what_repositories_carry():
+    assert STORAGE_FORMS == generator_dim.STORAGE_FORMS

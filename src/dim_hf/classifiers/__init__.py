@@ -18,6 +18,7 @@ import difflib
 from torch import nn
 
 from ..arguments import check_integer, shown
+from ..choices import CLASSIFIERS
 from .convnet import ConvNet
 from .features import logits_and_features
 from .names import LIBRARIES, local_fingerprint, public_name, split_name
@@ -32,8 +33,6 @@ __all__ = [
     "logits_and_features",
     "public_name",
 ]
-
-CLASSIFIERS: tuple[str, ...] = ("convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
 
 
 def build_classifier(name: str, num_classes: int, channels: int = 3, size: int = 32) -> nn.Module:

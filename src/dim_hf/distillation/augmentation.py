@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch.nn import functional as F
 
-
-AUGMENTATIONS = ("shift", "cutout", "flip", "color")
+from ..choices import AUGMENTATIONS
 
 
 def draw_augmentation(names: Sequence[str], size: int, rng: random.Random) -> Callable[[torch.Tensor], torch.Tensor]:

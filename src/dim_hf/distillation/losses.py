@@ -43,6 +43,10 @@ def gradient_penalty(
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
+# The R1 penalty is taken in every so many steps, as many times as strong (lazily, arXiv 1912.04958).
+R1_INTERVAL = 16
+
+
 def r1_penalty(critic: Callable[[torch.Tensor], torch.Tensor], real_images: torch.Tensor) -> torch.Tensor:
     """R1 penalty without its factor (arXiv 1801.04406, eq. 9): `|grad critic(x)|^2 / 2` at real images."""
     points = real_images.detach().requires_grad_(True)
@@ -189,7 +193,6 @@ FEATURE_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
     "energy_features": energy_matching_loss,
     "sample_features": sample_matching_loss,
 }
-MATCHING_LOSSES = (*LOGIT_LOSSES, *FEATURE_LOSSES)
 
 
 def matching_loss(

@@ -14,7 +14,7 @@ import random
 import re
 import warnings
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
@@ -30,63 +30,21 @@ from ..files import alone_with
 from ..weights import is_finite
 from .augmentation import draw_augmentation
 from .checkpointing import writing
+from .pool_recipe import PoolEntry, PoolRecipe, pool_entry
 
 
 POOL_FORMAT = 2
-# The most that an entry can weigh: the list of networks is as long as the weights say.
-MOST_WEIGHT = 1000
 
 
-@dataclass(frozen=True)
-class PoolRecipe:
-    """
-    How the networks of a pool are trained.
-
-    Args:
-        steps (`int`): Optimiser steps until a network's last snapshot.
-        snapshots (`int`): Snapshots per network: its state after `steps` steps, after half as many steps per octave,
-            and so on, evenly on a logarithmic scale from 16 steps.
-        batch_size (`int`): Real images per step.
-        learning_rate (`float`): Constant learning rate of SGD with momentum 0.9 and weight decay 5e-4.
-        augmentation (`tuple[str, ...]`): See [`draw_augmentation`].
-    """
-
-    steps: int = 1000
-    snapshots: int = 6
-    batch_size: int = 64
-    learning_rate: float = 0.01
-    augmentation: tuple[str, ...] = ("shift",)
-
-    def snapshot_steps(self) -> list[int]:
-        """The steps after which a snapshot is taken, ascending; fewer than `snapshots` where they would coincide."""
-        if self.snapshots == 1:
-            return [self.steps]
-        first = min(16, self.steps)
-        ratio = (self.steps / first) ** (1 / (self.snapshots - 1))
-        return sorted({round(first * ratio**i) for i in range(self.snapshots)})
-
-
-def split_entry(entry: str) -> tuple[str, int]:
-    """
-    The classifier and the weight of an entry of a pool, `name` or `name@weight`.
-
-    Raises:
-        ValueError: If the weight is not a whole number from 1 to 1,000, or the classifier's name is wrong.
-    """
-    name, at, weight = entry.rpartition("@")
-    if not at:
-        name, weight = entry, "1"
-    if not weight.isdecimal() or not 1 <= int(weight[:9]) <= MOST_WEIGHT:
-        raise ValueError(
-            f"{entry!r} has the weight {weight!r}; it must be a whole number from 1 to {MOST_WEIGHT:,}, as in "
-            f"convnet3@2."
-        )
-    check_classifier(name)
-    return name, int(weight)
+def split_entry(entry: str) -> PoolEntry:
+    """[`pool_entry`], which also refuses a classifier that is unknown."""
+    parsed = pool_entry(entry)
+    check_classifier(parsed.classifier)
+    return parsed
 
 
 def build_pool(
-    entries: Sequence[str],
+    entries: Sequence[PoolEntry],
     data: ImageData,
     recipe: PoolRecipe,
     *,
@@ -99,9 +57,8 @@ def build_pool(
     Trains the networks of a pool, or reads them from the cache, and returns their snapshots, frozen and in `eval()`.
 
     Args:
-        entries: Classifiers, as [`build_classifier`] knows them; a name given twice is two networks. `name@weight`,
-            with a whole number, lists each snapshot so many times: one drawn from the list is of `convnet3@2` twice
-            as often as of `resnet18`.
+        entries: Classifiers and their weights; a classifier given twice is two networks. Each snapshot is listed as
+            often as its weight says.
         data: The real training images.
         seed: Seeds the weights and the order of the images; the second network of one name has `seed + 1`, and so on.
         cache_dir: Folder of the cache, which runs share. A file is keyed by the data's fingerprint, name, seed and
@@ -114,12 +71,11 @@ def build_pool(
     """
     if not entries:
         raise ValueError("`pool` is empty; matching needs at least one classifier.")
-    named = [split_entry(entry) for entry in entries]
-    for name, _ in named:
+    for name, _ in entries:
         check_classifier(name, data.channels, data.size)
     pool = []
-    for i, (name, weight) in enumerate(named):
-        own_seed = seed + [other for other, _ in named[:i]].count(name)
+    for i, (name, weight) in enumerate(entries):
+        own_seed = seed + [other for other, _ in entries[:i]].count(name)
         path = _cache_file(name, data, recipe, own_seed, Path(cache_dir))
         weights = _read_snapshots(path)
         if weights is None:

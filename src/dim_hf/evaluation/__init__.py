@@ -1,1 +1,1 @@
-"""Training classifiers on generated and on real images, and what is reported of it."""
+"""Trains classifiers on generated and real images, scores them and reports the results."""

@@ -1,4 +1,4 @@
-"""The coding of real images that classifiers learn most from, for a number of bytes."""
+"""Finds the codec whose images a classifier learns most from, for a given number of bytes."""
 
 import json
 import math
@@ -14,7 +14,8 @@ from ..data.images import stratified_order
 from ..files import append_json_line, read_json_lines
 from ..streams.real import RealStream
 from .codecs import CODECS, Codec, packed_subset, unpack, unpacked
-from .judges import DeploymentRecipe, evaluate_accuracy, train_classifier
+from .judges import evaluate_accuracy, train_classifier
+from .recipe import DeploymentRecipe
 
 
 JUDGE = "convnet3"
@@ -36,21 +37,20 @@ def best_codec(
     seed: int = 0,
 ) -> Codec:
     """
-    Chooses how to keep as many real images as fit into a number of bytes: the coding on which a ConvNet-3 learns most,
-    by its accuracy on a tenth of *train* that no coding is given. Test images are not read.
+    Chooses the codec for real images within a number of bytes: the one whose images train the best ConvNet-3, scored
+    on a tenth of *train* that is never encoded. Test images are not read.
 
     Args:
         train ([`ImageData`]): The images, with at least two of every class.
         budget (`int`): Bytes of a container.
         ipc (`int`), recipe ([`DeploymentRecipe`]):
-            How the classifiers are trained that the coding is for. Those of the search are trained in the same way for
-            a part of the epochs.
-        cache: A file of JSON lines to which each step of the search is added. What is there is not done again.
+            How the final classifiers are trained. Those of the search are trained likewise, for a part of the epochs.
+        cache: A file of JSON lines that records each step of the search; recorded steps are not repeated.
         codecs (`Iterable[Codec]`, *optional*): The candidates.
         seed (`int`, *optional*, defaults to 0): Seeds the subsets and classifiers.
 
     Returns:
-        [`Codec`]: The last one of the rounds.
+        [`Codec`]: The winner of the last round.
     """
     cache = Path(cache)
     known = {_key(record["job"]): record for record in read_json_lines(cache) if "job" in record}
@@ -110,7 +110,7 @@ def best_codec(
 
 
 def _worth_a_trial(sizes: dict[Codec, dict[str, Any]], budget: int) -> list[Codec]:
-    """Those that fit; of several that give the same images, the one that holds the most of them."""
+    """The codecs that fit; among those with identical images, only the one that holds the most."""
     fitting = [codec for codec in sizes if sizes[codec]["bytes"] <= budget]
     fitting = fitting or [min(sizes, key=lambda codec: sizes[codec]["bytes"])]
     best: dict[tuple[Any, ...], Codec] = {}

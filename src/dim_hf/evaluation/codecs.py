@@ -1,6 +1,6 @@
 """
-Real images in as few bytes as they can fairly be kept in: codings, one container for images and labels, and the
-class-balanced subset that a number of bytes holds.
+Stores real images in as few bytes as is fair: codecs, a container for images and labels, and the largest
+class-balanced subset within a number of bytes.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from ..data import ImageData
 
 
-# Images are tiled into pages of at most so many pixels a side, so that an encoder's memory stays bounded.
+# Images are tiled into pages with sides of at most this many pixels, so that an encoder's memory stays bounded.
 PAGE = 4096
 # A subset takes at least this share of its bytes, unless a single image more is too much.
 FILLED = 0.995
@@ -60,7 +60,7 @@ class Codec:
 
     @property
     def pixels(self) -> tuple[Any, ...]:
-        """Equal for codecs that give the same images, but for what few colours are shared by pages."""
+        """Equal for codecs whose images are identical, apart from which few colours a page shares."""
         changed = (self.format, self.quality) if self.quality is not None else ()
         return (*changed, self.colours, self.half)
 
@@ -179,9 +179,8 @@ CODECS = {
 
 def pack(data: ImageData, codec: Codec) -> bytes:
     """
-    All that has to be kept of a labelled set: the name of the codec, the shape, how many images each class has, and
-    the images sorted by class, so that labels take no more. Class names are not in it, as a generator's are not in
-    its weights.
+    Packs a labelled set: the codec's name, the shape, the number of images of each class, and the images sorted by
+    class, so that labels need no further bytes. Class names are left out, as they are from a generator's weights.
     """
     labels = data.labels.cpu()
     order = labels.argsort(stable=True)
@@ -210,11 +209,11 @@ def unpack(content: bytes) -> tuple[torch.Tensor, torch.Tensor]:
 
 def packed_subset(train: ImageData, budget: int, seed: int, codec: Codec) -> bytes:
     """
-    A container of as many images as fit into `budget` bytes, one of every class in turn; at least one of each,
-    whatever that takes. Until the bytes are spent, its images are those of [`random_subset`].
+    Packs as many images as fit into `budget` bytes, taking one of every class in turn; at least one of each, even if
+    that exceeds the budget. They are taken in the order of [`random_subset`].
 
-    Images that share headers have no size of their own, so the number is searched for: what is left unused is less
-    than half a percent of the bytes, or what one more image takes.
+    Images that share headers have no size of their own, so the number is found by search: less than half a percent of
+    the bytes, or less than one more image needs, is left unused.
     """
     order = class_turns(train, seed)
     few = int((torch.bincount(train.labels, minlength=train.num_classes) > 0).sum())
@@ -246,7 +245,7 @@ def unpacked(content: bytes, like: ImageData) -> ImageData:
 
 
 def png_bytes(data: ImageData, at_most: int = 1000) -> int:
-    """Bytes of a container of PNG files, from at most so many images, evenly spread."""
+    """Bytes of a container of PNG files, estimated from at most `at_most` evenly spaced images."""
     count = min(len(data), at_most)
     positions = torch.arange(count) * (len(data) - 1) // max(1, count - 1)
     part = data.select(positions)

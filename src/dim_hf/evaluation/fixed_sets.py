@@ -1,7 +1,7 @@
 """
-Fixed sets of generated images (protocol A): which latents are kept, chosen among many samples on a teacher's features
-and optimised on request. What is stored are the latents, `ipc x classes x latent_dim` numbers; the generator makes the
-same images of them again.
+Fixed sets of generated images (protocol A): latents, chosen among many samples by a teacher's features and optimised
+on request. Only the latents are stored, `ipc x classes x latent_dim` numbers; the generator turns them into the same
+images again.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from ..distillation.losses import matching_loss
 from ..files import whole_file
 from ..models import DiMGenerator
 from ..streams.randomness import check_count, latents_at
+from .names import SELECTIONS
 
 
-SELECTIONS = ("random", "kmeans", "herding")
-# At most so many images of a class, and in all, take part in a step of `optimise_latents`.
+# A step of `optimise_latents` takes at most this many images of a class, and in total.
 PER_CLASS, PER_STEP = 16, 256
 
 
@@ -60,8 +60,8 @@ def kmeans_medoids(features: torch.Tensor, count: int, seed: int = 0) -> torch.T
 
 def herding(features: torch.Tensor, count: int) -> torch.Tensor:
     """
-    Images whose mean features stay near the mean of all, one after the other: each is the one that, added to those
-    before it, brings their mean nearest (Welling, 2009; arXiv 1611.07725, algorithm 4).
+    Chooses images greedily: each next one brings the mean features of those chosen nearest to the mean of all
+    (Welling, 2009; arXiv 1611.07725, algorithm 4).
 
     Args:
         features (`torch.Tensor` of shape `(n, dim)`): One row per image, `n` at least `count`.

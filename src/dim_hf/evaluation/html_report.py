@@ -1,4 +1,4 @@
-"""The report of an evaluation as one HTML file that needs nothing beside it: tables, plots and pictures."""
+"""The report of an evaluation as one self-contained HTML file: tables, plots and pictures."""
 
 import base64
 import io
@@ -28,9 +28,9 @@ from .tables import Row, results_cells, scores_cells
 
 
 TEMPLATE = Path(__file__).parent / "report.html"
-# Names of classes and models are no mathematics; a plot of the same figures is the same file.
+# Names of classes and models are not formulas; equal figures give equal files.
 SETTINGS: Any = {"text.parse_math": False, "svg.hashsalt": "dim_hf", "font.size": 9}
-# Of so many classes at most, samples are compared with real images and a confusion matrix has its numbers.
+# How many classes at most show samples beside real images, and numbers in the confusion matrix.
 CLASSES_SHOWN, CLASSES_NUMBERED = 10, 20
 SAMPLES_PER_CLASS = 4
 
@@ -65,7 +65,7 @@ def write_html_report(
         protocol (`str`): How the figures were made, in words.
         pipeline ([`DiMPipeline`]): Makes the samples that are shown beside real images.
         train ([`ImageData`]): Those real images, of the pipeline's size and channels.
-        scores: Those of `comparison.scores`.
+        scores: Those of [`scores`].
         confusion (`tuple[Row, torch.Tensor]`, *optional*):
             A row, and of shape `(classes, classes)` how many images of each class (rows) its classifiers took for
             which (columns), in all its seeds.
@@ -220,7 +220,7 @@ def neighbours(pipeline: DiffusionPipeline, train: ImageData) -> Picture:
 
 def nearest_real(images: torch.Tensor, data: ImageData, block_size: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    The real image that is nearest to each of some images, by the root mean square of what their pixels differ by.
+    Finds the real image nearest to each of `images`, by the root mean square difference of pixels.
 
     Args:
         images (`torch.Tensor` of shape `(n, channels, size, size)`): uint8.

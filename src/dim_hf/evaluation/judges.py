@@ -5,50 +5,17 @@ One recipe serves every row of a comparison: generated images, real images strea
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
-from ..arguments import check_choice, check_flag, check_integer, check_number, check_seed, reason, shown
+from ..arguments import check_flag, check_integer, check_seed, reason, shown
 from ..classifiers import build_classifier
 from ..data.image_data import ImageData, normalise
-
-
-@dataclass(frozen=True)
-class DeploymentRecipe:
-    """
-    How a classifier is trained: SGD with momentum, one-cycle learning rate, random crops, hard labels, smoothed.
-
-    Args:
-        epochs (`int`): Epochs; each sees `ipc` images per class.
-        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
-        learning_rate (`float`): The largest of the one-cycle schedule.
-        momentum (`float`), weight_decay (`float`): Of SGD.
-        label_smoothing (`float`): Share of a hard label that is spread evenly over all classes (arXiv 1512.00567). The
-            labels of generated images are less certain than those of real ones.
-        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scored in float32 in any case.
-    """
-
-    epochs: int = 1000
-    batch_size: int = 64
-    learning_rate: float = 0.02
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.1
-    mixed_precision: str = "no"
-
-    def __post_init__(self) -> None:
-        check_integer("epochs", self.epochs, least=1)
-        check_integer("batch_size", self.batch_size, least=1)
-        check_number("learning_rate", self.learning_rate, above=0)
-        check_number("momentum", self.momentum, least=0, below=1)
-        check_number("weight_decay", self.weight_decay, least=0)
-        check_number("label_smoothing", self.label_smoothing, least=0, below=1)
-        check_choice("mixed_precision", self.mixed_precision, ("no", "bf16"))
+from .recipe import DeploymentRecipe
 
 
 @runtime_checkable
@@ -59,6 +26,23 @@ class Stream(Protocol):
     steps_per_epoch: int
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]: ...
+
+
+class Judge(Protocol):
+    """How the classifiers of a row are trained and scored; see `protocols.py`."""
+
+    @property
+    def recipe(self) -> DeploymentRecipe: ...
+
+    def train(
+        self, stream: Stream, classifier: str, test: ImageData, *, seed: int, augment: bool, progress: bool
+    ) -> dict[str, Any]:
+        """
+        Trains a fresh classifier on a stream and scores it on `test`.
+
+        Returns:
+            JSON values: `accuracy` in [0, 1], and other figures where there are any.
+        """
 
 
 # Initial weights and dropout draw from the global generator.
@@ -176,7 +160,7 @@ def random_crop(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> float:
     """
-    The share of images, in [0, 1], that a classifier in `eval()` names right.
+    The accuracy of a classifier on real images, in [0, 1]; it is scored in `eval()`.
 
     Args:
         classifier, data, batch_size: Those of [`predict`].
@@ -187,7 +171,7 @@ def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 
 @torch.no_grad()
 def predict(classifier: nn.Module, data: ImageData, batch_size: int = 512) -> torch.Tensor:
     """
-    The classes that a classifier in `eval()` gives to images.
+    The predictions of a classifier in `eval()`.
 
     Args:
         classifier: Maps images in [-1, 1] to logits.

@@ -1,4 +1,4 @@
-"""The files of the fixed sets of an evaluation: what is there and whole is used, and the rest is made."""
+"""The files of the fixed sets of an evaluation: intact ones are reused, the rest are made."""
 
 import hashlib
 import itertools
@@ -7,19 +7,23 @@ import statistics
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from diffusers import DiffusionPipeline
 from tqdm.auto import tqdm
 
 from ..classifiers import local_fingerprint
 from ..data import ImageData
-from ..distillation.pool import POOL_FORMAT, PoolRecipe, build_pool, split_entry
+from ..distillation.pool import POOL_FORMAT, build_pool
+from ..distillation.pool_recipe import PoolEntry, PoolRecipe
 from ..weights import weights_digest
 from .fixed_sets import choose_latents, latents_settings, load_latents, optimise_latents, save_latents
 from .results import EVALUATION_FORMAT
+from .sources import LatentsOf
 
 
 @dataclass(frozen=True)
@@ -31,14 +35,14 @@ class SetsRecipe:
         selections (`Sequence[str]`): Any of `SELECTIONS`.
         latent_steps (`Sequence[int]`): Each selection is there with its latents moved for each number of steps.
         candidates (`int`): Samples per image that k-means or herding keeps.
-        pool (`Sequence[str]`): Networks that latents are moved for, as [`build_pool`] takes them; the last chooses.
+        pool (`Sequence[PoolEntry]`): Networks that latents are moved for; the last one chooses.
         pool_steps (`int`): Training steps of each.
     """
 
     selections: Sequence[str]
     latent_steps: Sequence[int]
     candidates: int
-    pool: Sequence[str]
+    pool: Sequence[PoolEntry]
     pool_steps: int
 
 
@@ -54,8 +58,8 @@ def make_fixed_sets(
     cache_dir: Path,
 ) -> dict[tuple[str, int, int, int], Path]:
     """
-    The files in a folder of the latents of each selection, number of steps, ipc and seed. What was made before stays,
-    unless it is damaged. To be called by every process, which share the work.
+    Makes the file of latents of each selection, ipc, seed and number of steps. Earlier files are reused unless they
+    are damaged. Every process must call this; they share the work.
     """
     paths: dict[tuple[str, int, int, int], Path] = {}
     # What is missing of each selection, ipc and seed: its latents are chosen once, whatever the steps that follow.
@@ -67,9 +71,13 @@ def make_fixed_sets(
         if selection != "random":
             settings["candidates"] = recipe.candidates
         if selection != "random" or steps:
-            settings |= {"pool": list(recipe.pool), "pool_steps": recipe.pool_steps, "data": train.fingerprint}
+            settings |= {
+                "pool": [str(entry) for entry in recipe.pool],
+                "pool_steps": recipe.pool_steps,
+                "data": train.fingerprint,
+            }
             settings |= {"latent_steps": steps, "pool_format": POOL_FORMAT}
-            networks = [split_entry(entry)[0] for entry in recipe.pool]
+            networks = [name for name, _ in recipe.pool]
             if local := {name: content for name in networks if (content := local_fingerprint(name))}:
                 settings["local"] = local
         digest = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
@@ -112,8 +120,21 @@ def make_fixed_sets(
     return paths
 
 
+def sets_by_name(paths: Mapping[tuple[str, int, int, int], Path], ipc: int) -> dict[str, LatentsOf]:
+    """The sets of an ipc by the names of their rows; each is read from its file for the seed of a row."""
+
+    def read(selection: str, steps: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+        return load_latents(paths[selection, steps, ipc, seed])
+
+    return {
+        f"fixed set, {selection}" + (f", {steps} latent steps" if steps else ""): partial(read, selection, steps)
+        for selection, steps, own_ipc, _ in paths
+        if own_ipc == ipc
+    }
+
+
 def what_is_wrong(path: Path, shape: tuple[int, int]) -> str:
-    """What keeps a file from being the latents of that shape, `(n, latent_dim)`, in a sentence; empty if nothing."""
+    """Why a file does not hold latents of the shape `(n, latent_dim)`, as a sentence; empty if it does."""
     try:
         latents, _ = load_latents(path)
         latents_settings(path)
@@ -123,7 +144,7 @@ def what_is_wrong(path: Path, shape: tuple[int, int]) -> str:
 
 
 def describe_times(sets: Mapping[tuple[str, int, int, int], Path]) -> str:
-    """How long fixed sets took to make, means over the seeds, as their files say."""
+    """The time that fixed sets took to make, as recorded in their files, averaged over the seeds."""
     times: dict[tuple[str, int], dict[int, list[float]]] = {}
     for (selection, steps, ipc, _), path in sets.items():
         times.setdefault((selection, steps), {}).setdefault(ipc, []).append(latents_settings(path)["seconds"])

@@ -9,8 +9,9 @@ Each is computed from what classifiers predict on the same real test images. The
 """
 
 import math
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
+
+from sklearn.metrics import accuracy_score
 
 
 if TYPE_CHECKING:
@@ -30,13 +31,6 @@ else:
 CITATION = "DD-Ranking: Rethinking the Evaluation of Dataset Distillation"
 
 
-def accuracy(predictions: Sequence[int], references: Sequence[int]) -> float:
-    """The share of predictions, in [0, 1], that are the reference."""
-    if len(references) == 0:
-        raise ValueError("`references` is empty; accuracy needs at least one image.")
-    return sum(a == b for a, b in zip(predictions, references, strict=True)) / len(references)
-
-
 def unit_score(value: float) -> float:
     """Maps [-1, 1] to [0, 1] as DD-Ranking does: `(exp(value) - exp(-1)) / (e - exp(-1))`."""
     return (math.exp(value) - math.exp(-1)) / (math.e - math.exp(-1))
@@ -53,7 +47,7 @@ def label_robust_score(*, real: float, hard: float, own: float, random: float, w
     Args:
         real (`float`): Of a classifier trained on all real images with hard labels.
         hard (`float`): Of one trained on the distilled images with hard labels.
-        own (`float`): Of one trained on the distilled images with whatever labels belong to them.
+        own (`float`): Of one trained on the distilled images with their own labels, hard or soft.
         random (`float`): Of one trained on as many random real images, by the recipe of `own`.
         weight (`float`, *optional*, defaults to 0.5): In [0, 1].
 
@@ -114,7 +108,7 @@ class Accuracy(Metric):
         return _info("Share of predictions that are right.", "predictions", "references")
 
     def _compute(self, predictions: list[int], references: list[int], **others: Any) -> dict[str, float]:
-        return {"accuracy": accuracy(predictions, references)}
+        return {"accuracy": accuracy_score(references, predictions)}
 
 
 class LabelRobustScore(Metric):
@@ -145,10 +139,10 @@ class LabelRobustScore(Metric):
         **others: Any,
     ) -> dict[str, float]:
         score = label_robust_score(
-            real=accuracy(real_predictions, references),
-            hard=accuracy(hard_label_predictions, references),
-            own=accuracy(predictions, references),
-            random=accuracy(random_predictions, references),
+            real=accuracy_score(references, real_predictions),
+            hard=accuracy_score(references, hard_label_predictions),
+            own=accuracy_score(references, predictions),
+            random=accuracy_score(references, random_predictions),
             weight=label_weight,
         )
         return {"lrs": score}
@@ -182,10 +176,10 @@ class AugmentationRobustScore(Metric):
         **others: Any,
     ) -> dict[str, float]:
         score = augmentation_robust_score(
-            augmented=accuracy(augmented_predictions, references),
-            random_augmented=accuracy(random_augmented_predictions, references),
-            plain=accuracy(plain_predictions, references),
-            random_plain=accuracy(random_plain_predictions, references),
+            augmented=accuracy_score(references, augmented_predictions),
+            random_augmented=accuracy_score(references, random_augmented_predictions),
+            plain=accuracy_score(references, plain_predictions),
+            random_plain=accuracy_score(references, random_plain_predictions),
             weight=augmentation_weight,
         )
         return {"ars": score}

@@ -1,5 +1,5 @@
 """
-Protocol C, legacy: the deployment of DiM's released code, written anew, for comparison with its own figures only.
+Protocol C, legacy: the deployment of DiM's released code, rewritten, for comparison with its own figures only.
 
 It differs from protocol B in what makes it unfit for other comparisons: the best of five evaluations *on the test
 split* counts; classifiers are never put in `eval()`, so that batch norm uses the statistics of test batches; labels
@@ -20,7 +20,7 @@ from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
 from ..streams.randomness import check_count
 from ..streams.real import BatchStream
-from .judges import random_crop
+from .judges import Stream, random_crop
 
 
 BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EVALUATIONS = 128, 0.01, 0.9, 5e-4, 5
@@ -54,13 +54,13 @@ class LegacyStream(BatchStream):
 
 @torch.random.fork_rng(devices=[])
 def legacy_accuracy(
-    stream: LegacyStream, name: str, test: ImageData, *, epochs: int, seed: int, progress: bool = False
+    stream: Stream, name: str, test: ImageData, *, epochs: int, seed: int, progress: bool = False
 ) -> float:
     """
     The best of five test accuracies of a classifier that is trained as the released code does it.
 
     Args:
-        stream ([`LegacyStream`]): What it is trained on.
+        stream: What it is trained on, usually a [`LegacyStream`].
         name (`str`): A classifier that [`build_classifier`] knows.
         test ([`ImageData`]): Real images, on the stream's device.
         epochs (`int`): Of training; it is scored after every fifth part of them.
@@ -89,7 +89,7 @@ def legacy_accuracy(
 
 
 def evaluated_epochs(epochs: int) -> set[int]:
-    """After which of so many epochs, from 1, a classifier is scored: five, the last of them too, or all if fewer."""
+    """The epochs, counted from 1, after which a classifier is scored: five including the last, or all if fewer."""
     return {math.ceil(epochs * part / EVALUATIONS) for part in range(1, EVALUATIONS + 1)}
 
 
@@ -112,7 +112,7 @@ def change_colours(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def batch_accuracy(classifier: nn.Module, data: ImageData) -> float:
-    """The share of images, in [0, 1], that a classifier names right as it is, in training mode too."""
+    """The accuracy of a classifier, in [0, 1], in the mode that it is in, training mode included."""
     right = 0
     for indices in torch.arange(len(data), device=data.labels.device).split(BATCH_SIZE):
         images, labels = data.batch(indices)

@@ -1,29 +1,48 @@
-"""The results of an evaluation, a line of JSON for each classifier: what is there need not be run again."""
+"""The results of an evaluation, one line of JSON per classifier, so that finished ones are not run again."""
 
 import json
 import os
+from dataclasses import asdict
 from typing import Any
 
+from ..classifiers import local_fingerprint
+from ..data.image_data import ImageData
 from ..files import read_json_lines
+from .sources import Source
 
 
-# Of results and of the latents of fixed sets. To be raised by one with any change after which the same settings give
-# other figures: of streams, recipes, augmentation, classifiers' initial weights, how latents are chosen or moved, how
-# a classifier is scored. What has another number is left where it is and made anew.
+# The format of results and of latents of fixed sets. Raise it by one with any change after which the same settings
+# give different figures: streams, recipes, augmentation, initial weights, choice and optimisation of latents, scoring.
+# Results with another number stay in the file but are not used.
 EVALUATION_FORMAT = 1
 
 
+def describe_job(source: Source, classifier: str, seed: int, test: ImageData) -> dict[str, Any]:
+    """Everything that determines the result of one classifier, as JSON values."""
+    job = source.identity(seed) | {
+        "classifier": classifier,
+        "ipc": source.ipc,
+        "seed": seed,
+        "recipe": asdict(source.judge.recipe),
+        "test": test.fingerprint,
+        "format": EVALUATION_FORMAT,
+    }
+    if content := local_fingerprint(classifier):
+        job["local"] = content
+    return job
+
+
 def job_key(job: dict[str, Any]) -> str:
-    """One string for all that decides the result of a job."""
+    """The description of a job as one string, to look its result up by."""
     return json.dumps(job, sort_keys=True)
 
 
 def read_results(path: str | os.PathLike) -> tuple[dict[str, dict[str, Any]], int]:
     """
-    The results in a file, if there is one; a line that an interruption cut short is not one of them.
+    Reads a file of results, if there is one; a line that an interruption cut short is ignored.
 
     Returns:
-        Those of this format by their jobs' keys, and the number of others, which are not used.
+        The results of this format by the keys of their jobs, and the number of results of other formats.
 
     Raises:
         ValueError: If a line is something else, naming the file.

@@ -23,7 +23,7 @@ def save_sample_grid(pipeline: DiffusionPipeline, path: str | os.PathLike, colum
         pipeline ([`DiMPipeline`]): Makes the images.
         path: A PNG file; its folder is made.
         columns (`int`, *optional*, defaults to 10): Images per class.
-        rows (`int`, *optional*, defaults to 10): At most so many classes.
+        rows (`int`, *optional*, defaults to 10): The number of classes at most.
     """
     labels = list(range(min(rows, pipeline.generator.config.num_classes)))
     picture = sample_grid(pipeline, labels, columns, seed=0)

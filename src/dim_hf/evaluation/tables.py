@@ -1,4 +1,4 @@
-"""Tables, sample grids and reports, and what is to be known of the machine a figure was made on."""
+"""The rows, tables and scores of an evaluation, and its report in Markdown and JSON."""
 
 import json
 import math
@@ -12,15 +12,9 @@ from typing import Any
 from ..data.image_data import ImageData
 from ..files import replace_text
 from ..machine import environment
-from .judges import DeploymentRecipe
-
-
-PROTOCOLS = {
-    "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
-    "B": "Protocol B: ipc fresh images per class and epoch.",
-    "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test images "
-    "and batch norm in training mode; for comparison with its own figures only.",
-}
+from .metrics import augmentation_robust_score, label_robust_score
+from .names import PROTOCOLS, REAL
+from .recipe import DeploymentRecipe
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Row:
         protocol (`str`): `"A"` (fixed set), `"B"` (streaming) or `"C"` (legacy); of a control, those it belongs to.
         labels (`str`): `"hard"`, or `"soft"` for those of a teacher.
         augment (`bool`): Whether they were trained with augmentation.
-        control (`bool`): Whether the row is no result of the distilled data set.
+        control (`bool`): Whether the row is not a result of the distilled data set.
     """
 
     source: str
@@ -70,18 +64,18 @@ class Row:
 
     @property
     def bits_per_class(self) -> float:
-        """What has to be kept in the unit of arXiv 2507.17221, which data sets of other classes compare in."""
+        """Stored bits divided by the classes, which compares data sets of different classes (arXiv 2507.17221)."""
         return 8 * self.bytes / self.num_classes
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of the sample, over the seeds; `None` where there is one seed, which tells of none."""
+        """Sample standard deviation over the seeds; `None` with a single seed."""
         return statistics.stdev(self.accuracies) if len(self.accuracies) > 1 else None
 
 
 def row_title(source: str, labels: str, augment: bool) -> str:
     """
-    The name of a source with what is not as usual: soft labels, or training without augmentation.
+    The name of a source, followed by "soft labels" or "no augmentation" where that applies.
 
     Raises:
         ValueError: If `labels` is neither `"hard"` nor `"soft"`.
@@ -130,8 +124,53 @@ def results_cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
     return header, cells
 
 
+def scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """
+    The scores of DD-Ranking (see `metrics.py`) that the rows allow, from mean accuracies.
+
+    LRS takes the rows of the same classifier and ipc on a random real subset, with the same kind of labels, and on the
+    whole set. ARS takes rows with and without augmentation, generated and random.
+
+    Returns:
+        For each result in protocol A or B with augmentation: `source`, `labels`, `classifier`, `ipc`, and `lrs` and
+        `ars` in [0, 1] or `None`. A row without either is left out.
+    """
+    means = {(row.source, row.labels, row.augment, row.protocol == "C", row.classifier, row.ipc): row for row in rows}
+
+    def mean(source: str, labels: str, augment: bool, like: Row) -> float | None:
+        row = means.get((source, labels, augment, False, like.classifier, like.ipc))
+        return row.mean if row else None
+
+    found = []
+    for row in rows:
+        if row.control or row.protocol == "C" or not row.augment:
+            continue
+        real, hard = mean(REAL["whole"], "hard", True, row), mean(row.source, "hard", True, row)
+        random = mean(REAL["random"], row.labels, True, row)
+        plain, random_plain = mean(row.source, row.labels, False, row), mean(REAL["random"], row.labels, False, row)
+        lrs = ars = None
+        if real is not None and hard is not None and random is not None:
+            lrs = label_robust_score(real=real, hard=hard, own=row.mean, random=random)
+        if random is not None and plain is not None and random_plain is not None:
+            ars = augmentation_robust_score(
+                augmented=row.mean, random_augmented=random, plain=plain, random_plain=random_plain
+            )
+        if lrs is not None or ars is not None:
+            found.append(
+                {
+                    "source": row.source,
+                    "labels": row.labels,
+                    "classifier": row.classifier,
+                    "ipc": row.ipc,
+                    "lrs": lrs,
+                    "ars": ars,
+                }
+            )
+    return found
+
+
 def scores_table(scores: Sequence[dict[str, Any]]) -> str:
-    """The scores of DD-Ranking, as `comparison.scores` gives them, as a Markdown table; empty without any."""
+    """The scores of DD-Ranking, as [`scores`] gives them, as a Markdown table; empty without any."""
     return _markdown_table(*scores_cells(scores)) if scores else ""
 
 
@@ -173,7 +212,7 @@ def describe_protocol(
     Args:
         protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
         recipes (`Mapping[int, DeploymentRecipe]`):
-            Of A, B and the controls, by ipc. They differ in their epochs alone.
+            Of A, B and the controls, by ipc. They differ only in their epochs.
         seeds (`Sequence[int]`): Of each row.
         test ([`ImageData`]): What classifiers were scored on.
         scored_on (`str`): What that is called.
@@ -194,7 +233,7 @@ def describe_protocol(
             f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise; "
             "those of a teacher are not smoothed. Scored once, after the last epoch."
         )
-    spread = "one seed, which tells of no spread"
+    spread = "one seed, so no spread is known"
     if len(seeds) > 1:
         # The standard error of a normal sample's standard deviation is about 1 / sqrt(2 (n - 1)) of it.
         spread = (
@@ -227,7 +266,7 @@ def write_report(
     Args:
         protocol (`str`): How the figures were made, in words.
         details: JSON values that go into `metrics.json` as they are: options, environment and the like.
-        scores: Those of `comparison.scores`.
+        scores: Those of [`scores`].
     """
     folder = Path(folder)
     metrics = details | {

@@ -1,4 +1,4 @@
-"""The card of a repository on the Hub: what it tells of a pipeline, and what of it a later push replaces."""
+"""The model card: what it says about a pipeline, and which parts a later push replaces."""
 
 import hashlib
 import json
@@ -16,6 +16,7 @@ from huggingface_hub.utils import httpx
 from yaml import YAMLError
 
 from ..classifiers.names import public_name
+from ..evaluation.names import GENERATED
 from ..evaluation.tables import Row, results_table
 from ..files import read_json
 from ..weights import module_bytes, weights_digest
@@ -26,16 +27,16 @@ TAGS = ["dim", "dataset-distillation", "synthetic-data", "image-classification",
 DIGITS = "the digits embedded in scikit-learn (Optical Recognition of Handwritten Digits, UCI)"
 LOCAL = "a labelled image data set of a local folder"
 
-# Options of a run that say nothing of its result, or name things of one machine.
+# Options of a run that do not affect its result, or are specific to one machine.
 NOT_ON_CARD = {
     "dataset_name", "train_data_dir", "output_dir", "logging_dir", "cache_dir", "report_to", "logging_steps",
     "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
     "data_fingerprint", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
 }  # fmt: skip
 
-# A part of a card that is written anew when more is known, or when it would tell of other weights or images.
+# A part of a card that a push replaces when more is known, or when it describes other weights or images.
 PART = re.compile(r"<!-- (model|start|results|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
-# What a card's metadata say of the data set.
+# Fields of a card's metadata about the data set.
 OF_DATA = ("license", "license_name", "license_link", "datasets")
 Card = TypeVar("Card", bound=RepoCard)
 
@@ -43,7 +44,7 @@ HUB_ERRORS = (OSError, RuntimeError, httpx.HTTPError)
 
 
 def local_or_hub(dataset_name: str) -> str:
-    """The absolute path of a local data set, or the name as it is: so that the two can be told apart anywhere."""
+    """The absolute path of a local data set, else the name unchanged, so that the two remain distinguishable."""
     path = Path(dataset_name)
     return str(path.resolve()) if dataset_name != "digits" and path.exists() else dataset_name
 
@@ -76,8 +77,8 @@ def model_card(
     evaluation_dir: str | os.PathLike | None = None,
 ) -> ModelCard:
     """
-    Writes a model card from what is known of a pipeline, into an existing card where there is one. Neither a token nor
-    a path of this machine gets on it.
+    Writes a model card from what is known about a pipeline, merged into an existing card if there is one. It never
+    contains a token or a path of this machine.
     """
     config = pipeline.generator.config
     digest = weights_digest(pipeline)
@@ -136,8 +137,8 @@ def model_card(
 
 def tells_of_data(card: ModelCard, digest: str, data_name: str, classes: str) -> bool:
     """
-    Whether a card tells of a generator of the same data set: of these weights, or one with this name of its data set
-    and, where that is a local folder, with these classes. A card without our part on training tells of no other.
+    Whether a card describes a generator of the same data set: these weights, or a data set of this name and, for a
+    local folder, these classes. A card without our part on training does not describe another.
     """
     trained = {part[1]: part for part in PART.finditer(card.text)}.get("training")
     if trained is None or trained[2] == digest:
@@ -148,8 +149,10 @@ def tells_of_data(card: ModelCard, digest: str, data_name: str, classes: str) ->
 
 def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collection[str] = ()) -> Card:
     """
-    What a repository's card becomes. Its text stays, but for the parts that are known better now or that tell of other
-    weights or images; so do its metadata, but for the `outdated` fields, to which the new ones are added.
+    Merges a new card into the existing one. Its text stays, except for our parts that are better known now or describe
+    other weights or images. Its metadata stay, except for the `outdated` fields, and the new ones are added.
+
+    `metadata_update` of huggingface_hub would commit on its own, before the weights that the metadata describe.
     """
     before = {part[1]: part for part in PART.finditer(existing.text)}
     stale = {part[1] for part in PART.finditer(card.text) if part[1] in before and part[2] != before[part[1]][2]}
@@ -157,7 +160,7 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     for part in PART.finditer(card.text):
         if part[1] in before and part[1] in known | stale:
             text = text.replace(before[part[1]][0], part[0])
-    # Dumping a card puts its metadata into the order of its file, which reading alone does not keep.
+    # Dumping a card restores the order of metadata in its file, which loading does not keep.
     str(existing), str(card)
     old = {name: value for name, value in existing.data.to_dict().items() if name not in outdated}
     new = card.data.to_dict()
@@ -181,8 +184,8 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
 
 def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:
     """
-    The evaluation in a folder, by default that in `evaluation/` of the pipeline's, with no path of this machine in it.
-    One of other weights or of a release with other tables is an error where it was asked for, else as good as none.
+    The evaluation in a folder, by default `evaluation/` of the pipeline's, without paths of this machine. One of other
+    weights, or by a release with other tables, is an error if it was asked for and is ignored otherwise.
     """
     folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
     metrics = read_json(folder / "metrics.json")
@@ -236,8 +239,8 @@ def describe_results(metrics: dict[str, Any] | None) -> str:
 
 def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) -> list[EvalResult]:
     """
-    What the model achieves in protocols A and B. Controls are no results of the model, and neither are rows without
-    augmentation, which others are compared with, or legacy ones, which are chosen on the test split.
+    The model's results in protocols A and B. Left out are controls, rows without augmentation, which serve only for
+    comparison, and legacy rows, which are chosen on the test split.
     """
     options = metrics["options"]
     return [
@@ -266,8 +269,8 @@ def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) ->
 
 
 def metric_name(row: dict[str, Any]) -> str:
-    """What the accuracy of a row is one of: a reader sees no table beside it."""
-    images = f"{row['ipc']} images per class and epoch"
+    """The name of a row's accuracy, complete without the table."""
+    images = f"{row['ipc']} images per class and epoch{row['source'].removeprefix(GENERATED)}"
     if row["protocol"] == "A":
         images = f"a {row['source']}, of {row['ipc']} images per class"
     labels = " with a teacher's soft labels" if row["labels"] == "soft" else ""
@@ -287,7 +290,7 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
 
 
 def public_value(value: Any) -> Any:
-    """An option's value as it may be told to others; `None` for a path of this machine, or a list that holds one."""
+    """An option's value, fit to be published; `None` for a path of this machine, or a list that contains one."""
     if isinstance(value, list):
         values = [public_value(each) for each in value]
         return None if None in values else values

@@ -1,4 +1,4 @@
-"""What goes to the Hub with a pipeline: its model card and sample grid, and nothing else of a run."""
+"""Pushes a pipeline to the Hub with its model card and sample grid, and nothing else of its run."""
 
 import os
 import tempfile
@@ -18,8 +18,8 @@ from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
 
 def prepare_repository(repo_id: str, token: str | None, private: bool | None, repo_type: str = "model") -> str:
     """
-    Makes sure, before any work, that a run can be pushed at its end: creates the repository unless it exists, and asks
-    whether the token may write to it.
+    Makes sure, before any work, that a run can be pushed at its end: creates the repository unless it exists, and
+    checks that the token may write to it.
 
     Args:
         repo_type (`str`, *optional*, defaults to `"model"`): Or `"dataset"`.
@@ -46,7 +46,7 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None, re
 
 
 def check_token(token: str | None, needed_by: str, argument: str) -> None:
-    """Raises a `ValueError` if there is no token at all."""
+    """Raises a `ValueError` if there is no token."""
     if not (token or get_token()):
         raise ValueError(
             f"{needed_by} needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or give "
@@ -69,11 +69,11 @@ def push_to_hub(
 ) -> str:
     """
     Pushes a pipeline to the Hub in one commit: its weights, configs and source, a model card and a sample grid. What
-    has not changed is not uploaded, and where nothing has, there is no commit. Of a card that exists on the Hub, only
-    the parts are written anew that are known better now or tell of other weights; a variant or a subfolder leaves it
-    as it is.
+    has not changed is not uploaded, and where nothing has, there is no commit. In a card that exists on the Hub, only
+    the parts that are better known now or describe other weights are replaced; a variant or a subfolder leaves it
+    unchanged.
 
-    The card tells what the folder that the pipeline was loaded from knows of its training and evaluation.
+    The card reports the training and evaluation that are recorded in the folder the pipeline was loaded from.
 
     Args:
         pipeline ([`DiMPipeline`]): What to push.
@@ -84,7 +84,7 @@ def push_to_hub(
             Output folder of `training/evaluate_dim.py`, for the card's table; by default `evaluation/` in the folder
             that the pipeline was loaded from.
         storage (`str`, *optional*):
-            How the weights are stored, as in [`DiMPipeline.save_pretrained`]. The card tells of what is stored.
+            How the weights are stored, as in [`DiMPipeline.save_pretrained`]. The card describes that form.
 
     Returns:
         `str`: The URL of the commit.
@@ -122,6 +122,7 @@ def push_to_hub(
                 save_sample_grid(pipeline, folder / "samples.png")
             prefix = f"{subfolder}/" if subfolder else ""
             files = sorted(path for path in folder.rglob("*") if path.is_file())
+            # `upload_folder` may make several commits of one folder.
             return HfApi().create_commit(
                 repo_id,
                 [CommitOperationAdd(f"{prefix}{path.relative_to(folder).as_posix()}", str(path)) for path in files],

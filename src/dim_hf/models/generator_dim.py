@@ -279,20 +279,6 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             )
         return weights, forms.pop() if forms else None
 
-    def stored_bytes(self) -> int:
-        """Bytes of the weights, with codes and scales, as [`save_pretrained`] stores them."""
-        total = 0
-        for name, value in self.state_dict().items():
-            if self.storage and self.storage.startswith("int") and value.ndim > 1:
-                rows = self.channels_first(name, value)
-                total += (value.numel() * int(self.storage[3:]) + 7) // 8 + 2 * len(rows)
-            elif self.storage and value.is_floating_point():
-                wide = self.storage == "float32" or bool(value.half().isinf().any())
-                total += value.numel() * (4 if wide else 2)
-            else:
-                total += value.numel() * value.element_size()
-        return total
-
     def channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
         """A weight with its output channels, which have a scale each, as the first dimension; and back."""
         module = self.get_submodule(name.rpartition(".")[0])

@@ -54,6 +54,9 @@ class DiMDataset(Dataset):
             Above 1, an image that the pipeline's `labeler` takes for another class is drawn again, at most so many
             times in all; the last draw stays. It is as pure a function as without, but where the teacher is undecided
             to within rounding.
+        min_confidence (`float`, *optional*, defaults to 0.0):
+            With `max_attempts` above 1, an image is also drawn again if the `labeler` gives its class a probability
+            below this; in [0, 1).
         noise_scale (`float`, *optional*, defaults to 1.0):
             Factor of the noise. Above 1 images vary more, below 1 less.
         transform (`Callable`, *optional*):
@@ -73,6 +76,7 @@ class DiMDataset(Dataset):
         *,
         soft_labels: bool = False,
         max_attempts: int = 1,
+        min_confidence: float = 0.0,
         noise_scale: float = 1.0,
         transform: Callable[[Image.Image], Any] | None = None,
     ):
@@ -107,6 +111,12 @@ class DiMDataset(Dataset):
         check_seed(seed)
         check_flag("soft_labels", soft_labels)
         check_integer("max_attempts", max_attempts, least=1)
+        check_number("min_confidence", min_confidence, least=0, below=1)
+        if min_confidence and max_attempts == 1:
+            raise ValueError(
+                f"`min_confidence` is {min_confidence}, but with `max_attempts` 1 no image is drawn again; valid is a "
+                "larger `max_attempts`."
+            )
         check_number("noise_scale", noise_scale, above=0)
         if transform is not None and not callable(transform):
             raise ValueError(f"`transform` is {shown(transform)}; valid is a function of a PIL image, or None.")
@@ -118,7 +128,8 @@ class DiMDataset(Dataset):
             )
         self.generator, self.labeler = pipe.generator.eval(), pipe.labeler
         self.class_names, self.counts, self.seed = pipe.class_names, counts, int(seed)
-        self.soft_labels, self.max_attempts, self.noise_scale = soft_labels, max_attempts, noise_scale
+        self.soft_labels, self.noise_scale = soft_labels, noise_scale
+        self.max_attempts, self.min_confidence = max_attempts, min_confidence
         self.transform = transform
         self._length = sum(counts)
         self._ends = torch.tensor(counts).cumsum(0)
@@ -185,7 +196,7 @@ class DiMDataset(Dataset):
         images = self._draw(epoch, labels, indices, attempt=0)
         candidates, rejected = images, torch.arange(len(labels), device=device)
         for attempt in range(1, self.max_attempts):
-            rejected = rejected[self._teacher_logits(candidates).argmax(dim=1) != labels[rejected]]
+            rejected = rejected[self._is_rejected(candidates, labels[rejected])]
             if len(rejected) == 0:
                 break
             epochs = epoch[rejected] if isinstance(epoch, torch.Tensor) else epoch
@@ -200,6 +211,11 @@ class DiMDataset(Dataset):
         if self.noise_scale != 1:
             latents = self.noise_scale * latents
         return self.generator(latents.to(self.generator.dtype), labels).sample.float()
+
+    def _is_rejected(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        logits = self._teacher_logits(images)
+        confidence = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
+        return (logits.argmax(dim=1) != labels) | (confidence < self.min_confidence)
 
     def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
         return self.labeler(images.to(self.labeler.dtype)).logits.float()
@@ -293,7 +309,7 @@ class GeneratedStream(BatchStream):
             Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
             default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
             one block is held, and an epoch that is asked for again, or an earlier one, makes its own.
-        soft_labels, max_attempts, noise_scale: Those of [`DiMDataset`].
+        soft_labels, max_attempts, min_confidence, noise_scale: Those of [`DiMDataset`].
     """
 
     def __init__(
@@ -306,10 +322,17 @@ class GeneratedStream(BatchStream):
         *,
         soft_labels: bool = False,
         max_attempts: int = 1,
+        min_confidence: float = 0.0,
         noise_scale: float = 1.0,
     ):
         self.dataset = DiMDataset(
-            source, ipc, seed, soft_labels=soft_labels, max_attempts=max_attempts, noise_scale=noise_scale
+            source,
+            ipc,
+            seed,
+            soft_labels=soft_labels,
+            max_attempts=max_attempts,
+            min_confidence=min_confidence,
+            noise_scale=noise_scale,
         )
         device = self.dataset.generator.device
         super().__init__(self.dataset.num_classes, len(self.dataset), seed, batch_size, device)

@@ -1,0 +1,55 @@
+"""The settings of a run of `train_dim.py` as its folder records them, and which of them a continuation may change."""
+
+import argparse
+import math
+from typing import Any
+
+from train_arguments import STRUCTURED
+
+
+# Settings that may differ between a run and its continuation, because they do not change what is trained. The number
+# of adversarial steps and the first of the rounded ones are compared in place of what they were computed from.
+FREE_ON_RESUME = {
+    "output_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
+    "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
+    "hub_model_id", "hub_private_repo", "num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps",
+    "logging_steps", "rounded_steps", "validation_steps",
+}  # fmt: skip
+# These too, until phase 2 begins.
+MATCHING_SETTINGS = {"match_learning_rate", "match_loss", "match_interval", "pool", "pool_steps"}
+# Settings that were flags before 0.1.0, with the values that they have now; checkpoints of that time go on until 0.2.
+FORMER_FLAGS = {
+    "adam_epsilon": 1e-8, "adam_weight_decay": 0.0, "allow_tf32": False, "discr_adam_beta1": None,
+    "discr_adam_beta2": None, "discr_adam_epsilon": 1e-8, "discr_adam_weight_decay": 0.0, "lr_scheduler": "constant",
+    "lr_warmup_steps": 0, "match_weight": 1.0, "max_grad_norm": None, "pool_snapshots": 6, "r1_interval": 16,
+    "use_ema": True, "validation_ipc": 10,
+}  # fmt: skip
+
+
+def recorded(args: argparse.Namespace) -> dict[str, Any]:
+    """Every argument but the token, in the form that it has on the command line."""
+    settings = {name: value for name, value in vars(args).items() if name != "hub_token"}
+    # `energy=1` is `energy`.
+    losses = (name if weight == 1 else f"{name}={weight!r}" for name, weight in args.match_loss.items())
+    return settings | {"match_loss": " ".join(losses), "pool": [str(entry) for entry in args.pool]}
+
+
+def deciding(options: dict[str, Any]) -> dict[str, Any]:
+    """The options that decide what is trained."""
+    return {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
+
+
+def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any]) -> set[str]:
+    """The settings that differ only in form, or have decided nothing when a checkpoint is taken after `step` steps."""
+    former = FORMER_FLAGS | {f"discr_adam_beta{i}": now[f"adam_beta{i}"] for i in (1, 2)}
+    same = {name for name, value in former.items() if then.get(name) == value}
+    # Nor did runs of that time record a precision of accelerate's configuration.
+    if then.get("mixed_precision") is None:
+        same.add("mixed_precision")
+    same |= {name for name, read in STRUCTURED.items() if name in then and read(then[name]) == read(now[name])}
+    borders = [border for border in (then.get("rounded_from"), now["rounded_from"]) if border is not None]
+    if step <= min(borders, default=math.inf):
+        same.add("rounded_from")
+    if step > min(then.get("adversarial_steps", 0), now["adversarial_steps"]):
+        return same
+    return same | MATCHING_SETTINGS | {"adversarial_steps"}

@@ -1,0 +1,269 @@
+"""What evaluate_dim.py checks and reads before it trains anything: settings, folders, pipelines and images."""
+
+import argparse
+import itertools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+from command_line import check_once, check_pipeline, load_pipeline
+
+from dim_hf.classifiers import check_classifier
+from dim_hf.data import ImageData, holdout, load_image_data
+from dim_hf.evaluation.codecs import CODECS
+from dim_hf.evaluation.results import read_results
+from dim_hf.evaluation.sources import Draw
+from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
+from dim_hf.hub.push import check_token
+from dim_hf.messages import listed
+from dim_hf.pipelines import DiMPipeline
+from dim_hf.streams.randomness import check_shuffled
+from dim_hf.weights import stored_form
+
+
+# Images of a fixed set, and samples of a class that k-means or herding choose among.
+MOST_IN_SET = 1_000_000
+
+
+def check_args(args: argparse.Namespace) -> None:
+    """Refuses settings that no pipeline and no data set could make valid."""
+    for name in args.classifiers:
+        check_classifier(name)
+    several = ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls")
+    check_once(args, (*several, "noise_scale", "max_attempts", "min_confidence"))
+    tuned = [draw for draw in list_draws(args) if draw != Draw()]
+    if len(tuned) > 1 and not args.validation:
+        raise ValueError(
+            f"`--noise_scale`, `--max_attempts` and `--min_confidence` ask for {listed(draw.title for draw in tuned)} "
+            "on a test split; valid are at most one besides the usual draw, or --validation to choose among them."
+        )
+    for name, _ in args.pool:
+        try:
+            check_classifier(name)
+        except ValueError as error:
+            raise ValueError(f"`--pool`: {error}") from error
+    if len(args.epochs) not in (1, len(args.ipc)):
+        raise ValueError(
+            f"`--epochs` has {len(args.epochs)} numbers, {listed(args.epochs)}, and `--ipc` {len(args.ipc)}, "
+            f"{listed(args.ipc)}; valid is one number for all, or one for each ipc in the same order."
+        )
+    if args.codec and args.codec not in CODECS:
+        raise ValueError(f"`--codec` is {listed([repr(args.codec)])}; valid are {', '.join(CODECS)}.")
+    if args.codec and "equal_bytes_lossy" not in args.controls:
+        raise ValueError(
+            f"`--codec` is {args.codec!r}, that of the control equal_bytes_lossy; `--controls` names "
+            f"{', '.join(args.controls) or 'none'}."
+        )
+    if args.test_split == args.train_split and not args.validation:
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, the split of the real controls; valid is one that nothing is "
+            "trained on, or --validation for what training held out."
+        )
+    if args.push_to_hub:
+        check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
+
+
+def read_training(pipeline: str) -> dict[str, Any]:
+    """The options of the run that made a pipeline's folder, to score what it held out."""
+    path = Path(pipeline) / "options.json"
+    options = read_json(path)
+    if options is None:
+        raise FileNotFoundError(
+            f"`--validation` needs options.json in `--pipeline` {pipeline}, which says what training held out."
+        )
+    needed = {"train_split", "max_train_samples", "data_fingerprint", "validation_fraction", "seed", "dataset_name"}
+    if not isinstance(options, dict) or (needed := needed - options.keys()):
+        raise ValueError(
+            f"`--validation` needs {path} as train_dim.py writes it; this one lacks {listed(sorted(needed))}."
+        )
+    return options
+
+
+def list_draws(args: argparse.Namespace) -> list[Draw]:
+    """The draws of protocol B that were asked for, each once: without a filter there is no confidence."""
+    combinations = itertools.product(args.noise_scale, args.max_attempts, args.min_confidence)
+    return list(dict.fromkeys(Draw(scale, most, least if most > 1 else 0.0) for scale, most, least in combinations))
+
+
+@dataclass(frozen=True)
+class Folders:
+    """
+    What an evaluation reads and writes.
+
+    Args:
+        pipeline (`Path`): The distilled data set, or its id on the Hub.
+        before (`str`, *optional*): Folder or id of the control from before matching, if it is asked for and there.
+        output (`Path`): Of the evaluation.
+        training: Options of the training run, to score what it held out; `None` to score the test split.
+    """
+
+    pipeline: Path
+    before: str | None
+    output: Path
+    training: dict[str, Any] | None
+
+
+def check_folders(args: argparse.Namespace) -> Folders:
+    """Refuses, from the files that are there, what cannot be read or written."""
+    if not Path(args.pipeline).exists() and not args.output_dir:
+        raise FileNotFoundError(
+            f"`--pipeline` {args.pipeline} is not a local folder; for a pipeline on the Hub, `--output_dir` must be "
+            "given."
+        )
+    check_pipeline("pipeline", args.pipeline)
+    pipeline = Path(args.pipeline)
+    before = args.before_matching or str(pipeline / "before_matching")
+    if "before_matching" not in args.controls or not (args.before_matching or Path(before).exists()):
+        before = None
+    if before:
+        check_pipeline("before_matching", before)
+    training = read_training(args.pipeline) if args.validation else None
+    output = Path(args.output_dir or pipeline / "evaluation")
+    refuse_foreign_files(output, "evaluate_dim.py")
+    # A new evaluation takes the place of an older one.
+    check_output_dir(output, 2**20, resuming=True)
+    read_results(output / "results.jsonl")
+    return Folders(pipeline, before, output, training)
+
+
+@dataclass(frozen=True)
+class Pipelines:
+    """
+    The pipelines of an evaluation, on its device.
+
+    Args:
+        evaluated ([`DiMPipeline`]): As it is stored by `--storage`.
+        before ([`DiMPipeline`], *optional*): That from before matching, in the same form.
+        unstored ([`DiMPipeline`], *optional*): What is evaluated as it was before, with `--storage`.
+    """
+
+    evaluated: DiMPipeline
+    before: DiMPipeline | None
+    unstored: DiMPipeline | None
+
+
+def load_pipelines(args: argparse.Namespace, folders: Folders, accelerator: Accelerator) -> Pipelines:
+    """Loads what is evaluated, and refuses a control that is not one of it."""
+    given = load_pipeline("pipeline", args.pipeline)
+    evaluated = stored_form(given, args.storage)
+    before = None
+    if folders.before:
+        before = stored_form(load_pipeline("before_matching", folders.before), args.storage)
+        shapes = {
+            (p.generator.config.sample_size, p.generator.config.out_channels, p.generator.config.num_classes)
+            for p in (evaluated, before)
+        }
+        if len(shapes) > 1:
+            raise ValueError(
+                f"`--before_matching` {folders.before} makes other images than `--pipeline` {folders.pipeline}: "
+                f"(size, channels, classes) are {' and '.join(map(str, sorted(shapes)))}."
+            )
+        if before.class_names != evaluated.class_names:
+            raise ValueError(
+                f"`--before_matching` {folders.before} generates {listed(before.class_names)}; `--pipeline` "
+                f"{folders.pipeline} generates {listed(evaluated.class_names)}."
+            )
+    if evaluated.labeler is None and (args.soft_labels or max(args.max_attempts) > 1):
+        asked = "`--soft_labels`" if args.soft_labels else f"`--max_attempts` {listed(args.max_attempts)}"
+        raise ValueError(
+            f"{asked} takes a teacher, but `--pipeline` {folders.pipeline} has no `labeler`; "
+            "training/train_labeler.py adds one."
+        )
+    for ipc in args.ipc:
+        check_size(ipc, args, evaluated.generator.config.num_classes)
+    pipelines = Pipelines(evaluated, before, given if args.storage else None)
+    for pipeline in (evaluated, before, pipelines.unstored):
+        if pipeline is not None:
+            pipeline.to(accelerator.device)
+            pipeline.set_progress_bar_config(disable=True)
+    return pipelines
+
+
+def check_fit(args: argparse.Namespace, test: ImageData) -> None:
+    """Refuses classifiers that do not take images of this size and these channels."""
+    for name in args.classifiers:
+        check_classifier(name, test.channels, test.size)
+    for name, _ in args.pool if takes_pool(args) else ():
+        try:
+            check_classifier(name, test.channels, test.size, features=True)
+        except ValueError as error:
+            raise ValueError(f"`--pool`: {error}") from error
+
+
+def takes_pool(args: argparse.Namespace) -> bool:
+    """Whether fixed sets are made with networks that were trained on the real images."""
+    return "A" in args.protocols and (any(args.latent_steps) or args.selection != ["random"])
+
+
+def check_size(ipc: int, args: argparse.Namespace, num_classes: int) -> None:
+    """Refuses more images than can be kept in memory."""
+    check_shuffled(ipc * num_classes)
+    per_class = ipc * args.candidates if args.selection != ["random"] else ipc
+    for name, images in (("ipc", ipc * num_classes), ("candidates", per_class)):
+        if "A" in args.protocols and images > MOST_IN_SET:
+            raise ValueError(
+                f"`--{name}` {getattr(args, name)} asks for {images:,} images in memory, with `--ipc` {ipc} and "
+                f"{num_classes} classes; valid are at most {MOST_IN_SET:,} in a set, or to choose from in a class."
+            )
+
+
+def load_splits(
+    args: argparse.Namespace, pipeline: DiMPipeline, accelerator: Accelerator, training: dict[str, Any] | None
+) -> tuple[ImageData, ImageData]:
+    """
+    The real images to train controls on and to score, at the size, channels and labels of the pipeline.
+
+    Args:
+        training: The options of the training run, to score what it held out; `None` to score the test split.
+    """
+    config = pipeline.generator.config
+
+    def load(split: str, class_names: tuple[str, ...] | None, max_samples: int | None) -> ImageData:
+        with accelerator.main_process_first():
+            data = load_image_data(
+                args.dataset_name,
+                split,
+                dataset_config_name=args.dataset_config_name,
+                train_data_dir=args.train_data_dir,
+                image_column=args.image_column,
+                label_column=args.label_column,
+                class_names=class_names,
+                resolution=config.sample_size,
+                channels=config.out_channels,
+                cache_dir=args.cache_dir,
+                num_workers=args.dataloader_num_workers,
+                max_samples=max_samples,
+                revision=args.revision,
+            )
+        accelerator.print(data.describe())
+        return data
+
+    if training:
+        train = load(training["train_split"], None, training["max_train_samples"])
+    else:
+        train = load(args.train_split, None, args.max_train_samples)
+    data = "train_data_dir" if args.train_data_dir else "dataset_name"
+    names = pipeline.config.id2label
+    expected = tuple(names.values()) if names else tuple(str(label) for label in range(config.num_classes))
+    if train.class_names != expected:
+        raise ValueError(
+            f"`--{data}` {args.train_data_dir or args.dataset_name} has the classes {listed(train.class_names)}; the "
+            f"pipeline generates {listed(expected)}."
+        )
+    if training:
+        if train.fingerprint != training["data_fingerprint"]:
+            raise ValueError(
+                f"`--validation` scores what training held out, but `--{data}` "
+                f"{args.train_data_dir or args.dataset_name} is not the data that it was trained on, "
+                f"{training['dataset_name']} (options.json in `--pipeline`)."
+            )
+        train, test = holdout(train, training["validation_fraction"], training["seed"])
+    else:
+        test = load(args.test_split, train.class_names, None)
+        if test.fingerprint == train.fingerprint:
+            raise ValueError(
+                f"`--test_split` {args.test_split} of `--{data}` {args.train_data_dir or args.dataset_name} holds "
+                f"the images of `--train_split` {args.train_split}; valid is one that nothing is trained on."
+            )
+    return train.to(accelerator.device), test.to(accelerator.device)
