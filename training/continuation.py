@@ -10,7 +10,7 @@ from train_arguments import STRUCTURED
 # Settings that may differ between a run and its continuation, because they do not change what is trained. The number
 # of adversarial steps and the first of the rounded ones are compared in place of what they were computed from.
 FREE_ON_RESUME = {
-    "output_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps",
+    "output_dir", "report_to", "resume_from_checkpoint", "checkpointing_steps", "given",
     "checkpoints_total_limit", "cache_dir", "dataloader_num_workers", "dataset_name", "train_data_dir", "push_to_hub",
     "hub_model_id", "hub_private_repo", "num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps",
     "logging_steps", "rounded_steps", "validation_steps",

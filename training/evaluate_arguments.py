@@ -38,6 +38,11 @@ def make_parser() -> Parser:
         choices=STORAGE_FORMS,
         help="score and push the weights in this form; default: as they are stored",
     )
+    parser.add_argument(
+        "--export_dir",
+        type=local_path,
+        help="folder to write what --push_to_hub uploads, with the results on its card",
+    )
 
     data = parser.add_argument_group("data")
     add_data_arguments(data, "train", "where the real controls come from")

@@ -61,7 +61,7 @@ from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores, scores_table, write_report
 from dim_hf.files import append_json_line, lock_output_dir, read_json_lines
 from dim_hf.hub.card import local_or_hub
-from dim_hf.hub.push import prepare_repository
+from dim_hf.hub.push import export_repository, prepare_repository
 from dim_hf.machine import environment, warn_of_slow_precision
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, warn_of_storage, weights_digest
@@ -155,6 +155,9 @@ def main(args: argparse.Namespace) -> list[Row]:
         matrices = [result((*rows[shown], seed)).get("confusion") for seed in args.seeds]
         confusion = (table[shown], torch.tensor(matrices).sum(dim=0)) if all(matrices) else None
         write_reports(args, folders.output, table, protocol, pipeline=pipeline, train=train, confusion=confusion)
+        if args.export_dir:
+            export_repository(pipeline, args.export_dir, folders.output, args.hub_token)
+            print(f"exported to {args.export_dir}")
         if args.push_to_hub:
             url = pipeline.push_to_hub(
                 args.hub_model_id,

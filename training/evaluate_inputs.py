@@ -15,7 +15,7 @@ from dim_hf.evaluation.codecs import CODECS
 from dim_hf.evaluation.results import read_results
 from dim_hf.evaluation.sources import Draw
 from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
-from dim_hf.hub.push import check_token
+from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.randomness import check_shuffled
@@ -124,6 +124,8 @@ def check_folders(args: argparse.Namespace) -> Folders:
     # A new evaluation takes the place of an older one.
     check_output_dir(output, 2**20, resuming=True)
     read_results(output / "results.jsonl")
+    if args.export_dir:
+        check_export(args.export_dir)
     return Folders(pipeline, before, output, training)
 
 

@@ -133,7 +133,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     The arguments, those of the preset where they are not given.
 
     Returns:
-        A namespace in which `match_loss` is a `dict` of losses and their weights, and `pool` a list of `PoolEntry`.
+        A namespace in which `match_loss` is a `dict` of losses and their weights, `pool` a list of `PoolEntry`, and
+        `given` the names of the arguments that were given.
 
     Raises:
         SystemExit: If one is not valid, with status 2 after a message, as argparse has it.
@@ -164,7 +165,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
             "without int8, int7 ... int2 as `--storage`",
         ),
     ]
-    refuse_idle_flags(given_flags(parser, input_args), idle)
+    args.given = sorted(given_flags(parser, input_args))
+    refuse_idle_flags(args.given, idle)
     return args
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Collection
 from dataclasses import fields
 from pathlib import Path
@@ -31,7 +32,7 @@ LOCAL = "a labelled image data set of a local folder"
 NOT_ON_CARD = {
     "dataset_name", "train_data_dir", "output_dir", "logging_dir", "cache_dir", "report_to", "logging_steps",
     "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "data_fingerprint", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
+    "data_fingerprint", "given", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
 }  # fmt: skip
 
 # A part of a card that a push replaces when more is known, or when it describes other weights or images.
@@ -285,8 +286,23 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
     table = "\n".join(f"| `{name}` | `{cell}` |" for name, cell in cells.items())
     made_with = ", ".join(f"{name} {value}" for name, value in (environment or {}).items())
     return (
-        f"`training/train_dim.py` of dim_hf, with\n\n| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
+        f"```bash\n{command(options)}\n```\n\nof dim_hf, which stands for\n\n"
+        f"| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
     )
+
+
+def command(options: dict[str, Any]) -> str:
+    """The command of a run, with `...` for what only its machine has."""
+    words = ["accelerate launch training/train_dim.py"]
+    for name in options.get("given", []):
+        value = options.get(name)
+        if name in ("dataset_name", "train_data_dir") or name not in NOT_ON_CARD:
+            values = value if isinstance(value, list) else str(value).split() if name == "match_loss" else [value]
+            told = [None if isinstance(each, dict) else public_value(each) for each in values]
+            words.append(
+                " ".join([f"--{name}", *("..." if each is None else shlex.quote(str(each)) for each in told)])
+            )
+    return " ".join(words)
 
 
 def public_value(value: Any) -> Any:

@@ -11,9 +11,15 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..arguments import shown
 from ..evaluation.sample_grid import save_sample_grid
+from ..files import whole_folder
+from ..messages import listed
 from ..pipelines.pipeline_dim import hub_reason, is_a
 from ..weights import stored_form
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
+
+
+# What an export consists of; anything else in a folder is somebody's.
+EXPORTED = ("model_index.json", "pipeline.py", "generator", "labeler", "README.md", "samples.png")
 
 
 def prepare_repository(repo_id: str, token: str | None, private: bool | None, repo_type: str = "model") -> str:
@@ -117,9 +123,7 @@ def push_to_hub(
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             existing = existing_card(ModelCard, repo_id, token)
             if not subfolder and not (variant and existing):
-                card = model_card(pipeline, repo_id, token, existing, evaluation_dir)
-                card.save(folder / "README.md")
-                save_sample_grid(pipeline, folder / "samples.png")
+                write_card(pipeline, folder, repo_id, existing, token, evaluation_dir)
             prefix = f"{subfolder}/" if subfolder else ""
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             # `upload_folder` may make several commits of one folder.
@@ -139,3 +143,58 @@ def push_to_hub(
                 f"DiMPipeline.from_pretrained({str(pipeline.name_or_path)!r}).push_to_hub({arguments})."
             )
         raise OSError(message) from error
+
+
+def export_repository(
+    pipeline: DiffusionPipeline,
+    folder: str | os.PathLike,
+    evaluation_dir: str | os.PathLike | None = None,
+    token: str | None = None,
+) -> None:
+    """
+    Writes to a folder what [`push_to_hub`] uploads: the pipeline as it is stored, its model card and a sample grid.
+    The folder appears whole, in the place of an earlier export, whose card is merged as that of a repository is.
+
+    Args:
+        pipeline ([`DiMPipeline`]): What to write.
+        folder (`str` or `os.PathLike`): It need not exist. The card names it, and its parents if they are relative.
+        evaluation_dir (`str` or `os.PathLike`, *optional*): As in [`push_to_hub`].
+        token (`str`, *optional*): To ask for the licence of a private data set.
+
+    Raises:
+        FileExistsError: If the folder holds anything else.
+        OSError: If it cannot be written.
+    """
+    check_export(folder)
+    folder = Path(folder)
+    existing = existing_card(ModelCard, folder / "README.md")
+    # A card tells of no path of this machine.
+    name = folder.name if folder.is_absolute() else folder.as_posix()
+    with whole_folder(folder) as aside:
+        pipeline.save_pretrained(aside)
+        write_card(pipeline, aside, name, existing, token, evaluation_dir)
+
+
+def check_export(folder: str | os.PathLike) -> None:
+    """Raises a `FileExistsError` if a folder holds what an export does not write and would take away."""
+    path = Path(folder)
+    if path.is_file():
+        raise FileExistsError(f"the export folder {path} is a file.")
+    foreign = sorted(each.name for each in path.iterdir() if each.name not in EXPORTED) if path.is_dir() else []
+    if foreign:
+        raise FileExistsError(
+            f"the export folder {path} holds {listed(foreign)}, which is not of an export; name another folder."
+        )
+
+
+def write_card(
+    pipeline: DiffusionPipeline,
+    folder: Path,
+    repo_id: str,
+    existing: ModelCard | None,
+    token: str | None,
+    evaluation_dir: str | os.PathLike | None,
+) -> None:
+    """Writes a pipeline's model card and the sample grid that it shows."""
+    model_card(pipeline, repo_id, token, existing, evaluation_dir).save(folder / "README.md")
+    save_sample_grid(pipeline, folder / "samples.png")
