@@ -11,7 +11,8 @@ from huggingface_hub.utils import validate_repo_id
 
 from ..arguments import shown
 from ..evaluation.sample_grid import save_sample_grid
-from ..pipelines.pipeline_dim import hub_reason, is_a
+from ..hub_errors import hub_reason
+from ..pipelines.pipeline_dim import is_a
 from ..weights import stored_form
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
 
