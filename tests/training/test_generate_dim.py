@@ -156,7 +156,7 @@ BAD = [
     ),
     (
         "--output_dir {tmp}/begun",
-        "`--output_dir` .*begun holds options.json, which generate_dim.py writes and has not",
+        "`--output_dir` .*begun holds options.json, which generate_dim.py would overwrite but did not",
     ),
     ("--output_dir {tmp}/file", "`--output_dir` .*file cannot be written to: Not a directory"),
     ("--output_dir {tmp}/torn", "torn/options.json is damaged, it is not JSON"),

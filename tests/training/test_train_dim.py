@@ -307,8 +307,8 @@ def test_two_processes_train_one_model(tiny, tmp_path):
             "`--pool`: classifier 'timm/resnet_18' is unknown; the nearest are timm/resnet18",
         ),
         (["--pool", "convnet3@0"], "`--pool`: 'convnet3@0' has the weight '0'; it must be a whole number from 1"),
-        (["--pool", "timm/mixer_s32_224:input_size=30"], "`--pool`: .* takes no images of 30 pixels"),
-        (["--pool", "timm/coat_tiny:input_size=32", "--match_loss", "features"], "names no intermediate features"),
+        (["--pool", "timm/mixer_s32_224:input_size=30"], "`--pool`: .* does not take images of 30 pixels"),
+        (["--pool", "timm/coat_tiny:input_size=32", "--match_loss", "features"], "has no intermediate features"),
         (["--validation_classifier", "resnet_18"], "`--validation_classifier`: .*'resnet_18' is unknown"),
         (
             ["--match_loss", "kl"],
