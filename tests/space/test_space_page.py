@@ -191,7 +191,7 @@ def test_generate_train_draw_and_recognise(page):
     expect(page.get_by_test_id("label-output-value")).not_to_have_text("0")
 
 
-def test_wrong_input_is_refused_and_what_was_shown_stays(page):
+def test_wrong_input_is_refused_and_the_previous_result_stays(page):
     expect(page.locator("#grid img")).to_be_visible()
     before = page.locator("#grid img").get_attribute("src")
     for box in page.get_by_role("checkbox").all():
