@@ -96,8 +96,7 @@ class DiMPipeline(DiffusionPipeline):
                     f"`labeler` takes {taken[0]} classes, {taken[1]} pixels and {taken[2]} channels; the generator "
                     f"makes {made[0]}, {made[1]} and {made[2]}."
                 )
-            labeler = labeler.eval()
-        self.register_modules(generator=generator.eval(), labeler=labeler)
+        self.register_modules(generator=generator.eval(), labeler=None if labeler is None else labeler.eval())
         self.register_to_config(id2label=_checked_names(id2label, generator.config.num_classes))
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
@@ -181,7 +180,7 @@ class DiMPipeline(DiffusionPipeline):
         super(DiMPipeline, stored).save_pretrained(
             str(folder), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
         )
-        # Pushed from a folder of its own, since this one may also hold a run with its checkpoints.
+        # From a temporary folder, since this one may also hold a run with its checkpoints.
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, storage=storage, **kwargs)
 
@@ -389,7 +388,7 @@ class DiMPipeline(DiffusionPipeline):
         features: Any = None,
     ) -> Any:
         """
-        Generates a fixed set of images as a `datasets.Dataset` in memory, class by class.
+        Generates a fixed set of images as a `datasets.Dataset` of an `Image` and a `ClassLabel` column, in memory.
 
         Args:
             ipc, class_labels, generator, batch_size: See [`__call__`].
@@ -397,12 +396,9 @@ class DiMPipeline(DiffusionPipeline):
                 Features of a data set to mix it with. Columns take their names from it, and classes, matched by name,
                 their labels. By default the columns are `image` and `label`.
 
-        Returns:
-            `datasets.Dataset` with an `Image` and a `ClassLabel` column.
-
         Raises:
             ImportError: If the package datasets is not installed.
-            ValueError: If an argument is not valid, or a class is not one of `features`.
+            ValueError: If an argument is not valid, or a class is missing from `features`.
         """
         label_ids = self.get_label_ids(class_labels)
         self.check_inputs(label_ids, ipc, generator, None, batch_size, "pil")

@@ -391,7 +391,9 @@ def test_a_warning_names_both_accuracies_where_a_form_costs_more_than_two_points
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_storage("int4", 0.9301, 0.95, "validation accuracy")
-    message = r"`--storage` int4 costs .* 2 points: validation accuracy is 92\.90 %, and 95\.00 % with the weights as"
+    message = (
+        r"`--storage` int4 costs .* 2 points: validation accuracy is 92\.90 %, and 95\.00 % with the original weights"
+    )
     with pytest.warns(UserWarning, match=message):
         warn_of_storage("int4", 0.929, 0.95, "validation accuracy")
 

@@ -171,11 +171,11 @@ def test_generate_train_draw_and_recognise(page):
     button(page, "Train").click()
     seen = {}
     while "Trained" not in (text := progress.inner_text()):
-        step, accuracy = re.search(r"step (\d+), ([\d.]+) %", text).groups()
+        step, accuracy = re.search(r"step (\d+), accuracy ([\d.]+) %", text).groups()
         assert int(step) >= max(seen, default=0), "a second run has begun"
         seen[int(step)] = float(accuracy)
         page.wait_for_timeout(20)
-    final = float(re.search(r"step 300, ([\d.]+) %", text)[1])
+    final = float(re.search(r"step 300, accuracy ([\d.]+) %", text)[1])
     assert len(seen) >= 5
     assert seen[min(seen)] < 50 < final
     # What was plotted: a line with a point for each of the 30 scores.

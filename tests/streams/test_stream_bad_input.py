@@ -143,7 +143,9 @@ def test_positions(pipe, position):
     dataset = DiMDataset(pipe, 2)
     for ask in (dataset.__getitem__, lambda value: dataset.__getitems__([0, value])):
         text = message(ask, position)
-        assert text.startswith(f"position {position!r} is not an integer; valid are -6 to 5, one at a time. Use a `Data")
+        assert text.startswith(
+            f"position {position!r} is not an integer; valid are -6 to 5, one at a time. Use a `Data"
+        )
 
 
 @pytest.mark.parametrize("position", [6, -7, 10**9, 10**30, np.int64(6), torch.tensor(-7)])
