@@ -1,10 +1,10 @@
 """
-Scarce real data, alone and mixed with generated images: the same classifier, the same number of steps.
+Trains the same classifier for the same number of steps on a few real images, and on a mixture with generated ones.
 
     python examples/mix_with_real.py --pipeline out/digits
 
-The generator was trained on more real images than the hundred that the classifier gets here, so what the mixture adds
-is what it stored of them.
+The generator was trained on more real images than the hundred that the classifier gets here, so the mixture adds what
+it learned from the others.
 """
 
 import argparse
@@ -21,10 +21,10 @@ from dim_hf.evaluation.judges import evaluate_accuracy
 
 
 def main(input_args: list[str] | None = None) -> dict[str, float]:
-    parser = argparse.ArgumentParser(description="Train on scarce real images alone, and mixed with generated ones.")
+    parser = argparse.ArgumentParser(description="Train on a few real images, and on a mixture with generated ones.")
     parser.add_argument("--pipeline", default="out/digits")
     parser.add_argument("--real", type=int, default=100, help="real images")
-    parser.add_argument("--share", type=float, default=0.25, help="of real images in the mixture")
+    parser.add_argument("--share", type=float, default=0.25, help="share of real images in the mixture")
     parser.add_argument("--steps", type=int, default=600)
     args = parser.parse_args(input_args)
 
@@ -40,14 +40,14 @@ def main(input_args: list[str] | None = None) -> dict[str, float]:
     )
 
     accuracies = {}
-    for name, stream in ((f"{args.real} real digits alone", real_stream), ("with generated ones", mixture)):
+    for name, stream in ((f"only {args.real} real digits", real_stream), ("with generated ones", mixture)):
         accuracies[name] = evaluate_accuracy(train_on(stream, test, args.steps), test)
         print(f"{name}: {100 * accuracies[name]:.2f} % of {len(test)} real test images")
     return accuracies
 
 
 def scarce(data: ImageData, count: int) -> datasets.Dataset:
-    """A data set of `count` real images, all classes in their proportions."""
+    """A stratified data set of `count` real images."""
     chosen = stratified_order(data.labels, seed=0)[:count]
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.class_names))}

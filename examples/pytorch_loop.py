@@ -1,5 +1,5 @@
 """
-Trains a classifier in plain PyTorch on images that are generated as it goes, and scores it on real ones.
+Trains a classifier in plain PyTorch on images generated on the fly, and tests it on real ones.
 
     python examples/pytorch_loop.py --pipeline out/digits
 """

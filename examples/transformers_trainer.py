@@ -1,5 +1,5 @@
 """
-Trains a transformers model with `Trainer` on images that are generated as it goes, and scores it on real ones.
+Trains a transformers model with `Trainer` on images generated on the fly, and tests it on real ones.
 
     python examples/transformers_trainer.py --pipeline out/digits
 """
@@ -22,7 +22,7 @@ from dim_hf.data import load_image_data, normalise
 
 
 class FreshImages(TrainerCallback):
-    """Tells the data set the epoch, which Trainer does not with several processes or after a resume in mid-epoch."""
+    """Sets the epoch, which Trainer does not do with several processes or after resuming within an epoch."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader, **kwargs):
         train_dataloader.dataset.set_epoch(int(state.epoch))
@@ -52,7 +52,7 @@ def main(input_args: list[str] | None = None) -> float:
         depths=[1, 1],
         layer_type="basic",
     )
-    # The stem of a ResNet for photographs halves a picture twice, which leaves little of 8 pixels.
+    # The stem of a ResNet for photographs halves the size twice, which is too much for 8 pixels.
     model = ResNetForImageClassification(config)
     model.resnet.embedder.embedder.convolution.stride = (1, 1)
     model.resnet.embedder.pooler.stride = 1

@@ -1,12 +1,13 @@
 """
-A page that shows a distilled data set at work: see images of any class, train a classifier on them while its accuracy
-on real images rises, and, for the digits, have it read what you draw.
+A page for a distilled data set: look at images of any class, train a classifier on them while its accuracy on real
+images rises, and, for the digits, let it read a digit that you draw.
 
     make space
     DIM_PIPELINE=out/fashion DIM_DATASET=zalando-datasets/fashion_mnist make space
 
-`DIM_PIPELINE` is the folder or Hub id of a pipeline (out/digits), `DIM_DATASET` the data set whose test split judges
-(digits). The page needs no network for what is local; it opens on 127.0.0.1, or on `GRADIO_SERVER_NAME`.
+`DIM_PIPELINE` is the folder or Hub id of a pipeline (default: out/digits), and `DIM_DATASET` the data set of the test
+split (default: digits). With a local pipeline and data set the page needs no network. It opens on 127.0.0.1, or on
+`GRADIO_SERVER_NAME`.
 """
 
 import math
@@ -45,7 +46,7 @@ footer {display: none !important}
 
 def main() -> None:
     source = os.path.expanduser(os.environ.get("DIM_PIPELINE", "out/digits"))
-    # A folder that is missing would be looked for on the Hub.
+    # A missing folder would be looked up on the Hub.
     if "DIM_PIPELINE" not in os.environ and not os.path.isdir(source):
         raise SystemExit(f"{source} is missing: `make space` distils it, or name a pipeline in DIM_PIPELINE.")
     pipeline = DiMPipeline.from_pretrained(source)
@@ -58,20 +59,14 @@ def main() -> None:
 
 
 def theme() -> gr.themes.Base:
-    """Fonts of the system, so that none is fetched."""
+    """System fonts, so that none are downloaded."""
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
-def class_names(pipeline: DiMPipeline) -> list[str]:
-    """The name of each class of a pipeline, or its number where it has no names."""
-    num_classes = pipeline.generator.config.num_classes
-    return [pipeline.config.id2label[i] if pipeline.config.id2label else str(i) for i in range(num_classes)]
-
-
 def load_test_images(dataset: str, pipeline: DiMPipeline) -> ImageData:
-    """The test split of a data set, in the size, channels and classes of a pipeline, on its device."""
+    """The test split of a data set, with the size, channels and classes of a pipeline, on its device."""
     config = pipeline.generator.config
-    names = tuple(class_names(pipeline)) if pipeline.config.id2label else None
+    names = tuple(pipeline.class_names) if pipeline.config.id2label else None
     test = load_image_data(
         dataset, "test", class_names=names, resolution=config.sample_size, channels=config.out_channels
     )
@@ -79,19 +74,19 @@ def load_test_images(dataset: str, pipeline: DiMPipeline) -> ImageData:
 
 
 def check_whole(name: str, value: float | None, highest: int, lowest: int = 1) -> int:
-    """The number that a user gave, as an `int`."""
+    """Checks a number that the user gave, and returns it as an `int`."""
     if value is None or value != int(value) or not lowest <= value <= highest:
         raise refusal(f"{name} is {'empty' if value is None else value}; valid are {lowest} to {highest:,}.")
     return int(value)
 
 
 def refusal(message: str) -> gr.Error:
-    """What a user sees who asked for what cannot be; it is no error of the program, so nothing is logged."""
+    """An error that the page shows to the user. It is not an error of the program, so it is not logged."""
     return gr.Error(message, print_exception=False)
 
 
 def generated_grid(pipeline: DiMPipeline, labels: list[int], ipc: float | None, seed: float | None) -> Image.Image:
-    """A row of `ipc` generated images for each of the labels, in their order."""
+    """A grid with a row of `ipc` generated images for each label."""
     if not 1 <= len(labels) <= MAX_CLASSES:
         raise refusal(f"{len(labels)} classes are chosen; valid are 1 to {MAX_CLASSES}.")
     ipc = check_whole("Images per class", ipc, MAX_IPC)
@@ -103,11 +98,11 @@ def train_and_score(
     pipeline: DiMPipeline, test: ImageData, ipc: float | None, seed: float | None
 ) -> Iterator[tuple[int, float, nn.Module | None]]:
     """
-    Trains a ConvNet-3 on generated images alone, fresh ones in every epoch, for some `TRAINING_STEPS`.
+    Trains a ConvNet-3 only on generated images, fresh in every epoch, for about `TRAINING_STEPS` steps.
 
     Yields:
-        As training goes on: the step, the accuracy on `test` in [0, 1] after it, and None; with the last point the
-        classifier in its place.
+        During training: the step, the accuracy on `test` in [0, 1], and None. The last item has the classifier instead
+        of None.
     """
     ipc = check_whole("Images per class and epoch", ipc, MAX_IPC)
     seed = check_whole("Seed", seed, MAX_SEED, lowest=0)
@@ -141,11 +136,11 @@ def train_and_score(
 
 def to_digit(drawing: np.ndarray) -> torch.Tensor:
     """
-    Brings a drawing to 8x8 pixels in the way the digits were made (Alpaydin and Kaynak, 1998): what is inked is cut
-    out and becomes a bitmap 32 high, in the middle of 32x32, whose 4x4 blocks are counted.
+    Reduces a drawing to 8x8 pixels in the way the digits were made (Alpaydin and Kaynak, 1998): the inked area is cut
+    out and scaled to a bitmap of height 32, centred in 32x32, and the pixels in each 4x4 block are counted.
 
     Args:
-        drawing (`np.ndarray` of shape `(height, width, 4)`): RGBA, uint8; dark strokes on nothing or on white.
+        drawing (`np.ndarray` of shape `(height, width, 4)`): RGBA, uint8; dark strokes on transparent or white.
 
     Returns:
         `torch.Tensor` of shape `(1, 1, 8, 8)`, uint8, white on black, in 17 shades.
@@ -166,7 +161,7 @@ def to_digit(drawing: np.ndarray) -> torch.Tensor:
 
 @torch.no_grad()
 def recognise(classifier: nn.Module | None, digit: torch.Tensor) -> dict[str, float]:
-    """The probability that a classifier gives each of the digits, by its name."""
+    """The probability that a classifier gives to each digit, by name."""
     if classifier is None:
         raise refusal("No classifier has been trained yet; press Train first.")
     device = next(classifier.parameters()).device
@@ -175,8 +170,8 @@ def recognise(classifier: nn.Module | None, digit: torch.Tensor) -> dict[str, fl
 
 
 def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
-    """The page; `draw` adds the part in which the classifier reads a drawn digit."""
-    names = class_names(pipeline)
+    """Builds the page; `draw` adds the part where the classifier reads a drawn digit."""
+    names = pipeline.class_names
     paper = np.full((CANVAS, CANVAS, 4), 255, np.uint8)
 
     def show_grid(labels: list[int], ipc: float | None, seed: float | None) -> Image.Image:
@@ -187,11 +182,11 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
         for step, accuracy, classifier in train_and_score(pipeline, test, ipc, seed):
             curve.append((step, 100 * accuracy))
             state = "Trained" if classifier else "Training"
-            text = f"{state}: step {step}, **{100 * accuracy:.1f} %** of {len(test):,} real test images named right."
+            text = f"{state}: step {step}, accuracy **{100 * accuracy:.1f} %** on {len(test):,} real test images."
             yield pd.DataFrame(curve, columns=["step", "accuracy"]), text, classifier
 
     def show_reading(drawing: dict, classifier: nn.Module | None) -> tuple[Image.Image, dict[str, float]]:
-        # A canvas that was just cleared has no content at all.
+        # A canvas that was just cleared has no content.
         digit = to_digit(paper if drawing["composite"] is None else drawing["composite"])
         seen = Image.fromarray(digit[0, 0].numpy()).resize((160, 160), Image.Resampling.NEAREST)
         return seen, recognise(classifier, digit)
@@ -199,8 +194,8 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
     with gr.Blocks(title="dim_hf: a data set in a generator", analytics_enabled=False) as page:
         gr.Markdown(
             "# A data set in a generator\n"
-            f"{pipeline.generator.num_parameters():,} weights stand for the training images of {len(names)} classes. "
-            "Look at what they make, and train a classifier that never sees a real image."
+            f"{pipeline.generator.num_parameters():,} weights replace the training images of {len(names)} classes. "
+            "Look at the images that they generate, and train a classifier that never sees a real one."
         )
         trained = gr.State()
 
@@ -227,8 +222,8 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
 
         gr.Markdown(
             "## 2. Train\n"
-            f"A ConvNet-3 learns from generated images alone, in about {TRAINING_STEPS} steps. The curve is its "
-            "accuracy on real test images, which it is not trained on."
+            f"A ConvNet-3 learns only from generated images, in about {TRAINING_STEPS} steps. The curve is its "
+            "accuracy on real test images."
         )
         with gr.Row():
             with gr.Column(scale=2):
@@ -249,7 +244,7 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
                     buttons=[],
                 )
 
-        # Hidden progress: where input is refused, what was shown before stays.
+        # Progress is hidden so that the previous result stays if input is refused.
         generate.click(show_grid, [labels, ipc, seed], grid, show_progress="hidden")
         page.load(show_grid, [labels, ipc, seed], grid, show_progress="hidden")
         # One run at a time: a second press of the button does nothing until the first is done.
@@ -262,7 +257,7 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
         )
 
         if draw:
-            gr.Markdown("## 3. Draw\nDraw a digit as large as you like; the classifier that you trained reads it.")
+            gr.Markdown("## 3. Draw\nDraw a digit of any size; the classifier that you trained reads it.")
             with gr.Row():
                 with gr.Column(scale=2):
                     drawing = gr.Sketchpad(
@@ -288,7 +283,7 @@ def build_page(pipeline: DiMPipeline, test: ImageData, draw: bool) -> gr.Blocks:
                         height=220,
                     )
                     answer = gr.Label(label="What it reads", num_top_classes=3)
-            # With paper on it the canvas has its brush in hand.
+            # With an image on the canvas the brush is selected.
             drawing.clear(lambda: paper, None, drawing, show_progress="hidden")
             read.click(show_reading, [drawing, trained], [seen, answer], show_progress="hidden")
     return page

@@ -1,4 +1,4 @@
-"""Folders of a run: what is another's stays, what is written is whole, and a kill at any moment loses nothing."""
+"""Folders of a run: foreign files are kept, writes are whole, and a kill at any moment loses nothing."""
 
 import json
 import os
@@ -19,6 +19,7 @@ from dim_hf.files import (
     refuse_foreign_files,
     replace_pipeline,
     replace_text,
+    whole_cache_file,
     whole_file,
     whole_folder,
 )
@@ -45,7 +46,7 @@ def content(folder):
 
 
 @pytest.mark.parametrize("script", WRITES)
-def test_a_file_of_another_is_refused_by_name_and_other_names_are_left_alone(tmp_path, script):
+def test_foreign_files_are_refused_by_name_and_others_are_kept(tmp_path, script):
     refuse_foreign_files(tmp_path / "none", script)
     (tmp_path / "empty" / "data").mkdir(parents=True)
     (tmp_path / "empty" / "generator").mkdir()
@@ -59,14 +60,14 @@ def test_a_file_of_another_is_refused_by_name_and_other_names_are_left_alone(tmp
             folder = tmp_path / f"{number}{len(path)}"
             write(folder / path)
             with pytest.raises(
-                FileExistsError, match=f"`--output_dir` .* holds {name}, which {script} writes and has"
+                FileExistsError, match=f"`--output_dir` .* holds {name}, which {script} would overwrite"
             ):
                 refuse_foreign_files(folder, script)
             assert content(folder) == {Path(path): b"theirs"}
 
 
 @pytest.mark.parametrize("script", WRITES)
-def test_a_folder_of_its_own_goes_on(tmp_path, script):
+def test_a_script_may_continue_in_its_own_folder(tmp_path, script):
     lock_output_dir(tmp_path / "marked", script).release()
     lock_output_dir(tmp_path / "marked", script).release()
     for name in WRITES[script]:
@@ -107,7 +108,7 @@ def test_a_check_of_a_folder_makes_nothing(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file"]
 
 
-def test_a_write_that_fails_leaves_what_was_there_and_names_it(tmp_path):
+def test_a_failed_write_names_the_file_and_keeps_the_old_content(tmp_path):
     path = tmp_path / "deep" / "a.txt"
     replace_text(path, "old")
     with (
@@ -132,7 +133,42 @@ def test_a_write_that_fails_leaves_what_was_there_and_names_it(tmp_path):
         replace_text(tmp_path / "deep" / "b.txt" / "c", "")
 
 
-def test_lines_survive_what_is_torn(tmp_path):
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs os.fork")
+@pytest.mark.parametrize("killed", ["before", "after"])
+def test_a_kill_around_the_rename_of_a_cache_file_leaves_nothing_for_good(tmp_path, killed):
+    path = tmp_path / "images" / "key.npy"
+    (path.parent / ".key.npy.incomplete").mkdir(parents=True)  # Left by an older release.
+    if (pid := os.fork()) == 0:
+        replace = os.replace
+
+        def replace_and_die(source, target):
+            if killed == "after":
+                replace(source, target)
+            os._exit(9)
+
+        os.replace = replace_and_die
+        with whole_cache_file(path) as aside:
+            aside.write_text("whole")
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 9
+    if killed == "before":
+        assert not path.exists()
+        with whole_cache_file(path) as aside:
+            assert not aside.exists()
+            aside.write_text("whole")
+    assert [each.name for each in path.parent.iterdir()] == ["key.npy"] and path.read_text() == "whole"
+
+
+def test_a_failed_write_to_a_cache_keeps_the_old_file(tmp_path):
+    path = tmp_path / "images" / "key.npy"
+    write(path, "old")
+    with pytest.raises(KeyboardInterrupt), whole_cache_file(path) as aside:
+        aside.write_text("new")
+        raise KeyboardInterrupt
+    assert [each.name for each in path.parent.iterdir()] == ["key.npy"] and path.read_text() == "old"
+
+
+def test_complete_lines_survive_a_torn_one(tmp_path):
     path = tmp_path / "log.jsonl"
     assert read_json_lines(path) == [] and read_json(path) is None
     append_json_line(path, {"a": 1})

@@ -1,4 +1,4 @@
-"""What the package offers at its top, and that asking for a part of it does not load the rest."""
+"""The public names of the package, and that importing a part does not load the rest."""
 
 import ast
 import subprocess
@@ -35,7 +35,7 @@ def test_there_is_one_pipeline():
     "statement",
     ["import dim_hf", "from dim_hf.evaluation.metrics import Accuracy", "from dim_hf.evaluation import metrics"],
 )
-def test_a_part_is_loaded_alone(statement):
+def test_only_the_part_that_is_imported_is_loaded(statement):
     code = f"{statement}\nimport sys\nprint(*({{'torch', 'diffusers', 'transformers', 'timm'}} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert (finished.returncode, finished.stdout.strip()) == (0, ""), finished.stderr

@@ -79,9 +79,10 @@ from dim_hf.files import (
 )
 from dim_hf.hub.card import HUB_ERRORS, existing_card, merge_cards
 from dim_hf.hub.push import check_token, prepare_repository
+from dim_hf.hub_errors import hub_reason
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.pipelines.pipeline_dim import hub_reason, labelled_features
+from dim_hf.pipelines.pipeline_dim import labelled_features
 from dim_hf.streams.generated import DiMDataset, to_pil
 
 

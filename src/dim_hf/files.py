@@ -1,4 +1,4 @@
-"""Files and folders of a run: checked and locked before any work, written aside and renamed."""
+"""Files and folders of a run: checked and locked before any work, written under hidden names and renamed."""
 
 import errno
 import json
@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from .messages import listed
 
 
-# What each script writes at the top of its output folder.
+# Names that each script writes at the top of its output folder.
 WRITES = {
     "train_dim.py": (
         "options.json", "environment.json", "metrics.jsonl", "samples", "logs", "before_matching", "checkpoint-*",
@@ -28,30 +28,30 @@ WRITES = {
     "evaluate_dim.py": ("metrics.json", "report.md", "report.html", "results.jsonl", "samples.png", "fixed"),
     "generate_dim.py": ("options.json", "README.md", "data"),
 }  # fmt: skip
-# A folder's own record of the scripts that have written to it, one on each line.
+# A file that lists the scripts that have written to its folder, one per line.
 MARKER = ".made_by"
-# By what a folder is known that a release without that record made: a file and some of its entries.
+# Signs of folders from releases without that file: a file and some of its entries.
 KNOWN_BY = {
     "train_dim.py": [("options.json", {"preset", "data_fingerprint"})],
     "train_labeler.py": [("labeler/config.json", {"num_classes", "sample_size", "in_channels"})],
     "evaluate_dim.py": [("results.jsonl", {"job", "accuracy"}), ("metrics.json", {"protocol", "rows"})],
     "generate_dim.py": [("options.json", {"weights", "shard_size"})],
 }
-# Where a pipeline is whole before its files take the places of an older one's; `DiMPipeline` looks there first.
+# Holds a whole pipeline before its files replace those of an older one; `DiMPipeline` looks here first.
 NEXT_PIPELINE = ".pipeline.next"
 
 
 def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str = "output_dir") -> None:
     """
-    Makes sure, before any work, that a script takes nothing in a folder away that is not its own.
+    Checks, before any work, that a script would not overwrite files that it did not write.
 
     Args:
-        folder: Where it would write; it need not exist.
+        folder: The output folder; it need not exist.
         made_by (`str`): The script, one of `WRITES`.
-        argument (`str`, *optional*, defaults to `"output_dir"`): The flag that names the folder.
+        argument (`str`, *optional*, defaults to `"output_dir"`): The flag for the folder.
 
     Raises:
-        FileExistsError: If something there has a name that the script writes, and the script has not made the folder.
+        FileExistsError: If the folder holds names that the script writes, and the script has not written there before.
     """
     folder = Path(folder)
     if not folder.is_dir() or _has_made(made_by, folder):
@@ -64,13 +64,13 @@ def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str 
     ]
     if found:
         raise FileExistsError(
-            f"`--{argument}` {folder} holds {listed(found)}, which {made_by} writes and has not made there; name "
+            f"`--{argument}` {folder} holds {listed(found)}, which {made_by} would overwrite but did not write; name "
             "another folder."
         )
 
 
 def _recorded(folder: Path) -> list[str]:
-    """The scripts of which a folder has a record."""
+    """The scripts that have written to a folder, from its list of them."""
     marker = folder / MARKER
     return marker.read_text(encoding="utf-8", errors="replace").split() if marker.is_file() else []
 
@@ -89,16 +89,17 @@ def _has_made(made_by: str, folder: Path) -> bool:
 
 def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming: bool) -> None:
     """
-    Makes sure, before any work, that a run can be written to a folder and takes nothing away there. Nothing is made.
+    Checks, before any work, that a run can be written to a folder and would not overwrite another. Creates nothing.
 
     Raises:
-        FileExistsError: If it holds a run and `resuming` is false.
-        OSError: If it cannot be written to, or has fewer than `needed_bytes` free.
+        FileExistsError: If the folder holds a run and `resuming` is false.
+        OSError: If the folder cannot be written to, or has less than `needed_bytes` free.
     """
     path = Path(output_dir)
     if not resuming and ((path / "options.json").exists() or (path / "model_index.json").exists()):
         raise FileExistsError(
-            f"`--output_dir` {path} holds a run already; go on with --resume_from_checkpoint latest, or name another."
+            f"`--output_dir` {path} already holds a run; resume it with --resume_from_checkpoint latest, or name "
+            "another folder."
         )
     try:
         present = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
@@ -115,12 +116,11 @@ def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming:
 
 def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None) -> FileLock:
     """
-    Keeps other processes from writing to a folder until the lock is released or this process ends, however it does.
-    The folder is made, what a killed process left half written is removed, and a pipeline that it had written whole
-    is put in place.
+    Prevents other processes from writing to a folder until the lock is released or this process ends. Creates the
+    folder, removes files that a killed process left incomplete, and puts a pipeline that it had completed in place.
 
     Args:
-        made_by (`str`, *optional*): The script, of which the folder keeps a record for [`refuse_foreign_files`].
+        made_by (`str`, *optional*): The script, which the folder records for [`refuse_foreign_files`].
 
     Raises:
         FileExistsError: If another process has the lock.
@@ -133,7 +133,7 @@ def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None) -
         lock.acquire(timeout=0)
     except Timeout as error:
         raise FileExistsError(
-            f"`--output_dir` {output_dir} is being written to by another process; wait for its end, or name another."
+            f"`--output_dir` {output_dir} is being written to by another process; wait for it, or name another."
         ) from error
     except OSError as error:
         raise OSError(f"`--output_dir` {output_dir} cannot be written to: {_reason(error)}.") from error
@@ -149,11 +149,11 @@ def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None) -
 @contextmanager
 def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Gives the path of a hidden file beside `path` to be written; it takes its place, on the disk, when it is complete.
-    What was there is whole until then, and if the block fails nothing of the new file is left. The folder is made.
+    Yields the path of a hidden file to write, which replaces `path` on the disk when the block ends. Until then `path`
+    is unchanged, and if the block fails the hidden file is removed. Creates the folder.
 
     Raises:
-        OSError: If it cannot be written, naming `path`.
+        OSError: If the file cannot be written, naming `path`.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.incomplete")
@@ -167,7 +167,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
 
 @contextmanager
 def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
-    """[`whole_file`] for a folder, empty at first; one that was there is moved away, and removed at the end."""
+    """[`whole_file`] for a folder: yields an empty one, and removes the one that it replaces at the end."""
     path = Path(path)
     aside, old = path.with_name(f".{path.name}.incomplete"), path.with_name(f".{path.name}.old.incomplete")
     with _cleared_away(aside, path):
@@ -186,10 +186,10 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 
 
 @contextmanager
-def alone_with(path: str | os.PathLike) -> Iterator[Path]:
+def whole_cache_file(path: str | os.PathLike) -> Iterator[Path]:
     """
-    Gives an empty hidden folder beside a file of a cache that several processes may write: one after the other. What a
-    killed process has left in it is removed first.
+    [`whole_file`] for a cache, which several processes may write, one at a time. Errors are raised as they are, and
+    the file need not survive a power cut.
     """
     path = Path(path)
     aside, locks = path.with_name(f".{path.name}.incomplete"), path.parent.with_name(".locks")
@@ -198,8 +198,8 @@ def alone_with(path: str | os.PathLike) -> Iterator[Path]:
     with FileLock(locks / f"{path.name}.lock"):
         try:
             _remove(aside)
-            aside.mkdir()
             yield aside
+            os.replace(aside, path)
         finally:
             with suppress(OSError):
                 _remove(aside)
@@ -212,7 +212,7 @@ def _cleared_away(aside: Path, path: Path) -> Iterator[None]:
     except BaseException as error:
         with suppress(OSError):
             _remove(aside)
-        # What safetensors says of a full disk is no OSError.
+        # safetensors raises an error of its own for a full disk.
         if isinstance(error, (OSError, SafetensorError)):
             raise OSError(f"{path} cannot be written: {_reason(error)}.") from error
         raise
@@ -231,9 +231,9 @@ def _remove(path: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Waits until a file or folder is on the disk: after a power cut, a new name could stand for an empty file."""
+    """Waits until a file or folder is on the disk; otherwise a renamed file could be empty after a power cut."""
     if path.is_dir():
-        # Windows and some network disks cannot; there a name may be late, but never of an empty file.
+        # Windows and some network disks cannot flush folders; a rename may then be lost, but no content.
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDONLY)
             try:
@@ -246,15 +246,15 @@ def _flush(path: Path) -> None:
 
 
 def replace_text(path: str | os.PathLike, text: str) -> None:
-    """Writes a text file by way of [`whole_file`]."""
+    """Writes a text file with [`whole_file`]."""
     with whole_file(path) as aside:
         aside.write_text(text, encoding="utf-8")
 
 
 def replace_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> None:
     """
-    Saves a pipeline into a folder that may hold an older one and other files. If this is killed at any moment,
-    `DiMPipeline` loads from the folder the older one or the new one, and never a mixture.
+    Saves a pipeline into a folder that may hold an older one and other files. If the process is killed at any moment,
+    `DiMPipeline` loads either the older or the new one, never a mixture.
     """
     folder = Path(folder)
     finish_replacing(folder)
@@ -264,7 +264,7 @@ def replace_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> 
 
 
 def finish_replacing(folder: str | os.PathLike) -> None:
-    """Puts a pipeline in its place that [`replace_pipeline`] has written whole, and removes what an older one left."""
+    """Moves a pipeline that [`replace_pipeline`] completed into its place, and removes files of an older one."""
     folder = Path(folder)
     written = folder / NEXT_PIPELINE
     if not written.is_dir():
@@ -275,11 +275,11 @@ def finish_replacing(folder: str | os.PathLike) -> None:
     for component in ("generator", "labeler"):
         if not (written / component).is_dir() and (folder / component / "config.json").is_file():
             shutil.rmtree(folder / component)
-        # Weights in several parts, or in another precision.
+        # Shards, or weights in another precision.
         for path in (folder / component).glob("*.safetensors*"):
             if not (written / component / path.name).exists():
                 path.unlink()
-    # Without this name it is not loaded any more, and may go file by file.
+    # Under the new name it is no longer loaded, so it may be removed file by file.
     done = folder / f"{NEXT_PIPELINE}.incomplete"
     _remove(done)
     os.rename(written, done)
@@ -291,7 +291,7 @@ def read_json(path: str | os.PathLike) -> Any:
     The content of a JSON file, or `None` if there is no such file.
 
     Raises:
-        ValueError: If it is damaged, naming it.
+        ValueError: If the file is not valid JSON, naming it.
     """
     if not Path(path).is_file():
         return None
@@ -302,7 +302,7 @@ def read_json(path: str | os.PathLike) -> Any:
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a file, if there is one; a line that an interruption cut short is not one of them."""
+    """The records of a file, or none if it does not exist; skips lines that an interruption cut short."""
     records = []
     lines = Path(path).read_bytes().splitlines() if Path(path).is_file() else []
     for line in lines:
@@ -313,15 +313,15 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
 
 def append_json_line(path: str | os.PathLike, record: dict[str, Any]) -> None:
     """
-    Adds a record to a file, in one piece, since other processes may write to it too.
+    Appends a record to a file in a single write, since other processes may write to it too.
 
     Raises:
-        OSError: If it cannot be written, naming the file.
+        OSError: If the file cannot be written, naming it.
     """
     line = f"{json.dumps(record)}\n".encode()
     try:
         with Path(path).open("ab+", buffering=0) as file:
-            # Not on a line that an interruption cut short.
+            # Start a new line after one that an interruption cut short.
             file.seek(max(0, file.seek(0, os.SEEK_END) - 1))
             line = line if file.read(1) in (b"", b"\n") else b"\n" + line
             if file.write(line) < len(line):

@@ -1,4 +1,4 @@
-"""What is to be known of the machine a figure was made on."""
+"""The machine that a figure was measured on."""
 
 import os
 import platform
@@ -12,7 +12,7 @@ import torch
 
 
 def environment() -> dict[str, Any]:
-    """Versions of the libraries and the machine."""
+    """Versions of the libraries, and the device."""
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
@@ -29,7 +29,7 @@ def environment() -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name as the system knows it."""
+    """The name of the processor."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():
@@ -53,7 +53,7 @@ def describe_threads(processes: int = 1) -> str:
 
 
 def warn_of_slow_precision(precision: str, device: torch.device) -> None:
-    """Warns where bfloat16 would be emulated: on x86 processors without AVX-512, some 15 times slower than float32."""
+    """Warns if bfloat16 would be emulated, as on x86 without AVX-512, which is some 15 times slower than float32."""
     capability = torch.backends.cpu.get_cpu_capability()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if precision == "bf16" and device.type == "cpu" and x86 and not capability.startswith("AVX512"):
@@ -65,12 +65,12 @@ def warn_of_slow_precision(precision: str, device: torch.device) -> None:
 
 
 def peak_memory_mib(device: torch.device) -> float:
-    """The most memory held so far, in MiB: of tensors on a GPU, of the process on a CPU."""
+    """Peak memory so far in MiB: of tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     if platform.system() == "Windows":
         return psutil.Process().memory_info().peak_wset / 2**20
-    import resource  # Of Unix alone.
+    import resource  # Only on Unix.
 
     usage = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return usage / (2**20 if platform.system() == "Darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""Lists in messages, short whatever a data set or folder holds."""
+"""Short lists for messages."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -11,11 +11,11 @@ def listed(values: Iterable[object], most: int = 8) -> str:
     """
     The values as one short text: `"a, b, c and 17 more"`, or `"none"`.
 
-    Each value is cut to 60 characters, and control characters are escaped, so that a message stays on its line.
+    Each value is cut to 60 characters, and control characters are escaped, so that the text is one line.
 
     Args:
-        values (`Iterable[object]`): What there is, in the order to be named; each as `str`.
-        most (`int`, *optional*, defaults to 8): How many are named, at least 1.
+        values (`Iterable[object]`): The values, in order.
+        most (`int`, *optional*, defaults to 8): Number of values that are named, at least 1.
     """
     remaining = iter(values)
     named = [one_line(value, LONGEST_VALUE) for value in islice(remaining, most)]
@@ -24,7 +24,7 @@ def listed(values: Iterable[object], most: int = 8) -> str:
 
 
 def one_line(value: object, longest: int = 200) -> str:
-    """A value as `str`, cut to so many characters, with control characters and what is not Unicode escaped."""
+    """A value as `str` of at most `longest` characters, with control characters and invalid Unicode escaped."""
     text = str(value)
     line = "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
     return line if len(line) <= longest else f"{line[: longest - 3]}..."

@@ -1,4 +1,4 @@
-"""Names and sizes of weights, and whether they are numbers at all."""
+"""Digests, sizes and stored forms of weights, and checks that they are finite."""
 
 import hashlib
 import tempfile
@@ -17,11 +17,11 @@ from .pipelines import DiMPipeline
 
 def stored_form(pipeline: DiMPipeline, storage: str | None) -> DiMPipeline:
     """
-    The pipeline as it is read back once it is saved with this `storage`, so that what is measured is what is shipped.
-    It is float32 in memory, and says of itself that it comes from where `pipeline` does. With `None` it is `pipeline`.
+    Saves the pipeline with this `storage` and loads it again, so that what is measured is what is shipped. The result
+    is float32 in memory and keeps the `name_or_path` of `pipeline`. `None` returns `pipeline`.
 
     Raises:
-        ValueError: If there is no such form, or it cannot hold the weights.
+        ValueError: If the form is unknown or cannot hold the weights.
     """
     if storage is None:
         return pipeline
@@ -37,22 +37,22 @@ def stored_form(pipeline: DiMPipeline, storage: str | None) -> DiMPipeline:
 
 
 def warn_of_storage(storage: str, accuracy: float, full: float, about: str) -> None:
-    """Warns where a form of storage costs more than 2 points, with both accuracies."""
+    """Warns if a form of storage costs more than 2 points, with both accuracies."""
     if full - accuracy > 0.02:
         warnings.warn(
             f"`--storage` {storage} costs more than 2 points: {about} is {100 * accuracy:.2f} %, and "
-            f"{100 * full:.2f} % with the weights as they were before; more bits keep more.",
+            f"{100 * full:.2f} % with the original weights; use more bits.",
             stacklevel=2,
         )
 
 
 def weights_digest(pipeline: DiffusionPipeline) -> str:
-    """A short name of the generator's weights, by which an evaluation is known to be theirs."""
+    """A short digest of the generator's weights, which identifies their evaluations."""
     return module_digest(pipeline.generator)
 
 
 def module_digest(module: nn.Module) -> str:
-    """A short name of a network's weights."""
+    """A short digest of a network's weights."""
     digest = hashlib.sha256()
     for _, value in sorted(module.state_dict().items()):
         digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -60,17 +60,17 @@ def module_digest(module: nn.Module) -> str:
 
 
 def is_finite(*modules: nn.Module) -> bool:
-    """Whether no weight or buffer of these networks is NaN or infinite."""
+    """Whether all weights and buffers of these networks are finite."""
     values = [value for module in modules for value in module.state_dict().values() if value.is_floating_point()]
     return bool(torch.stack([value.isfinite().all() for value in values]).all())
 
 
 def module_bytes(module: ModelMixin) -> int:
     """
-    Bytes of the file that a network's weights and buffers are stored in, of safetensors: the numbers, with codes and
-    scales in a form of few bits, and the header with their names and shapes. config.json and code are not counted.
+    Size in bytes of the safetensors file of a network: its weights and buffers, the codes and scales of a generator in
+    few bits, and the header with names and shapes. config.json and code are not counted.
 
-    Of a network that was loaded, its file tells: what was saved in half precision is loaded in full.
+    For a network that was loaded it is the size of its file, because half precision is loaded as float32.
     """
     path = Path(module.config.get("_name_or_path") or "") / SAFETENSORS_WEIGHTS_NAME
     if isinstance(module, DiMGenerator) and module.storage is not None:

@@ -69,7 +69,7 @@ def test_too_small():
 
 
 @pytest.mark.parametrize("name", [None, 3, b"convnet3", ["convnet3"], True, nn.Linear(1, 1)])
-def test_what_is_not_a_name(name):
+def test_names_that_are_not_strings(name):
     with pytest.raises(ValueError) as caught:
         build_classifier(name, 10)
     expected = f"classifier {name!r} is not a name; valid are convnet3, resnet10, resnet18, resnet10_ap, resnet18_ap, "
@@ -95,7 +95,7 @@ def test_a_name_of_nothing(name, valid):
 @pytest.mark.parametrize("name", ["convnet3", "resnet18", "timm/resnet18", "transformers/ResNetConfig"])
 @pytest.mark.parametrize("argument", ["num_classes", "channels", "size"])
 @pytest.mark.parametrize("value", [0, -1, 1.5, 8.0, "8", True, [8], float("nan")])
-def test_numbers_that_make_no_network(name, argument, value):
+def test_invalid_numbers(name, argument, value):
     with pytest.raises(ValueError) as caught:
         build_classifier(name, **{"num_classes": 2, "channels": 1, "size": 8} | {argument: value})
     assert str(caught.value) == f"`{argument}` is {value!r}; valid is a whole number from 1."

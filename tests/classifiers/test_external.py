@@ -1,4 +1,4 @@
-"""Models of timm and transformers, made and trained for real: what they take, what they give, and what is refused."""
+"""Models of timm and transformers, made and trained for real: inputs, outputs and refusals."""
 
 import json
 
@@ -65,8 +65,8 @@ def test_it_learns_small_images(name, size, channels):
     network.eval()
     with torch.no_grad():
         logits, features = logits_and_features(network, images)
-        alone = network(images[2:3])
-    torch.testing.assert_close(logits[2:3], alone, rtol=1e-3, atol=1e-4)
+        single = network(images[2:3])
+    torch.testing.assert_close(logits[2:3], single, rtol=1e-3, atol=1e-4)
     assert tuple(features) == network.feature_layers and len(features) >= 3
     assert all(len(output) == 6 and output.is_floating_point() for output in features.values())
     assert not any(network.get_submodule(layer)._forward_hooks for layer in network.feature_layers)
@@ -104,7 +104,7 @@ def test_small_images_are_cut_into_smaller_patches(name, size, patches):
     assert next(reversed(features.values())).shape[1] == patches + 1  # The class token is one more.
 
 
-def test_what_takes_no_small_images_gets_enlarged_ones():
+def test_images_are_enlarged_for_models_that_need_it():
     network = build_classifier("timm/mixer_s32_224", 2, 1, 28).eval()
     assert network.input_size == 56
     images = torch.randn(2, 1, 28, 28)
@@ -120,7 +120,7 @@ def test_input_size_resizes():
     assert next(iter(features.values())).shape[-1] == 64
 
 
-def test_grey_images_are_repeated_for_what_takes_colour_alone(tmp_path):
+def test_grey_images_are_repeated_for_models_that_take_only_colour(tmp_path):
     folder = save_vit(tmp_path)
     network = build_classifier(f"transformers/{folder}:pretrained=true", 2, 1, 8).eval()
     images = torch.randn(2, 1, 8, 8)
@@ -130,7 +130,7 @@ def test_grey_images_are_repeated_for_what_takes_colour_alone(tmp_path):
         build_classifier(f"transformers/{folder}:pretrained=true", 2, 2, 8)
 
 
-def test_weights_are_a_function_of_the_seed_alone():
+def test_weights_depend_only_on_the_seed():
     plan.cache_clear()
     first = seeded(SMALL_VIT, 3, 1, 28).state_dict()
     second = seeded(SMALL_VIT, 3, 1, 28).state_dict()
@@ -194,7 +194,7 @@ def test_pretrained_timm_weights_come_from_safetensors(tmp_path, monkeypatch):
         build_classifier("timm/mobilenetv3_small_050:pretrained=true", 3, 1, 28)
 
 
-def test_no_code_of_a_folder_is_run(tmp_path):
+def test_code_in_a_folder_is_not_run(tmp_path):
     (tmp_path / "config.json").write_text(
         json.dumps(
             {
@@ -218,7 +218,7 @@ def test_no_code_of_a_folder_is_run(tmp_path):
         ("transformers/ResnetConfig", r"is unknown; the nearest are transformers/ResNetConfig"),
         ("transformers/ResNetKonfig", r"is unknown; the nearest are transformers/ResNetConfig"),
         ("transformers/BertConfig", "is unknown; the nearest are transformers/BeitConfig"),
-        ("transformers/no/such/folder", "'no/such/folder' is no config class .* no folder .* no hub id"),
+        ("transformers/no/such/folder", "'no/such/folder' is not a config class .* a folder .* or a hub id"),
         ("transformers/ViTConfig:pretrained=true", "config without weights; pretrained needs a hub id or folder"),
         ("timm/resnet18:pretrained=maybe", "`pretrained` is 'maybe'; valid are true and false"),
         ("timm/resnet18:input_size=big", "`input_size` is 'big'; it must be a number of pixels"),
@@ -227,7 +227,7 @@ def test_no_code_of_a_folder_is_run(tmp_path):
         ("convnet3:width=64", r"'convnet3:width=64' is unknown; valid are convnet3.* without options"),
     ],
 )
-def test_wrong_names_are_refused_by_the_name_alone(name, message):
+def test_wrong_names_are_refused_without_loading_anything(name, message):
     with pytest.raises(ValueError, match=message):
         check_classifier(name)
 
@@ -239,12 +239,12 @@ def test_wrong_names_are_refused_by_the_name_alone(name, message):
         ("transformers/ResNetConfig:depth=[1]", "its config has no 'depth'; the nearest are depths"),
         (
             "timm/mixer_s32_224:input_size=30",
-            "takes no images of 30 pixels; as `input_size` it takes 32, 64, 128, 224",
+            "does not take images of 30 pixels; valid for `input_size`, to which images are resized: 32, 64, 128, 224",
         ),
         ("transformers/nobody/nothing", "'transformers/nobody/nothing' has no config that can be loaded"),
     ],
 )
-def test_what_a_model_cannot_do_is_refused_before_it_is_made(name, message):
+def test_unsuitable_models_are_refused_before_they_are_made(name, message):
     with pytest.raises(ValueError, match=message):
         check_classifier(name, 1, 32)
 
@@ -258,7 +258,7 @@ def test_names_are_split_at_their_options():
     assert split_name("convnet3") == ("", "convnet3", {})
 
 
-def test_the_fingerprint_of_a_folder_is_that_of_what_is_read(tmp_path):
+def test_the_fingerprint_of_a_folder_covers_the_files_that_are_read(tmp_path):
     folder = save_vit(tmp_path)
     random, own = f"transformers/{folder}", f"transformers/{folder}:pretrained=true"
     before = local_fingerprint(random), local_fingerprint(own)

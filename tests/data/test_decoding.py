@@ -148,7 +148,7 @@ def test_bytes_of_images_as_pandas_writes_them(tmp_path, load, images, labels, n
 @pytest.mark.parametrize(
     ("columns", "words"),
     [
-        ({"image": [PNG, None], "label": [0, 1]}, "the image in row 1 of .* cannot be decoded: there is none .null."),
+        ({"image": [PNG, None], "label": [0, 1]}, "the image in row 1 of .* cannot be decoded: it is missing .null."),
         (
             {"image": [{"bytes": PNG, "path": "a.png"}, {"bytes": None, "path": None}], "label": [0, 1]},
             "image in row 1 of",
@@ -175,7 +175,7 @@ def test_rows_that_cannot_be_read(tmp_path, load, columns, words):
     assert len(str(caught.value)) <= 600
 
 
-def test_a_column_of_the_wrong_kind_says_what_it_holds(tmp_path, load):
+def test_the_message_for_a_wrong_column_names_its_type(tmp_path, load):
     folder = write(tmp_path / "set", image=[PNG, PNG], label=[0, 1], score=[0.5, 1.0])
     with pytest.raises(ValueError, match="`label_column` 'score' .* .it holds float64.; valid are label"):
         load(folder, label_column="score")
@@ -307,7 +307,7 @@ def test_a_killed_process_is_one_message(tmp_path):
             os.kill(int(pid), 0)
 
 
-def test_an_error_in_a_process_arrives_as_it_is(tmp_path):
+def test_an_error_in_a_worker_process_is_raised_unchanged(tmp_path):
     features = Features({"image": datasets.Image(), "label": ClassLabel(names=["a", "b"])})
     rows = [{"bytes": PNG, "path": None}] * 4000
     rows[3000] = {"bytes": b"broken", "path": "b.png"}

@@ -31,7 +31,7 @@ def tree(root, *folders, images=4):
 
 
 def counts(root, split="train", label_column=None):
-    """Images of each class, by the folder alone, without decoding."""
+    """The number of images of each class, from the folder only, without decoding."""
     dataset, _ = read_image_folder(read_folder(Path(root), "dataset_name"), split, label_column)
     column = dataset.features["label"]
     return {name: dataset["label"].count(label) for label, name in enumerate(column.names)}
@@ -122,7 +122,7 @@ def test_formats_by_suffix_in_any_case(tmp_path):
     assert data.class_names == ("a", "b") and data.labels.tolist() == [0] * 5 + [1] * 4
 
 
-def test_what_is_skipped_is_counted_and_named(tmp_path):
+def test_skipped_files_are_counted_and_named(tmp_path):
     tree(tmp_path, "cat", "dog", ".git/objects", "__MACOSX/cat", "cat/.thumbnails")
     for name in ("cat/Thumbs.db", "dog/.DS_Store", "README.md", f"{tmp_path.name}.py", "cat/scan.pdf"):
         (tmp_path / name).write_text("---\n[broken\n---")
@@ -168,9 +168,9 @@ def test_rows_are_sorted_by_class_and_path(tmp_path):
         (("cat", "dog"), "test", ["no split 'test'; valid is train"]),
         (("Train/a", "Train/b", "train/a", "train/b"), "train", ["Train and train are the same split"]),
         (("val/a", "val/b", "valid/a", "valid/b"), "val", ["val and valid are the same split"]),
-        (("train", "test"), "train", ["every folder (test, train) has the name of a split"]),
-        (("Training/cat", "Training/dog", "Testing/cat", "Testing/dog"), "train", ["has the name of a split"]),
-        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "train", ["has the name of a split"]),
+        (("train", "test"), "train", ["every folder (test, train) is named like a split"]),
+        (("Training/cat", "Training/dog", "Testing/cat", "Testing/dog"), "train", ["is named like a split"]),
+        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "train", ["is named like a split"]),
         ((), "train", ["holds no image that Pillow reads", "found in", "no image"]),
     ],
 )
@@ -230,7 +230,7 @@ def write_metadata(path, suffix, columns):
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_metadata_labels_images_where_it_is_asked_to(tmp_path, suffix):
+def test_metadata_labels_images_if_asked_to(tmp_path, suffix):
     tree(tmp_path, "cat", "dog", images=2)
     files = ["dog/1.png", "cat/0.png", "cat/1.png", "dog/0.png"]
     write_metadata(tmp_path, suffix, {"file_name": files, "age": [7, 30, 7, 7], "kind": ["d", "c", "c", "d"]})
@@ -245,7 +245,7 @@ def test_metadata_labels_images_where_it_is_asked_to(tmp_path, suffix):
         load_image_data(**arguments, label_column="colour")
 
 
-def test_metadata_labels_images_in_no_folder(tmp_path):
+def test_metadata_labels_images_without_folders(tmp_path):
     for split, labels in (("train", ["a", "b", "b"]), ("test", ["b", "a", "a"])):
         tree(tmp_path, split, images=3)
         write_metadata(tmp_path / split, "csv", {"file_name": ["0.png", "1.png", "2.png"], "kind": labels})
@@ -312,7 +312,7 @@ def build(root, entries, linked):
 
 
 def oracle(root, split):
-    """Images of each class, in the plainest way: by what the path of each says."""
+    """The number of images of each class, simply from their paths."""
     images = []
     for folder, _, names in os.walk(root, followlinks=True):
         for name in names:
@@ -342,7 +342,7 @@ def test_any_tree_is_counted_or_refused(entries, split):
 
 
 def test_the_property_is_not_empty(tmp_path):
-    """Of trees without what is always refused, those of two classes are read."""
+    """Trees of two classes are read if they hold nothing that is always refused."""
     for number, names in enumerate((["cat", "dog"], ["train", "cat"], ["a[12]", "a1"], ["*", "?"])):
         root = tmp_path / str(number)
         tree(root, *names, images=1)

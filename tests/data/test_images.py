@@ -2,6 +2,7 @@
 
 import io
 import json
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import datasets
@@ -131,7 +132,7 @@ def test_a_test_split_takes_the_labels_of_train(parquet, load):
     )
     names = load(folder).class_names
     assert load(folder, "test", class_names=names).labels.tolist() == [2, 1, 2]
-    with pytest.raises(ValueError, match="classes z that are unknown; valid are a, b, c"):
+    with pytest.raises(ValueError, match="the unknown classes z; valid are a, b, c"):
         load(folder, "other", class_names=names)
 
 
@@ -222,6 +223,22 @@ def test_digits_are_stratified_and_disjoint(load):
     assert torch.equal(load("digits").images, train.images)
     with pytest.raises(ValueError, match="no split 'validation'; valid are train, test"):
         load("digits", "validation")
+
+
+def test_a_folder_with_the_name_of_the_embedded_digits_is_mentioned(load, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert len(load("digits", "test")) == 360
+    folder = tmp_path / "digits"
+    for label in "ab":
+        (folder / label).mkdir(parents=True)
+        Image.new("L", (8, 8)).save(folder / label / "0.png")
+    with pytest.warns(UserWarning, match=r"`dataset_name` digits is the embedded set; ./digits names the folder"):
+        assert len(load("digits", "test")) == 360
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert load("./digits").class_names == ("a", "b")
 
 
 def test_the_cache_is_read_the_second_time(load, tmp_path):
@@ -362,7 +379,7 @@ def test_holdout_needs_two_images_of_a_class():
 
 @settings(max_examples=50, deadline=None)
 @given(counts=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
-def test_every_beginning_of_the_stratified_order_is_in_proportion(counts, seed):
+def test_every_prefix_of_the_stratified_order_is_in_proportion(counts, seed):
     labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
     order = stratified_order(labels, seed)
     assert sorted(order.tolist()) == list(range(len(labels)))

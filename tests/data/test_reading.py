@@ -1,4 +1,4 @@
-"""Folders of data files: what `datasets` would misread, and what ends in an error there, is one message here."""
+"""Folders of data files: one message for layouts that `datasets` would misread, and for its errors."""
 
 import io
 
@@ -42,18 +42,18 @@ def message(path, **kwargs):
         (["data/train-00000-of-00001.parquet", "more.parquet"], "would read more.parquet for none"),
     ],
 )
-def test_a_file_that_would_be_in_no_split_or_in_two(tmp_path, files, words):
+def test_a_file_in_no_split_or_in_two(tmp_path, files, words):
     for file in files:
         write(tmp_path / "set" / file)
     assert words in message(tmp_path / "set")
-    # Whoever says what belongs where is believed.
+    # A README that assigns files to splits is trusted.
     (tmp_path / "set" / "README.md").write_text(
         f"---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: '{files[0]}'\n---\n"
     )
     assert len(load(tmp_path / "set")) == 2
 
 
-def test_a_path_that_is_a_pattern_reads_no_other(tmp_path):
+def test_a_path_is_not_read_as_a_pattern(tmp_path):
     write(tmp_path / "set1" / "x.parquet", rows=4)
     write(tmp_path / "set[12]" / "x.parquet")
     write(tmp_path / "x[1].parquet")
@@ -95,7 +95,7 @@ def test_a_readme_that_cannot_be_read_is_named(tmp_path, readme, words):
 def test_a_script_and_a_cut_file(tmp_path):
     write(tmp_path / "set" / "x.parquet")
     (tmp_path / "set" / "set.py").write_text("raise SystemExit")
-    assert "is read by a script of its own" in message(tmp_path / "set")
+    assert "needs its own script" in message(tmp_path / "set")
     (tmp_path / "set" / "set.py").unlink()
     (tmp_path / "set" / "x.parquet").write_bytes(b"PAR1 and no more")
     assert f"split 'train' of {tmp_path / 'set'} cannot be read: " in message(tmp_path / "set")
@@ -114,7 +114,7 @@ def test_thousands_of_classes_make_short_messages(tmp_path):
     table = pa.table({"image": [png()] * 5000, "label": names})
     (tmp_path / "set").mkdir()
     pa.parquet.write_table(table, tmp_path / "set" / "x.parquet")
-    assert "and 4,996 more that are unknown; valid are a, b" in message(tmp_path / "set", class_names=("a", "b"))
+    assert "and 4,996 more; valid are a, b" in message(tmp_path / "set", class_names=("a", "b"))
     data = load(tmp_path / "set")
     assert len(data.describe()) <= 900
     with pytest.raises(ValueError, match="and 4,992 more has fewer than 2 images") as caught:

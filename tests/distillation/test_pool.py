@@ -176,6 +176,6 @@ def test_empty_and_wrong_entries_are_refused_before_any_training(build, tmp_path
     for entry in ("convnet3@0", "convnet3@1.5", "convnet3@", "convnet3@1001"):
         with pytest.raises(ValueError, match=f"'{entry}' has the weight .*; it must be a whole number from 1"):
             build(entries=(entry,))
-    with pytest.raises(ValueError, match="takes no images of 30 pixels"):
+    with pytest.raises(ValueError, match="does not take images of 30 pixels"):
         build(entries=("convnet3", "timm/mixer_s32_224:input_size=30"))
     assert not (tmp_path / "pool").exists()

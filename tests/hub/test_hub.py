@@ -336,7 +336,7 @@ json.dump(seen, open("seen.json", "w"))
         "pickled": "'generator/diffusion_pytorch_model.bin'",
         "pickled-labeler": "'labeler/diffusion_pytorch_model.bin'",
         "pickled, labeler passed": "None",
-        "no-config": "holds no DiMPipeline: generator/config.json is missing.",
+        "no-config": "does not hold a DiMPipeline: generator/config.json is missing.",
         "unknown": "ValueError: model_index.json has the unknown entries guidance; valid are generator, id2label",
         "unknown-below": "ValueError: the generator's config.json has the unknown entries num_heads; valid are block_",
         "missing": "'me/nowhere' is not a local folder and cannot be loaded from the Hub: there is no such "
@@ -385,7 +385,7 @@ json.dump(seen, open("{tmp_path}/seen.json", "w"))
     assert found["cached"]
     failed = f"the connection to {nowhere} failed ("
     assert f"'me/nowhere' is not a local folder and cannot be loaded from the Hub: {failed}" in found["load"]
-    assert "it is not in the cache, and `local_files_only` keeps it from being looked up." in found["local_files_only"]
+    assert "it is not in the cache, and `local_files_only` prevents a download." in found["local_files_only"]
     assert f"The push to 'x' failed: {failed}" in found["push"]
     assert found["push, no token"] == (
         "ValueError: `push_to_hub` needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or "

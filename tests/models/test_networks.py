@@ -76,10 +76,10 @@ def test_batch_std_is_that_of_the_class_within_its_own_batch():
 
     network = DiMDiscriminator(2, 8, 1, (4, 8), (0, 0), batch_std=True).eval()
     images, other = torch.randn(6, 1, 8, 8), torch.randn(6, 1, 8, 8)
-    alone = network(images, labels).logits
+    single = network(images, labels).logits
     together = network(torch.cat([images, other]), labels.repeat(2), num_batches=2).logits
-    assert torch.allclose(alone, together[:6], atol=1e-6)
-    assert not torch.allclose(alone, network(torch.cat([images, other]), labels.repeat(2)).logits[:6], atol=1e-6)
+    assert torch.allclose(single, together[:6], atol=1e-6)
+    assert not torch.allclose(single, network(torch.cat([images, other]), labels.repeat(2)).logits[:6], atol=1e-6)
 
 
 def test_batch_std_sees_a_class_that_is_too_uniform():

@@ -32,7 +32,7 @@ def make_generator(seed: int = 0, **kwargs) -> DiMGenerator:
     generator = DiMGenerator(3, 8, 1, **arguments | kwargs)
     for parameter in generator.parameters():
         parameter.data.normal_(std=0.5)
-    # Batch statistics of its own.
+    # Non-trivial batch statistics.
     for _ in range(5):
         generator(torch.randn(32, 6), torch.randint(3, (32,)))
     return generator.eval()
@@ -59,7 +59,7 @@ def same_weights(one: torch.nn.Module, other: torch.nn.Module) -> bool:
 
 @settings(deadline=None)
 @given(bits=st.integers(2, 8), count=st.integers(0, 70), seed=st.integers(0, 99))
-def test_packing_is_exact_and_takes_no_more_bytes_than_it_must(bits, count, seed):
+def test_packing_is_exact_and_as_small_as_possible(bits, count, seed):
     codes = torch.randint(2**bits, (count,), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     packed = pack(codes, bits)
     assert packed.dtype == torch.uint8 and packed.shape == (math.ceil(count * bits / 8),)
@@ -123,7 +123,7 @@ def test_rows_of_zeros_and_of_next_to_nothing_are_zeros():
 
 
 @pytest.mark.parametrize("form", STORAGE_FORMS)
-def test_what_is_read_back_is_what_the_form_keeps_and_no_more_bytes_than_that(form, tmp_path):
+def test_each_form_is_read_back_as_stored_and_takes_the_expected_bytes(form, tmp_path):
     generator = make_generator()
     before = copy.deepcopy(generator)
     generator.save_pretrained(tmp_path / "once", storage=form)
@@ -167,7 +167,7 @@ def test_each_channel_of_a_transposed_convolution_has_its_own_scale():
     assert error[3] > 1 and (error[[0, 1, 2, 4]] < 0.02).all()
 
 
-def test_what_float16_cannot_hold_stays_in_float32(tmp_path):
+def test_values_beyond_float16_stay_in_float32(tmp_path):
     generator = make_generator()
     generator.blocks[0].norm.running_var[2] = 1e6
     generator.blocks[1].norm.running_var[2] = 1e-9
@@ -290,13 +290,13 @@ def test_an_unknown_form_is_refused_before_any_file_is_made(form, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
-def test_what_a_form_cannot_hold_is_refused_before_any_file_is_made(tmp_path):
+def test_weights_that_a_form_cannot_hold_are_refused_before_any_file_is_made(tmp_path):
     pipe = make_pipeline()
     with pytest.raises(ValueError, match=r"`max_shard_size` is '1KB'; valid with `storage` 'int8', .* is None"):
         pipe.save_pretrained(tmp_path / "saved", storage="int8", max_shard_size="1KB")
     for value, shown in ((1e5, "1e\\+05"), (float("nan"), "nan"), (float("inf"), "inf")):
         pipe.generator.proj_in.weight.data[3, 2] = value
-        with pytest.raises(ValueError, match=rf"'int4' cannot hold proj_in.weight, whose largest weight is {shown};"):
+        with pytest.raises(ValueError, match=rf"'int4' cannot hold proj_in.weight: its largest weight is {shown};"):
             pipe.save_pretrained(tmp_path / "saved", storage="int4")
     assert not (tmp_path / "saved").exists()
 
@@ -391,7 +391,9 @@ def test_a_warning_names_both_accuracies_where_a_form_costs_more_than_two_points
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_storage("int4", 0.9301, 0.95, "validation accuracy")
-    message = r"`--storage` int4 costs .* 2 points: validation accuracy is 92\.90 %, and 95\.00 % with the weights as"
+    message = (
+        r"`--storage` int4 costs .* 2 points: validation accuracy is 92\.90 %, and 95\.00 % with the original weights"
+    )
     with pytest.warns(UserWarning, match=message):
         warn_of_storage("int4", 0.929, 0.95, "validation accuracy")
 

@@ -1,4 +1,4 @@
-"""What the pipeline refuses: one message, before any work, with the argument, its value and what is valid."""
+"""Bad input to the pipeline: one message before any work, with the argument, its value and the valid values."""
 
 import itertools
 import os
@@ -38,7 +38,7 @@ class Odd:
         return "odd\n" * 1000
 
 
-NO_COUNT = [
+INVALID_COUNTS = [
     0,
     -1,
     1.5,
@@ -54,7 +54,7 @@ NO_COUNT = [
     torch.tensor(2),
     Odd(),
 ]
-NO_CLASS = [
+INVALID_CLASSES = [
     "Cot", "", "0", b"Coat", 3, -1, 1.0, float("nan"), 10**30, True, np.array(3), np.array([0, 3]), np.array([0.0]),
     np.array([True]), np.zeros((2, 2), int), torch.tensor(1.0), torch.tensor([[0, 1]]), torch.tensor([True]),
     ["Coat", "C"], [0, -1], [[0]], [None], ("Bag", ("Coat",)), {0, 1}, {"Coat": 1}, frozenset([1]), object, Odd(),
@@ -62,14 +62,14 @@ NO_CLASS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("class_labels", NO_CLASS, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("class_labels", INVALID_CLASSES, ids=lambda value: repr(value)[:30])
 def test_class_labels(pipe, class_labels):
     text = message(ValueError, pipe, class_labels)
     assert text.startswith("`class_labels` is ") and "valid " in text
 
 
 @pytest.mark.parametrize("class_labels", [[], (), iter([]), torch.empty(0), np.array([])])
-def test_no_class_labels(pipe, class_labels):
+def test_empty_class_labels(pipe, class_labels):
     expected = (
         "`class_labels` is empty; valid are the labels 0 to 2 and the names 'T-shirt', 'Coat', 'Bag', or None for"
     )
@@ -81,7 +81,7 @@ def test_class_labels_without_end(pipe):
 
 
 @pytest.mark.parametrize("name", ["ipc", "batch_size"])
-@pytest.mark.parametrize("value", NO_COUNT, ids=lambda value: repr(value)[:30])
+@pytest.mark.parametrize("value", INVALID_COUNTS, ids=lambda value: repr(value)[:30])
 def test_counts(pipe, name, value):
     for function in (pipe, pipe.to_dataset):
         text = message(ValueError, function, **{"ipc": 1} | {name: value})
@@ -107,7 +107,7 @@ def test_counts(pipe, name, value):
         ({"latents": torch.full((3, 6), float("nan"))}, "`latents` holds infinity or NaN; valid are finite numbers."),
         ({"latents": np.zeros((3, 6))}, "`latents` is array([[0., 0.,"),
         ({"latents": "x"}, "`latents` is 'x'; valid for 3 images is"),
-        ({"generator": [rng()] * 2}, "`generator` is a list of 2; 3 images are asked for"),
+        ({"generator": [rng()] * 2}, "`generator` is a list of 2; 3 images need one each."),
         ({"generator": []}, "`generator` is a list of 0; 3 images"),
         (
             {"generator": 0},
@@ -155,10 +155,10 @@ def test_class_names(pipe, id2label, text):
     assert message(ValueError, DiMPipeline, pipe.generator, id2label).startswith(f"`id2label` {text}")
 
 
-NO_NETWORK = [None, "out/x", Path("out/x"), {}, DiMGenerator, torch.nn.Linear(1, 1), DiMDiscriminator(3, 8, 1)]
+INVALID_NETWORKS = [None, "out/x", Path("out/x"), {}, DiMGenerator, torch.nn.Linear(1, 1), DiMDiscriminator(3, 8, 1)]
 
 
-@pytest.mark.parametrize("network", NO_NETWORK, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("network", INVALID_NETWORKS, ids=lambda value: repr(value)[:20])
 def test_networks(pipe, network):
     for other, expected in ((network, "DiMGenerator"), (pipe, "DiMGenerator")):
         text = message(ValueError, DiMPipeline, other)
@@ -185,14 +185,14 @@ def test_from_pipe(pipe):
 
 @pytest.mark.parametrize("name", ["./nothere", "../nothere", "/nothere", "/a/b/c", "a/b/c", "nothere/", "~/nothere",
                                   "", "a b", "C:\\x", Path("nothere"), Path("~/nothere"), "n" * 1000])  # fmt: skip
-def test_a_folder_that_is_not_there(name):
+def test_a_folder_that_does_not_exist(name):
     text = message(FileNotFoundError, DiMPipeline.from_pretrained, name)
     assert text.startswith(f"`pretrained_model_name_or_path` {str(name)!r}"[:100]) and "does not exist" in text
     assert "valid is the folder of a saved pipeline, or the id of a repository on the Hub" in text
 
 
 @pytest.mark.parametrize("name", [None, 3, True, b"x", ["x"], {}, float("nan"), Odd()], ids=lambda v: repr(v)[:20])
-def test_what_is_neither_a_folder_nor_an_id(name):
+def test_values_that_are_not_paths_or_ids(name):
     text = message(ValueError, DiMPipeline.from_pretrained, name)
     assert "is neither a path nor an id; valid is the folder of a saved pipeline" in text
 
@@ -220,7 +220,7 @@ def test_subfolder(pipe, tmp_path, subfolder):
     assert message(ValueError, DiMPipeline.from_pretrained, tmp_path, subfolder=subfolder) == expected
 
 
-def test_the_home_folder_is_known_by_its_sign(pipe, tmp_path, monkeypatch):
+def test_a_tilde_is_the_home_folder(pipe, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("~/saved", Path("~/saved")):
         pipe.save_pretrained(name)

@@ -1,4 +1,4 @@
-"""The page's functions: what they show, what they refuse, and drawings brought to the shape of the digits."""
+"""The page's functions: results, refusals, and the reduction of drawings to digits."""
 
 import re
 from pathlib import Path
@@ -132,8 +132,8 @@ def test_the_curve_is_that_of_the_classifier_which_training_gives(pipeline, digi
 
     stream = GeneratedStream(pipeline.generator, ipc, 3, 64)
     recipe = DeploymentRecipe(epochs=step // stream.steps_per_epoch)
-    alone = train_classifier(stream, "convnet3", recipe, channels=1, size=8, seed=3, device=torch.device("cpu"))
-    assert all(map(torch.equal, classifier.state_dict().values(), alone.state_dict().values()))
+    expected = train_classifier(stream, "convnet3", recipe, channels=1, size=8, seed=3, device=torch.device("cpu"))
+    assert all(map(torch.equal, classifier.state_dict().values(), expected.state_dict().values()))
 
 
 def test_a_failure_in_training_reaches_the_page():
@@ -173,10 +173,10 @@ def test_without_a_pipeline_it_says_how_to_get_one(tmp_path, monkeypatch):
         app.main()
 
 
-def test_a_pipeline_without_class_names_goes_by_numbers(digits, tmp_path, monkeypatch):
+def test_a_pipeline_without_class_names_uses_numbers(digits, tmp_path, monkeypatch):
     monkeypatch.setattr("dim_hf.data.decoding.HF_HOME", tmp_path)
     pipeline = build_pipeline(names=False)
-    assert app.class_names(pipeline) == [str(label) for label in range(10)]
+    assert pipeline.class_names == [str(label) for label in range(10)]
     assert torch.equal(app.load_test_images("digits", pipeline).images, digits[1].images)
 
 

@@ -171,11 +171,11 @@ def test_generate_train_draw_and_recognise(page):
     button(page, "Train").click()
     seen = {}
     while "Trained" not in (text := progress.inner_text()):
-        step, accuracy = re.search(r"step (\d+), ([\d.]+) %", text).groups()
+        step, accuracy = re.search(r"step (\d+), accuracy ([\d.]+) %", text).groups()
         assert int(step) >= max(seen, default=0), "a second run has begun"
         seen[int(step)] = float(accuracy)
         page.wait_for_timeout(20)
-    final = float(re.search(r"step 300, ([\d.]+) %", text)[1])
+    final = float(re.search(r"step 300, accuracy ([\d.]+) %", text)[1])
     assert len(seen) >= 5
     assert seen[min(seen)] < 50 < final
     # What was plotted: a line with a point for each of the 30 scores.
@@ -191,7 +191,7 @@ def test_generate_train_draw_and_recognise(page):
     expect(page.get_by_test_id("label-output-value")).not_to_have_text("0")
 
 
-def test_wrong_input_is_refused_and_what_was_shown_stays(page):
+def test_wrong_input_is_refused_and_the_previous_result_stays(page):
     expect(page.locator("#grid img")).to_be_visible()
     before = page.locator("#grid img").get_attribute("src")
     for box in page.get_by_role("checkbox").all():

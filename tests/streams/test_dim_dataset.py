@@ -54,7 +54,7 @@ def everything(loader):
     return torch.cat([batch["pixel_values"] for batch in batches]), torch.cat([batch["labels"] for batch in batches])
 
 
-# What an item is
+# Items
 
 
 def test_an_item_is_a_function_of_seed_epoch_class_and_index(pipe):
@@ -80,19 +80,19 @@ def test_counts_per_class_in_any_batch(pipe, counts, data):
         torch.testing.assert_close(item["pixel_values"], expected(pipe, 0, *rows[position]))
 
 
-def test_classes_that_are_not_named_are_left_out(pipe):
+def test_classes_missing_from_a_dict_are_omitted(pipe):
     labels = [item["labels"] for item in DiMDataset(pipe, {2: 1, "T-shirt": 3})]
     assert labels == [0, 0, 0, 2]
 
 
-def test_a_generator_alone_will_do(pipe):
-    alone, whole = DiMDataset(pipe.generator, 2), DiMDataset(pipe, 2)
-    assert torch.equal(alone[5]["pixel_values"], whole[5]["pixel_values"])
-    assert alone.class_names == ["0", "1", "2"]
+def test_a_generator_is_a_source(pipe):
+    bare, whole = DiMDataset(pipe.generator, 2), DiMDataset(pipe, 2)
+    assert torch.equal(bare[5]["pixel_values"], whole[5]["pixel_values"])
+    assert bare.class_names == ["0", "1", "2"]
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (3, "RGB")])
-def test_pictures_are_those_that_the_pipeline_would_give(channels, mode):
+def test_pictures_are_those_of_the_pipeline(channels, mode):
     pipe = make_pipeline(channels=channels)
     dataset = DiMDataset(pipe, 2, transform=lambda image: image)
     latents = latents_at(0, 0, torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 1] * 3), 6)
@@ -143,11 +143,11 @@ def test_numbers_of_numpy_count_like_those_of_python(pipe):
         assert one["labels"] == other["labels"] and torch.equal(one["pixel_values"], other["pixel_values"])
 
 
-# Where people train
+# Training loops
 
 
 @pytest.mark.parametrize(("context", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
-def test_workers_that_live_on_give_the_images_of_the_epoch(pipe, context, workers):
+def test_persistent_workers_give_the_images_of_the_epoch(pipe, context, workers):
     dataset = DiMDataset(pipe, 4)
     loader = DataLoader(dataset, 5, num_workers=workers, persistent_workers=True, multiprocessing_context=context)
     plain = DataLoader(DiMDataset(pipe, 4), 12)
@@ -166,7 +166,7 @@ def test_a_batch_is_one_forward_pass():
     assert sizes == [5, 5, 2]
 
 
-def test_distributed_sampler_shares_an_epoch_out(pipe):
+def test_distributed_sampler_divides_an_epoch(pipe):
     dataset = DiMDataset(pipe, 4)
     parts = []
     for rank in range(2):
@@ -181,7 +181,7 @@ def test_distributed_sampler_shares_an_epoch_out(pipe):
 
 
 @pytest.mark.slow
-def test_two_processes_share_each_epoch_out(pipe, tmp_path):
+def test_two_processes_divide_each_epoch(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipeline")
     script = tmp_path / "loop.py"
     script.write_text(f"""
@@ -259,7 +259,7 @@ def test_a_generator_on_another_device_is_not_for_workers(pipe):
 
 
 @pytest.mark.parametrize("name", ["generator", "labeler"])
-def test_a_network_in_training_mode_makes_no_images(name):
+def test_networks_in_training_mode_are_refused(name):
     pipe = make_pipeline(labeler=True)
     dataset = DiMDataset(pipe, 2, soft_labels=True)
     stream = GeneratedStream(pipe, 2, 0, 6)
@@ -299,7 +299,7 @@ def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size,
     assert 5 < drawn_again < 30
 
 
-# Beside real data
+# With real data
 
 
 def real_data(names, count=6, image="img", label="kind"):
@@ -353,6 +353,6 @@ def test_features_without_one_image_and_one_label_column_are_refused(pipe):
         DiMDataset(pipe, 2).to_iterable_dataset(features=features)
 
 
-def test_soft_labels_fit_no_column_of_labels(taught):
+def test_soft_labels_do_not_fit_a_column_of_labels(taught):
     with pytest.raises(ValueError, match="`soft_labels` is True; a column of class labels"):
         DiMDataset(taught, 2, soft_labels=True).to_iterable_dataset()

@@ -48,7 +48,7 @@ def test_epochs_seeds_and_orders_differ_and_repeat(generator):
     assert not torch.equal(first(0, 0)[0], first(1, 0)[0])
 
 
-def test_generation_keeps_no_gradients_and_lets_others_have_them(generator):
+def test_generation_neither_records_nor_disables_gradients(generator):
     for images, _ in GeneratedStream(generator, 2, 0, 3).batches(0):
         assert not images.requires_grad and torch.is_grad_enabled()
     assert not generator.training
@@ -61,7 +61,7 @@ def test_any_seed_of_63_bits(generator):
 
 @settings(max_examples=20, deadline=None)
 @given(ipc=st.integers(1, 5), batch_size=st.integers(1, 16), block_size=st.integers(1, 60))
-def test_blocks_change_nothing_but_how_much_is_made_at_once(generator, ipc, batch_size, block_size):
+def test_blocks_do_not_change_the_batches(generator, ipc, batch_size, block_size):
     stream = GeneratedStream(generator, ipc, 3, batch_size, block_size=block_size)
     plain = GeneratedStream(generator, ipc, 3, batch_size)
     sizes = []
@@ -85,7 +85,7 @@ def test_a_block_may_span_epochs(generator):
 
 
 @pytest.mark.parametrize("block_size", [6, 24])
-def test_an_epoch_that_comes_again_is_made_with_the_weights_of_then(generator, block_size):
+def test_a_repeated_epoch_is_made_with_the_current_weights(generator, block_size):
     generator = copy.deepcopy(generator)
     stream = GeneratedStream(generator, ipc=2, seed=0, batch_size=3, block_size=block_size)
     before = torch.cat([images for images, _ in stream.batches(0)])

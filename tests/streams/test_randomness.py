@@ -24,7 +24,7 @@ def test_noise_of_an_image_does_not_depend_on_the_others(seed, epoch, count, dim
         assert torch.equal(latents_at(seed, epoch, labels[i : i + 1], indices[i : i + 1], dim)[0], together[i])
 
 
-def test_a_fixed_value_so_that_streams_stay_what_they_were():
+def test_a_fixed_value_keeps_streams_reproducible():
     noise = latents_at(0, 0, torch.tensor([0, 1]), torch.tensor([0, 0]), 3)
     assert torch.allclose(noise, torch.tensor(EXPECTED_NOISE), atol=1e-5)
 

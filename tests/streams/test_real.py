@@ -45,7 +45,7 @@ def test_real_images_come_again_only_when_their_class_is_used_up(counts, ipc, ba
                 assert len(set(seen[start : start + count])) == count
 
 
-def test_real_epoch_has_what_a_generated_one_has(generator):
+def test_a_real_epoch_has_the_labels_of_a_generated_one(generator):
     data = numbered([20, 30, 40])
     real, generated = RealStream(data, 7, 0, 8), GeneratedStream(generator, 7, 0, 8)
     assert real.steps_per_epoch == generated.steps_per_epoch
@@ -79,7 +79,7 @@ def test_refusals(stream, generator, ipc, batch_size, message):
 
 @pytest.mark.parametrize("stream", [GeneratedStream, RealStream, WholeSetStream])
 @pytest.mark.parametrize("epoch", [-1, 2**32, 1.0, True])
-def test_what_is_no_epoch_is_refused(stream, generator, epoch):
+def test_invalid_epochs_are_refused(stream, generator, epoch):
     source = generator if stream is GeneratedStream else numbered([2, 2])
     # Where it is asked for, not where its first batch is.
     with pytest.raises(ValueError, match=rf"`epoch` is {epoch}; valid is a whole number from 0 to 4,294,967,295"):

@@ -1,4 +1,4 @@
-"""What the streams refuse: one message, before any work, with the argument, its value and what is valid."""
+"""Bad input to streams: one message before any work, with the argument, its value and the valid values."""
 
 import dataclasses
 import math
@@ -16,7 +16,7 @@ from dim_hf.streams.real import RealStream, WholeSetStream
 
 
 HUGE = 10**30
-NO_INTEGER = [None, "1", 1.0, 1.5, True, [1], {1}, math.nan, math.inf, np.float64(1), torch.tensor(1), HUGE, -1]
+INVALID_INTEGERS = [None, "1", 1.0, 1.5, True, [1], {1}, math.nan, math.inf, np.float64(1), torch.tensor(1), HUGE, -1]
 GIVERS = [DiMDataset, lambda *args, **options: GeneratedStream(*args, **{"batch_size": 8} | options)]
 
 
@@ -39,11 +39,20 @@ def message(function, *args, error: type[Exception] = ValueError, **kwargs) -> s
     return text
 
 
-NO_SOURCE = [None, "out/x", Path("out/x"), 3, DiMPipeline, DiMDiscriminator(3, 8, 1), DiMLabeler(3, 8, 1, width=4), []]
+INVALID_SOURCES = [
+    None,
+    "out/x",
+    Path("out/x"),
+    3,
+    DiMPipeline,
+    DiMDiscriminator(3, 8, 1),
+    DiMLabeler(3, 8, 1, width=4),
+    [],
+]
 
 
 @pytest.mark.parametrize("give", GIVERS)
-@pytest.mark.parametrize("source", NO_SOURCE, ids=lambda value: repr(value)[:20])
+@pytest.mark.parametrize("source", INVALID_SOURCES, ids=lambda value: repr(value)[:20])
 def test_source(give, source):
     text = message(give, source, ipc=1, seed=0)
     assert text.startswith(f"`source` is {' '.join(repr(source).split())[:60]}")
@@ -52,7 +61,7 @@ def test_source(give, source):
 
 @pytest.mark.parametrize("give", GIVERS)
 @pytest.mark.parametrize("name", ["ipc", "seed", "max_attempts"])
-@pytest.mark.parametrize("value", NO_INTEGER, ids=repr)
+@pytest.mark.parametrize("value", INVALID_INTEGERS, ids=repr)
 def test_integers(pipe, give, name, value):
     if name == "max_attempts" and value is HUGE:
         value = 0
@@ -61,7 +70,7 @@ def test_integers(pipe, give, name, value):
     assert text.startswith(f"`{name}` is {value!r}; valid is a whole number from {least}")
 
 
-@pytest.mark.parametrize("value", [*NO_INTEGER[:-2], 0, -1], ids=repr)
+@pytest.mark.parametrize("value", [*INVALID_INTEGERS[:-2], 0, -1], ids=repr)
 @pytest.mark.parametrize("name", ["batch_size", "block_size"])
 def test_sizes(pipe, name, value):
     if (name, value) == ("block_size", None):
@@ -87,8 +96,8 @@ def test_sizes(pipe, name, value):
         ({"ipc": {True: 1}}, "`ipc` is or holds True; valid"),
         ({"ipc": {None: 1}}, "`ipc` is or holds None; valid"),
         ({"ipc": {(0, 1): 1}}, "`ipc` is or holds (0, 1); valid"),
-        ({"ipc": {"Coat": 0}}, "`ipc` is {'Coat': 0}, which asks for no image of any class; valid is at least one"),
-        ({"ipc": {}}, "`ipc` is {}, which asks for no image of any class; valid is at least one number above 0."),
+        ({"ipc": {"Coat": 0}}, "`ipc` is {'Coat': 0}, which asks for no images at all; valid is at least one"),
+        ({"ipc": {}}, "`ipc` is {}, which asks for no images at all; valid is at least one number above 0."),
         ({"ipc": {"Coat": 2, 0: 1, 1: 2}}, "`ipc` has 'Coat' and 1, which are one class; valid is one of them."),
         (
             {"seed": 2**63},
@@ -103,8 +112,8 @@ def test_sizes(pipe, name, value):
         ({"noise_scale": True}, "`noise_scale` is True; valid"),
         ({"soft_labels": "no"}, "`soft_labels` is 'no'; valid are True and False."),
         ({"soft_labels": 1}, "`soft_labels` is 1; valid are True and False."),
-        ({"soft_labels": True}, "`soft_labels` is True, which takes a teacher, but the pipeline has no `labeler`"),
-        ({"max_attempts": 3}, "`max_attempts` is 3, which takes a teacher"),
+        ({"soft_labels": True}, "`soft_labels` is True, which needs a teacher, but the pipeline has no `labeler`"),
+        ({"max_attempts": 3}, "`max_attempts` is 3, which needs a teacher"),
         ({"max_attempts": 3, "min_confidence": 1.0}, "`min_confidence` is 1.0; valid is a finite number"),
         ({"min_confidence": 0.5}, "`min_confidence` is 0.5, but with `max_attempts` 1 no image is drawn again"),
     ],
@@ -119,12 +128,12 @@ def test_transform(pipe, transform):
     assert message(DiMDataset, pipe, 1, transform=transform) == expected
 
 
-def test_a_stream_of_batches_takes_no_transform(pipe):
+def test_a_stream_of_batches_does_not_take_a_transform(pipe):
     with pytest.raises(TypeError, match="transform"):
         GeneratedStream(pipe, 1, 0, 8, transform=lambda image: image)
 
 
-# What is asked of one
+# Items, epochs and positions
 
 
 @pytest.mark.parametrize(
@@ -136,7 +145,9 @@ def test_positions(pipe, position):
     dataset = DiMDataset(pipe, 2)
     for ask in (dataset.__getitem__, lambda value: dataset.__getitems__([0, value])):
         text = message(ask, position)
-        assert text.startswith(f"position {position!r} is not an integer; valid are -6 to 5, one at a time. A `Data")
+        assert text.startswith(
+            f"position {position!r} is not an integer; valid are -6 to 5, one at a time. Use a `Data"
+        )
 
 
 @pytest.mark.parametrize("position", [6, -7, 10**9, 10**30, np.int64(6), torch.tensor(-7)])
@@ -145,7 +156,7 @@ def test_positions_outside(pipe, position):
     assert message(DiMDataset(pipe, 2).__getitem__, position, error=IndexError) == expected
 
 
-@pytest.mark.parametrize("epoch", [*NO_INTEGER, 2**32], ids=repr)
+@pytest.mark.parametrize("epoch", [*INVALID_INTEGERS, 2**32], ids=repr)
 def test_epoch(pipe, data, epoch):
     dataset = DiMDataset(pipe, 2)
     expected = f"`epoch` is {epoch!r}; valid is a whole number from 0 to 4,294,967,295."
@@ -167,7 +178,7 @@ def test_positions_of_a_batch(pipe):
 
 
 @pytest.mark.parametrize("name", ["num_shards", "block_size"])
-@pytest.mark.parametrize("value", [*NO_INTEGER[:-2], 0, -1], ids=repr)
+@pytest.mark.parametrize("value", [*INVALID_INTEGERS[:-2], 0, -1], ids=repr)
 def test_an_endless_stream(pipe, name, value):
     text = message(DiMDataset(pipe, 2).to_iterable_dataset, **{name: value})
     assert text.startswith(f"`{name}` is {value!r}; valid is a whole number from 1")
@@ -205,6 +216,6 @@ def test_classes_without_images(data):
 
 
 @pytest.mark.parametrize("length", [0, -1, 1.5, None, True])
-def test_an_order_of_nothing(length):
+def test_an_empty_order_is_refused(length):
     text = message(ShuffledOrder, length, 0, torch.device("cpu"))
     assert text == f"`length` is {length!r}; valid is a whole number from 1."

@@ -69,7 +69,7 @@ def test_the_documents_show_the_callback_of_the_example():
 
 
 @pytest.mark.slow
-def test_one_process_needs_no_callback(pipe, tmp_path):
+def test_a_single_process_does_not_need_a_callback(pipe, tmp_path):
     trainer = make_trainer(tmp_path, DiMDataset(pipe, 8))
     assert trainer.train().training_loss > 0
     assert epochs_of(trainer.steps, pipe) == [0] * 4 + [1] * 4 + [2] * 4
@@ -113,7 +113,7 @@ def test_the_documented_loss_is_the_cross_entropy_with_soft_labels(pipe, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes_share_fresh_images_out(pipe, tmp_path):
+def test_two_processes_divide_fresh_images(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipeline")
     script = tmp_path / "train.py"
     script.write_text(f"""

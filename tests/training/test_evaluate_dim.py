@@ -234,7 +234,7 @@ def test_labels_of_the_test_split_mean_what_those_of_train_do(tmp_path):
     _, test = evaluate_dim.load_splits(evaluate_dim.parse_args(more), pipeline, Accelerator(), None)
     assert test.labels.tolist() == test.images[:, 0, 0, 0].tolist() == list(range(9, 0, -1))
     args = evaluate_dim.parse_args([*more, "--test_split", "other"])
-    with pytest.raises(ValueError, match="of split 'other' of .* has the classes z that are unknown; valid are 0, 1"):
+    with pytest.raises(ValueError, match="of split 'other' of .* has the unknown classes z; valid are 0, 1"):
         evaluate_dim.load_splits(args, pipeline, Accelerator(), None)
     args = evaluate_dim.parse_args([*more, "--test_split", "again"])
     with pytest.raises(ValueError, match="`--test_split` again of .* holds the images of `--train_split` train"):

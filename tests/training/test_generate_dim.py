@@ -139,7 +139,7 @@ BAD = [
     ("--seed -1", "`--seed` is -1; it must be at least 0"),
     ("--seed 9223372036854775808", r"`--seed` .* below 2\*\*63"),
     ("--max_attempts 0", "`--max_attempts` is 0"),
-    ("--max_attempts 2", "`max_attempts` is 2, which takes a teacher"),
+    ("--max_attempts 2", "`max_attempts` is 2, which needs a teacher"),
     ("--noise_scale nan", "`--noise_scale` is nan; it must be above 0, and finite"),
     ("--noise_scale inf", "`--noise_scale` is inf"),
     ("--noise_scale 0", "`--noise_scale` is 0.0"),
@@ -156,7 +156,7 @@ BAD = [
     ),
     (
         "--output_dir {tmp}/begun",
-        "`--output_dir` .*begun holds options.json, which generate_dim.py writes and has not",
+        "`--output_dir` .*begun holds options.json, which generate_dim.py would overwrite but did not",
     ),
     ("--output_dir {tmp}/file", "`--output_dir` .*file cannot be written to: Not a directory"),
     ("--output_dir {tmp}/torn", "torn/options.json is damaged, it is not JSON"),

@@ -1,6 +1,5 @@
 """
-Classifiers by name: those of the field, and any of timm and transformers. They judge generators in the matching pool
-and are trained in deployment.
+Classifiers by name: the standard ones of data set distillation, and any of timm and transformers.
 
     convnet3, resnet10, resnet18, resnet10_ap, resnet18_ap
     timm/<model>                            timm/resnet18, timm/resnet18.a1_in1k
@@ -9,8 +8,8 @@ and are trained in deployment.
 
 Options of a model follow a colon: `timm/vit_tiny_patch16_224:patch_size=2,drop_path_rate=0.1`,
 `transformers/ResNetConfig:depths=[1,1],hidden_sizes=[16,32]`. They are arguments of the timm model or attributes of
-the transformers config; a value is JSON or a word. Two are known to every model of both libraries: `pretrained=true`
-starts from published weights instead of random ones, and `input_size=N` resizes the images to N pixels.
+the transformers config; a value is JSON or a word. All models take two more: `pretrained=true` starts from published
+weights, and `input_size=N` resizes the images to N pixels.
 """
 
 import difflib
@@ -39,27 +38,25 @@ def build_classifier(name: str, num_classes: int, channels: int = 3, size: int =
     """
     A freshly initialised classifier.
 
-    A model of timm or transformers is fitted to images of less than half the size that it was designed for: one that
-    cuts images into patches gets smaller ones, any other a stem that keeps the size (its first convolution without
-    stride, its pooling left out). Where that cannot be, the images are enlarged inside the module, as little as the
-    model allows. With `pretrained=true` the model stays as it is; the images are resized and normalised as its weights
-    were trained.
+    A model of timm or transformers is adapted to images of less than half the size that it was designed for: a model
+    with patches gets smaller patches, and any other a stem that keeps the size (no stride in the first convolution,
+    no pooling). Where neither works, the images are enlarged inside the module, as little as the model allows. With
+    `pretrained=true` the model is not changed; the images are resized and normalised as for its training.
 
     Args:
-        name (`str`): One of `CLASSIFIERS`, or a model of timm or transformers with its options, as this module's
-            description has it.
+        name (`str`): One of `CLASSIFIERS`, or a model of timm or transformers with its options (see this module).
         num_classes (`int`): Number of classes.
-        channels (`int`, *optional*, defaults to 3): Channels of the images. Grey ones are repeated inside the module
-            where a model takes only three channels.
-        size (`int`, *optional*, defaults to 32): Height and width of the images; 8 or more for `CLASSIFIERS`.
+        channels (`int`, *optional*, defaults to 3): Channels of the images. Grey images are repeated inside the module
+            if the model takes only three channels.
+        size (`int`, *optional*, defaults to 32): Height and width of the images; at least 8 for `CLASSIFIERS`.
 
     Returns:
         A module from images `(batch_size, channels, size, size)` in [-1, 1] to logits `(batch_size, num_classes)`.
-        [`logits_and_features`] gives the outputs of the submodules that its `feature_layers` name, too.
+        [`logits_and_features`] also gives the outputs of the submodules in its `feature_layers`.
 
     Raises:
-        ValueError: If the name or an option is unknown, listing valid ones, nearest first, or if the model takes no
-            images of this size or number of channels, saying which it does take.
+        ValueError: If the name or an option is unknown, listing valid ones, nearest first, or if the model does not
+            take images of this size or number of channels, listing those that it takes.
     """
     check_integer("num_classes", num_classes, least=1)
     check_classifier(name, channels, size)
@@ -77,9 +74,8 @@ def check_classifier(
     name: str, channels: int | None = None, size: int | None = None, *, features: bool = False
 ) -> None:
     """
-    Raises what [`build_classifier`] would raise, without making any weights. Without `channels` and `size` only the
-    name is looked at, and nothing is read from a network. With `features` a model that names no intermediate features
-    is refused, too.
+    Raises the errors of [`build_classifier`] without making weights. Without `channels` and `size` it checks only the
+    name, and does not use the network. With `features` it also refuses a model without intermediate features.
     """
     if not isinstance(name, str):
         raise ValueError(
@@ -98,7 +94,7 @@ def check_classifier(
         if channels is not None and size is not None:
             layers = plan(name, channels, size).feature_layers
             if features and not layers:
-                raise ValueError(f"classifier {name!r} names no intermediate features; match only its logits.")
+                raise ValueError(f"classifier {name!r} has no intermediate features; match only its logits.")
         return
     if name not in CLASSIFIERS:
         nearest = difflib.get_close_matches(name, CLASSIFIERS, n=len(CLASSIFIERS), cutoff=0)

@@ -1,4 +1,4 @@
-"""ConvNet-3, the network that the field of data set distillation reports first."""
+"""ConvNet-3, the standard network of data set distillation."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from .pooling import AveragePool
 class ConvNet(nn.Sequential):
     """
     Three blocks of 3x3 convolution, instance norm, ReLU and 2x2 average pooling, then a linear layer (arXiv
-    2006.05929, section 4). Above 32 pixels the last map is averaged down to 4x4, so that the linear layer keeps its
-    size.
+    2006.05929, section 4). For images larger than 32 pixels the last map is averaged down to 4x4, so that the linear
+    layer keeps its size.
 
     Args:
         num_classes (`int`): Number of classes.

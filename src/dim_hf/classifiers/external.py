@@ -1,4 +1,4 @@
-"""Models of timm and transformers as classifiers of small images, in one wrapper and with one interface."""
+"""Models of timm and transformers as classifiers of small images, in one wrapper."""
 
 import copy
 import difflib
@@ -25,9 +25,9 @@ from .features import logits_and_features
 from .names import split_name
 
 
-# So many layers are read for feature matching, evenly spaced up to the last.
+# Layers that feature matching reads, evenly spaced up to the last.
 NUM_FEATURE_LAYERS = 4
-# What the data decides, and what would read weights from elsewhere.
+# Arguments that the data decides, or that would read weights from elsewhere.
 NOT_OPTIONS = {
     "num_classes", "in_chans", "img_size", "num_labels", "num_channels", "image_size", "checkpoint_path",
     "pretrained_cfg", "pretrained_cfg_overlay",
@@ -37,16 +37,16 @@ NOT_OPTIONS = {
 @dataclass(frozen=True)
 class Source:
     """
-    A model that is not made yet.
+    A model before it is made.
 
     Args:
         make: `make(num_classes, channels, arguments, pretrained=False)` makes it.
-        own_size (`int`): The size of the images that it was designed for.
-        size_argument (`str`, *optional*): What tells it the size of the images, where it has to be told.
-        sets_patches (`bool`): Whether its `patch_size` is free to be chosen.
-        any_channels (`bool`): Whether it takes any number of channels, rather than three.
+        own_size (`int`): Size of the images that it was designed for.
+        size_argument (`str`, *optional*): The argument for the size of the images, if it has one.
+        sets_patches (`bool`): Whether its `patch_size` may be chosen here.
+        any_channels (`bool`): Whether it takes any number of channels; otherwise three.
         pretrained (`bool`), input_size (`int`, *optional*): The options of these names.
-        statistics: Gives the mean and the standard deviation, in [0, 1], of the images its weights were trained on.
+        statistics: Returns the mean and standard deviation, in [0, 1], of the images its weights were trained on.
     """
 
     make: Callable[..., Any]
@@ -65,10 +65,10 @@ class Plan:
     How a model is fitted to images.
 
     Args:
-        input_size (`int`): Images are resized to it.
-        channels (`int`): Of the model; grey images are repeated where it is 3.
-        arguments (`dict`): Of the model, beside the user's.
-        stem (`str`, *optional*): Its first convolution, where the stem is to keep the size of the images.
+        input_size (`int`): Size to which images are resized.
+        channels (`int`): Channels of the model; if 3, grey images are repeated.
+        arguments (`dict`): Arguments of the model in addition to the user's.
+        stem (`str`, *optional*): The first convolution, if the stem is changed to keep the size of the images.
         feature_layers (`tuple[str, ...]`): See [`logits_and_features`].
     """
 
@@ -81,12 +81,12 @@ class Plan:
 
 class ExternalClassifier(nn.Module):
     """
-    A model of timm or transformers that takes images `(batch_size, channels, size, size)` in [-1, 1] and gives logits.
+    A model of timm or transformers from images `(batch_size, channels, size, size)` in [-1, 1] to logits.
 
     Args:
         network: The model.
         plan ([`Plan`]): How it is fitted to the images.
-        statistics: Mean and standard deviation that its weights expect, where they are pretrained.
+        statistics: Mean and standard deviation of the images that pretrained weights expect.
     """
 
     mean: torch.Tensor
@@ -100,7 +100,7 @@ class ExternalClassifier(nn.Module):
             keep_size(network, plan.stem)
         self.network, self.feature_layers = network, plan.feature_layers
         self.channels, self.input_size = plan.channels, plan.input_size
-        # transformers returns its hidden states; each passes through a module of its own, for hooks to find it.
+        # transformers returns its hidden states; each passes through its own module, where a hook can read it.
         self.hidden = nn.ModuleList(nn.Identity() for _ in range(NUM_FEATURE_LAYERS))
         mean, std = statistics or ([0.5], [0.5])
         self.register_buffer("mean", 2 * torch.tensor(mean)[:, None, None] - 1, persistent=False)
@@ -124,7 +124,7 @@ class ExternalClassifier(nn.Module):
 
 
 def evenly_spaced(items: Sequence[Any]) -> list[Any]:
-    """At most `NUM_FEATURE_LAYERS` of the items, the last among them."""
+    """At most `NUM_FEATURE_LAYERS` of the items, including the last."""
     count = min(NUM_FEATURE_LAYERS, len(items))
     return [items[len(items) * (i + 1) // count - 1] for i in range(count)]
 
@@ -135,7 +135,7 @@ def build_external(name: str, num_classes: int, channels: int, size: int) -> Ext
     try:
         network = source.make(num_classes, fitted.channels, fitted.arguments, pretrained=source.pretrained)
         statistics = source.statistics() if source.pretrained else None
-    except Exception as error:  # Of any kind: of the network, the file system, or the library.
+    except Exception as error:  # From the network, the file system, or the library.
         if not source.pretrained:
             raise
         raise ValueError(
@@ -145,7 +145,7 @@ def build_external(name: str, num_classes: int, channels: int, size: int) -> Ext
 
 
 def check_external_name(name: str) -> None:
-    """Raises a `ValueError` if a name or one of its own options is wrong; reads nothing from a network."""
+    """Raises a `ValueError` if a name or its options are wrong, without using the network."""
     library, model, options = split_name(name)
     config_classes = [CONFIG_MAPPING_NAMES[model_type] for model_type in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES]
     if not isinstance(options.get("pretrained", False), bool):
@@ -171,14 +171,14 @@ def check_external_name(name: str) -> None:
             raise ValueError(f"classifier {name!r} is a config without weights; pretrained needs a hub id or folder.")
     elif not (Path(model) / "config.json").is_file():
         if "/" not in model and not Path(model).exists():
-            # No image classifier on the Hub is without a namespace, so this is a config class that was misspelt.
+            # Image classifiers on the Hub all have a namespace, so this is a misspelt config class.
             unknown(name, "transformers", model, config_classes)
         try:
             validate_repo_id(model)
         except ValueError as error:
             raise ValueError(
-                f"classifier {name!r}: {model!r} is no config class of an image classifier (such as ResNetConfig), no "
-                f"folder with a config.json and no hub id."
+                f"classifier {name!r}: {model!r} is not a config class of an image classifier (such as ResNetConfig), "
+                f"a folder with a config.json, or a hub id."
             ) from error
 
 
@@ -191,7 +191,7 @@ def unknown(name: str, library: str, model: str, valid: list[str]) -> None:
 
 @lru_cache(maxsize=64)
 def find_source(name: str) -> Source:
-    """The model that a name stands for. The config of a hub id is read from the Hub or its cache."""
+    """The model with this name. The config of a hub id is read from the Hub or the cache."""
     library, model, options = split_name(name)
     pretrained, input_size = options.pop("pretrained", False), options.pop("input_size", None)
     sets_patches = "patch_size" not in options and not pretrained
@@ -199,7 +199,7 @@ def find_source(name: str) -> Source:
         weights: Any = timm.get_pretrained_cfg(model, allow_unregistered=False)
 
         def make_timm(num_classes: int, channels: int, arguments: dict[str, Any], pretrained: bool = False) -> Any:
-            # A file name keeps timm from falling back to a pickle.
+            # With a file name timm does not fall back to a pickle.
             overlay = {"hf_hub_filename": "model.safetensors"} if pretrained else None
             arguments = {"num_classes": num_classes, "in_chans": channels} | options | arguments
             return timm.create_model(model, pretrained=pretrained, pretrained_cfg_overlay=overlay, **arguments)
@@ -278,11 +278,11 @@ def find_source(name: str) -> Source:
 @torch.random.fork_rng(devices=[])
 def plan(name: str, channels: int, size: int) -> Plan:
     """
-    How a model is fitted to images of one size: the first of several ways in which a forward pass runs. They are
-    tried on PyTorch's meta device, which makes no weights and computes nothing.
+    Fits a model to images of one size: the first candidate for which a forward pass runs. They are tried on PyTorch's
+    meta device, which makes no weights and computes nothing.
 
     Raises:
-        ValueError: If the options are refused by the model, or if it takes no such images, saying which it takes.
+        ValueError: If the model refuses the options, or does not take such images, listing those that it takes.
     """
     source = find_source(name)
     model_channels = channels if source.any_channels and not source.pretrained else 3
@@ -291,7 +291,7 @@ def plan(name: str, channels: int, size: int) -> Plan:
     try:
         with torch.device("meta"):
             network = source.make(2, model_channels, {})
-    except Exception as error:  # Whatever a library makes of an option it does not know.
+    except Exception as error:  # Any error of a library over an option that it does not know.
         raise ValueError(f"classifier {name!r} cannot be made: {reason(error)}") from error
     stem = first_convolution(network)
     enlarged = sorted({size, *(n for n in (2 * size, 4 * size) if n < source.own_size), max(size, source.own_size)})
@@ -312,13 +312,13 @@ def plan(name: str, channels: int, size: int) -> Plan:
     ]
     valid = ", ".join(dict.fromkeys(fits))
     raise ValueError(
-        f"classifier {name!r} takes no images of {' or '.join(map(str, targets))} pixels"
-        + (f"; as `input_size` it takes {valid}, to which images are resized." if valid else f": {reason(fitted)}")
+        f"classifier {name!r} does not take images of {' or '.join(map(str, targets))} pixels"
+        + (f"; valid for `input_size`, to which images are resized: {valid}." if valid else f": {reason(fitted)}")
     )
 
 
 def first_convolution(network: Any) -> str | None:
-    """The name of the stem's convolution."""
+    """The name of the first convolution, if the model has one."""
     if not isinstance(network, PreTrainedModel):
         named = network.pretrained_cfg["first_conv"]
         named = named if isinstance(named, str) else next(iter(named or ()), None)
@@ -334,7 +334,7 @@ def candidates(source: Source, network: Any, stem: str | None, target: int, chan
         patch = convolution.stride[0]
         if source.size_argument and patch > 1 and convolution.kernel_size[0] == patch:
             if source.sets_patches:
-                # At least half as many patches a side as there are in images of the model's own size.
+                # At least half the number of patches per side that images of the model's own size have.
                 limit = max(1, min(patch, 2 * patch * target // source.own_size))
                 largest = next(n for n in range(limit, 0, -1) if target % n == 0)
                 yield Plan(target, channels, sized | {"patch_size": largest})
@@ -346,7 +346,7 @@ def candidates(source: Source, network: Any, stem: str | None, target: int, chan
 
 
 def tried(source: Source, fitted: Plan, channels: int, size: int) -> Plan | Exception:
-    """The plan with its feature layers, if a model made by it maps images to logits; otherwise why it does not."""
+    """The plan with its feature layers if its model maps images to logits, or else the error."""
     try:
         with torch.device("meta"), torch.no_grad():
             network = source.make(2, fitted.channels, fitted.arguments)
@@ -358,16 +358,16 @@ def tried(source: Source, fitted: Plan, channels: int, size: int) -> Plan | Exce
                 layers = [f"network.{stage['module']}" for stage in network.feature_info]
             classifier.feature_layers = tuple(dict.fromkeys(name for name in layers if name in known))
             logits, features = logits_and_features(classifier, torch.empty(2, channels, size, size))
-    except Exception as error:  # A model that takes no such images says so in ways of its own.
+    except Exception as error:  # Models refuse such images with errors of any kind.
         return error
     if logits.shape != (2, 2):
-        return ValueError(f"its output is no batch of logits but has the shape {tuple(logits.shape)}.")
+        return ValueError(f"its output has the shape {tuple(logits.shape)}, which is not a batch of logits.")
     layers = [name for name, output in features.items() if isinstance(output, torch.Tensor)]
     return Plan(fitted.input_size, fitted.channels, fitted.arguments, fitted.stem, tuple(evenly_spaced(layers)))
 
 
 def keep_size(network: nn.Module, stem: str) -> None:
-    """Takes the stride from the first convolution, and leaves out the pooling that follows before any other stride."""
+    """Removes the stride of the first convolution, and the pooling that follows it before any other stride."""
     convolution: Any = network.get_submodule(stem)
     if convolution.kernel_size == convolution.stride:
         convolution.padding = tuple((n - 1) // 2 for n in convolution.kernel_size)

@@ -1,4 +1,4 @@
-"""Intermediate features of any classifier, by the names of its layers."""
+"""Intermediate features of any classifier, by layer name."""
 
 from contextlib import ExitStack
 from typing import Any, cast
@@ -9,15 +9,15 @@ from torch import nn
 
 def logits_and_features(classifier: nn.Module, images: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """
-    One forward pass that also returns what the classifier's `feature_layers` gave.
+    One forward pass that also returns the outputs of the classifier's `feature_layers`.
 
     Args:
-        classifier: As [`build_classifier`] makes it.
+        classifier: A classifier made by [`build_classifier`].
         images (`torch.Tensor` of shape `(batch_size, channels, size, size)`): In [-1, 1].
 
     Returns:
-        The logits `(batch_size, num_classes)`, and for each layer, from the first to the last, its output: maps
-        `(batch_size, channels, height, width)`, or whatever shape the network has there, `batch_size` first.
+        The logits `(batch_size, num_classes)`, and the output of each layer in order: maps
+        `(batch_size, channels, height, width)`, or another shape of the network that starts with `batch_size`.
     """
     features: dict[str, torch.Tensor] = {}
     with ExitStack() as hooks:

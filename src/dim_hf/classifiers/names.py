@@ -15,8 +15,8 @@ def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
     Splits `library/model:option=value,option=value`.
 
     Returns:
-        The library, `""` for the field's own networks; the model; its options, their values read as JSON where they
-        are JSON and left as words where they are not.
+        The library (`""` for the networks of `CLASSIFIERS`), the model, and its options with values read as JSON, or
+        else left as words.
 
     Raises:
         ValueError: If an option has no value.
@@ -26,7 +26,7 @@ def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
         library, rest = "", name
     model, colon, text = rest.partition(":")
     options: dict[str, Any] = {}
-    # A comma inside a list is followed by no `option=`.
+    # A comma inside a list is not followed by `option=`.
     for part in re.split(r",(?=\w+=)", text) if colon else []:
         option, equals, value = part.partition("=")
         if not (option and equals and value):
@@ -40,8 +40,7 @@ def split_name(name: str) -> tuple[str, str, dict[str, Any]]:
 
 def public_name(name: str) -> str:
     """
-    A classifier's name, or an entry of a pool, as it may be told to others: `transformers/(local folder)` in place of
-    the path of a folder.
+    A classifier's name, or an entry of a pool, for publication: a local path becomes `transformers/(local folder)`.
     """
     found = re.fullmatch(r"transformers/(?P<model>[^:]*?)(?P<rest>(@\d+)?(:.*)?)", name)
     if found is None:
@@ -54,8 +53,8 @@ def public_name(name: str) -> str:
 
 def local_fingerprint(name: str) -> str | None:
     """
-    A hash of what `transformers/<local folder>` stands for; `None` for any other name, which means the same
-    everywhere. Of the weights it takes part only what `pretrained=true` reads.
+    A hash of the content of `transformers/<local folder>`; `None` for any other name, which means the same everywhere.
+    It includes the weights only with `pretrained=true`.
     """
     library, model, options = split_name(name)
     folder = Path(model)

@@ -1,4 +1,4 @@
-"""ResNet-10 and ResNet-18 as DiM uses them: narrow, for small images, with strided or with average pooling."""
+"""ResNet-10 and ResNet-18 as DiM uses them: narrow, for small images, strided or with average pooling."""
 
 import torch
 from torch import nn

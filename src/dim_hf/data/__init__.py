@@ -12,7 +12,7 @@ __all__ = ["ImageData", "holdout", "load_image_data", "normalise", "stratified_o
 
 
 def __getattr__(name: str) -> Any:
-    # What reads data sets imports `datasets` and scikit-learn, which images in memory do not need.
+    # Reading data sets imports `datasets` and scikit-learn, which images in memory do not need.
     if name == "load_image_data":
         from .images import load_image_data
 

@@ -1,4 +1,4 @@
-"""Decodes the images of a data set once, in parallel, into one memory-mapped uint8 array that is kept on disk."""
+"""Decodes the images of a data set once, in parallel, into a memory-mapped uint8 array on disk."""
 
 import errno
 import hashlib
@@ -22,7 +22,7 @@ from huggingface_hub.constants import HF_HOME
 from PIL import Image
 from PIL.TiffImagePlugin import TiffImageFile
 
-from ..files import alone_with
+from ..files import replace_text, whole_cache_file
 from ..messages import listed
 
 
@@ -30,23 +30,23 @@ CACHE_FORMAT = 3
 BATCH_SIZE = 256
 FITTING_LABELS = "named classes, text, integers or booleans"
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-# Mode I has 32 bits, but Pillow also takes it for the 16 of PGM and, in older releases, of PNG. An image has no format
-# once it is turned as its EXIF data says.
+# Mode I has 32 bits, but Pillow also uses it for 16-bit PGM and, in older releases, PNG. An image that was rotated as
+# its EXIF data says has no format.
 FORMATS_OF_16_BIT = ("PNG", "PPM", None)
 TIFF_BITS_PER_SAMPLE = 258
 
 
 def default_cache_dir() -> Path:
-    """Where decoded images and pools are kept unless a folder is given."""
+    """The default folder for decoded images and pools."""
     return Path(HF_HOME) / "dim_hf"
 
 
 def find_columns(features: datasets.Features, image_column: str | None, label_column: str | None) -> tuple[str, str]:
     """
-    The columns of the images and of the labels: those named, or the only ones that can be meant.
+    The names of the image and label columns: those given, or else the only ones that fit.
 
     Raises:
-        ValueError: If a named column does not exist or does not fit, or if there is a choice, listing it.
+        ValueError: If a given column does not exist or fit, or if several fit and none is given, listing them.
     """
     images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
     encoded = [name for name, feature in features.items() if _holds_encoded_images(feature)]
@@ -63,7 +63,7 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
 
 
 def _holds_encoded_images(feature: object) -> bool:
-    """Whether a column holds the bytes of image files without saying so, as pandas writes them."""
+    """Whether a column holds the bytes of image files without the `Image` feature, as pandas writes them."""
     content = feature.get("bytes") if isinstance(feature, dict) else feature
     return isinstance(content, datasets.Value) and content.dtype in ("binary", "large_binary")
 
@@ -96,19 +96,19 @@ def decoded_images(
     num_workers: int | None,
 ) -> tuple[torch.Tensor, str]:
     """
-    The images of a data set, decoded now or before. What was decoded before and does not fit its digest, as after a
-    fault of the disk, is decoded anew.
+    The images of a data set, decoded or from the cache. A cached file that does not match its digest, as after a disk
+    fault, is decoded anew.
 
     Args:
-        origin (`str`): What the data set is called in messages.
-        num_workers (`int`, *optional*): Processes that decode; by default every core. 0 decodes in this process.
+        origin (`str`): Name of the data set in messages.
+        num_workers (`int`, *optional*): Processes that decode, by default one per core. 0 decodes in this process.
 
     Returns:
         A memory-mapped uint8 tensor of shape `(N, channels, size, size)`, and a digest of its shape and pixels.
 
     Raises:
         ValueError: If an image cannot be decoded, naming its row and file, or if sizes differ without `resolution`.
-        OSError: If the cache cannot be written or is too small, or if a decoding process was ended from outside.
+        OSError: If the cache cannot be written or is too small, or if a decoding process was killed.
     """
     key_parts = [CACHE_FORMAT, dataset._fingerprint, len(dataset), column, resolution, channels]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:24]
@@ -121,15 +121,12 @@ def decoded_images(
         size, channels = _common_shape(raw, origin, column, resolution, channels, workers)
         shape = (len(dataset), channels, size, size)
         try:
-            with alone_with(path) as aside:
-                target = aside / path.name
-                _reserve(target, shape)
-                _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, target))
-                # Over the same images the key can change, as it names local files by where and when they were
-                # written. The digest, which results and checkpoints are kept under, does not.
-                (aside / digest_path.name).write_text(_digest(np.load(target, mmap_mode="r")))
-                os.replace(aside / digest_path.name, digest_path)
-                os.replace(target, path)
+            with whole_cache_file(path) as aside:
+                _reserve(aside, shape)
+                _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, aside))
+                # Results and checkpoints are kept under this digest of the content. The key of the cache can differ
+                # for the same images, since it depends on the paths and times of local files.
+                replace_text(digest_path, _digest(np.load(aside, mmap_mode="r")))
         except OSError as error:
             if error.errno is None:
                 raise
@@ -137,17 +134,17 @@ def decoded_images(
                 f"`cache_dir` {cache_dir} cannot take the decoded images of {origin}, "
                 f"{math.prod(shape) / 2**20:,.1f} MiB: {error.strerror}; name another folder with --cache_dir."
             ) from error
-        # Copy-on-write, because torch has no read-only tensors; nothing here writes to it.
+        # Copy-on-write, because torch has no read-only tensors; nothing writes to it.
         pixels = np.load(path, mmap_mode="c")
     return torch.from_numpy(pixels), digest_path.read_text()
 
 
 def _whole(path: Path, digest_path: Path) -> np.ndarray | None:
-    """The pixels that were decoded before, if they are there and are what was written."""
+    """The pixels in the cache, if they are there and match their digest."""
     try:
         pixels = np.load(path, mmap_mode="c")
         whole = pixels.dtype == np.uint8 and pixels.ndim == 4 and _digest(pixels) == digest_path.read_text()
-    # Beside what the file system says, what numpy raises over a damaged header.
+    # Errors of the file system, and of numpy over a damaged header.
     except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         return None
     return pixels if whole else None
@@ -161,7 +158,7 @@ def _digest(pixels: np.ndarray) -> str:
 
 
 def _reserve(path: Path, shape: tuple[int, ...]) -> None:
-    """A file for an array, with its place on the disk: to write to a memory map that finds none kills a process."""
+    """Makes a file for an array and allocates its disk space; a memory map that runs out of it kills the process."""
     size = math.prod(shape)
     if shutil.disk_usage(path.parent).free < size:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -171,13 +168,13 @@ def _reserve(path: Path, shape: tuple[int, ...]) -> None:
             os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
-# Of a process that decodes: the data set, given once.
+# In a decoding process: the data set, which is sent only once.
 _rows_of_process: datasets.Dataset
 
 
 def _start_process(raw: datasets.Dataset) -> None:
     global _rows_of_process
-    # Ctrl-C reaches every process of a terminal, and a pool ends the others of one that was killed: the parent tells.
+    # Ctrl-C reaches all processes of a terminal, but only the parent should report it; it ends these by SIGTERM.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _rows_of_process = raw
@@ -189,9 +186,9 @@ def _process_batch(function: Callable, start: int, arguments: tuple) -> Any:
 
 def _each_batch(raw: datasets.Dataset, what: str, workers: int, function: Callable, arguments: tuple) -> list[Any]:
     """
-    What a function returns for each batch of rows, in order.
+    Calls a function for each batch of rows and returns the results in order.
 
-    The processes are not those of `Dataset.map`, which can wait for ever for one that was killed.
+    `Dataset.map` is not used because it can wait for ever for a process that was killed.
     """
     starts = range(0, len(raw), BATCH_SIZE)
     results = []
@@ -209,8 +206,8 @@ def _each_batch(raw: datasets.Dataset, what: str, workers: int, function: Callab
                 bar.update(min(BATCH_SIZE, len(raw) - start))
         except BrokenProcessPool as error:
             raise ChildProcessError(
-                f"a process that decoded {arguments[0]} was killed, as happens where memory runs out; try again, with "
-                f"fewer processes (--dataloader_num_workers, `num_workers`, now {workers}; 0 starts none)."
+                f"a process that decoded {arguments[0]} was killed, perhaps for lack of memory; try again with fewer "
+                f"processes (--dataloader_num_workers, `num_workers`, now {workers}; 0 starts none)."
             ) from error
         finally:
             pool.shutdown(cancel_futures=True)
@@ -220,7 +217,7 @@ def _each_batch(raw: datasets.Dataset, what: str, workers: int, function: Callab
 def _common_shape(
     raw: datasets.Dataset, origin: str, column: str, resolution: int | None, channels: int | None, workers: int
 ) -> tuple[int, int]:
-    """Size and channels that all images are brought to, read from their headers where they are not given."""
+    """The size and channels of the decoded images, read from the headers unless given."""
     if resolution is not None and channels is not None:
         return resolution, channels
     found = _each_batch(raw, "Reading sizes", workers, _read_headers, (origin, column))
@@ -240,10 +237,10 @@ def _common_shape(
 
 @contextmanager
 def _named(value: dict | None, origin: str, row: int) -> Iterator[None]:
-    """Says of which row and file an error is."""
+    """Adds the row and file to an error."""
     try:
         yield
-    # Pillow and its plugins raise errors of every kind over a broken file.
+    # Pillow and its plugins raise errors of any kind over a broken file.
     except Exception as error:
         file = f" ({value['path']})" if value and value.get("path") else ""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
@@ -252,7 +249,7 @@ def _named(value: dict | None, origin: str, row: int) -> Iterator[None]:
 
 def _opened(value: dict | None) -> Image.Image:
     if value is None or (value["bytes"] is None and value["path"] is None):
-        raise ValueError("there is none (null)")
+        raise ValueError("it is missing (null)")
     return datasets.Image().decode_example(value)
 
 
@@ -279,11 +276,11 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
     """
     A PIL image of any mode as uint8 pixels of shape `(channels, size, size)`.
 
-    16-bit values are scaled, not clipped. Transparent images are laid over white, as a page shows them. The shorter
-    side is brought to `size` with antialiasing and the middle is kept.
+    16-bit values are scaled, not clipped. Transparent images are put on a white background, as on a web page. The
+    shorter side is resized to `size` with antialiasing, and the centre is cropped.
 
     Raises:
-        ValueError: If its pixels are 32-bit integers or floating point numbers, whose range no file says.
+        ValueError: If its pixels are 32-bit integers or floating point numbers, because their range is unknown.
     """
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in FORMATS_OF_16_BIT):
         values = np.asarray(image, dtype=np.float64) * (255 / _largest_value(image))
@@ -297,7 +294,7 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     if image.mode == "LAB":
-        image = image.convert("RGB")  # Pillow has no way from LAB to grey.
+        image = image.convert("RGB")  # Pillow cannot convert LAB to grey.
     image = image.convert("L" if channels == 1 else "RGB")
     if image.size != (size, size):
         scale = size / min(image.size)
@@ -310,6 +307,6 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def _largest_value(image: Image.Image) -> int:
-    """The largest value that the pixels of a 16-bit image can have; TIFF has them of 12 bits too."""
+    """The largest possible value in a 16-bit image; TIFF may also have 12 bits."""
     bits = image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
     return 2**bits - 1

@@ -1,6 +1,6 @@
 """
-Folders of images, read by one rule (docs/your_data.md): what a folder stands for is said by where it is and by nothing
-else. Only `train`, `test` and `validation` at the top mean a split, and only where they hold the folders of classes.
+Folders of images, read by one rule (docs/your_data.md): only its position decides what a folder means. Only `train`,
+`test` and `validation` at the top are splits, and only if they hold folders of classes.
 """
 
 import hashlib
@@ -21,34 +21,35 @@ from .metadata import METADATA, read_metadata
 
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
-# Other names of splits. Where every folder has such a name, they are taken for splits and not for classes.
+# Other names of splits. Folders that all have such names are taken for splits, not for classes.
 SPLIT_WORDS = {*SPLITS, "training", "testing", "dev", "eval", "evaluation"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 LAYOUTS = "Valid is one folder per class, at the top or inside train, test and validation folders (docs/your_data.md)"
 
 
 def image_suffixes() -> frozenset[str]:
-    """The suffixes, in small letters, of the formats that Pillow decodes here."""
+    """The suffixes, in lower case, of the formats that this installation of Pillow decodes."""
     suffixes = Image.registered_extensions()
-    # Of some formats Pillow knows the name, and leaves decoding to plugins.
-    named_alone = {
+    # Pillow only identifies some formats, and leaves decoding to plugins.
+    only_identified = {
         name
         for name, (factory, _) in Image.OPEN.items()
         if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
     }
-    return frozenset(suffix for suffix, name in suffixes.items() if name in Image.OPEN and name not in named_alone)
+    decoded = Image.OPEN.keys() - only_identified
+    return frozenset(suffix for suffix, name in suffixes.items() if name in decoded)
 
 
 @dataclass(eq=False)
 class Folder:
     """
-    A folder with all that is below it, links followed.
+    A folder and everything below it, with links followed.
 
     Args:
-        path (`str`): From the folder that was given; `""` of that one itself.
-        root (`Path`): The folder that was given.
-        argument (`str`): What gave it, for messages.
-        identity (`tuple[int, int]`): Its device and inode.
+        path (`str`): Path from `root`; `""` for `root` itself.
+        root (`Path`): The folder that the user gave.
+        argument (`str`): The argument that gave it, for messages.
+        identity (`tuple[int, int]`): Device and inode.
     """
 
     path: str
@@ -67,7 +68,7 @@ class Folder:
         return os.path.basename(self.path)
 
     def below(self) -> Iterator["Folder"]:
-        """This folder and all below it."""
+        """This folder and all folders below it."""
         waiting = [self]
         while waiting:
             folder = waiting.pop()
@@ -75,15 +76,15 @@ class Folder:
             waiting.extend(reversed(folder.folders))
 
     def files(self) -> list[str]:
-        """The files below that are not images, by their paths from the given folder."""
+        """The files below that are not images, as paths from `root`."""
         return [path for folder in self.below() for path in folder.others]
 
     def images_below(self) -> list[tuple[str, os.stat_result]]:
-        """Every image at any depth, in the order of paths."""
+        """All images at any depth, sorted by path."""
         return sorted((image for folder in self.below() for image in folder.images), key=lambda image: image[0])
 
     def refusal(self, problem: str) -> ValueError:
-        """The error that says what is wrong with the given folder, what would be read, and what this folder holds."""
+        """An error that names the problem with `root`, the valid layouts, and what this folder holds."""
         parts = []
         if folders := [folder.name for folder in self.folders if folder.num_images]:
             parts.append(f"{len(folders):,} folders with images ({listed(folders, most=3)})")
@@ -97,15 +98,15 @@ class Folder:
 
 def read_folder(root: Path, argument: str) -> Folder:
     """
-    What a folder holds.
+    Lists the content of a folder.
 
     Raises:
-        OSError: If a part of it cannot be read, or a link leads nowhere or into a folder that it lies in.
+        OSError: If a part cannot be read, or a link is broken or leads to a folder that contains it.
     """
     suffixes = image_suffixes()
     status = root.stat()
     top = Folder("", root, argument, (status.st_dev, status.st_ino))
-    # No recursion: folders can be nested deeper than Python calls.
+    # Not recursive, because folders can be nested deeper than Python calls.
     reached = [top]
     for folder in reached:
         try:
@@ -131,7 +132,7 @@ def read_folder(root: Path, argument: str) -> Folder:
                 while above is not None:
                     if above.identity == child.identity:
                         raise OSError(
-                            f"`{argument}`: the link {one_line(root / path)} leads back to a folder that it lies in."
+                            f"`{argument}`: the link {one_line(root / path)} leads to a folder that contains it."
                         )
                     above = above.parent
                 folder.folders.append(child)
@@ -147,15 +148,15 @@ def read_folder(root: Path, argument: str) -> Folder:
 
 def read_image_folder(top: Folder, split: str, label_column: str | None) -> tuple[datasets.Dataset, str]:
     """
-    One split of a folder of images: the columns `image` and `label`, or the column of its metadata that is asked for.
+    One split of a folder of images, with the columns `image` and `label`, or `image` and a column of its metadata.
 
     Args:
         top ([`Folder`]): From [`read_folder`].
-        split (`str`): `"train"`, `"test"` or `"validation"`; without folders of splits there is `"train"` alone.
-        label_column (`str`, *optional*): A column of metadata files that labels images, in place of their folders.
+        split (`str`): `"train"`, `"test"` or `"validation"`; only `"train"` if there are no folders of splits.
+        label_column (`str`, *optional*): A column of metadata files that labels the images instead of their folders.
 
     Returns:
-        The images, class by class in sorted order and by path within a class, and what was skipped.
+        The images, sorted by class and then by path, and a text about skipped files.
 
     Raises:
         ValueError: If the folder has another layout, naming what does not fit.
@@ -196,7 +197,7 @@ def read_image_folder(top: Folder, split: str, label_column: str | None) -> tupl
         {"image": [f"{root}/{path}" for path, _ in images], column: values},
         features=datasets.Features({"image": datasets.Image(), **features}),
     )
-    # Whoever changes a file is not given what was decoded before.
+    # A changed file changes the fingerprint, so it is decoded again.
     content = [root, [(path, at.st_size, at.st_mtime_ns, at.st_ctime_ns) for path, at in images], column, values]
     dataset._fingerprint = hashlib.sha256(json.dumps(content, default=str).encode()).hexdigest()[:16]
     used = set(tables) if labels is not None else set()
@@ -204,7 +205,7 @@ def read_image_folder(top: Folder, split: str, label_column: str | None) -> tupl
 
 
 def _skipped(top: Folder, part: Folder, used: set[str]) -> str:
-    """What was passed over at the top and in a split, in words."""
+    """A text about the files that were skipped at the top and in a split."""
     beside = top.hidden + top.others if part is not top else []
     paths = sorted({*beside, *(path for folder in part.below() for path in (*folder.hidden, *folder.others))} - used)
     return f"{len(paths):,} that are hidden or not images ({listed(paths, most=4)})" if paths else ""
@@ -220,10 +221,10 @@ def _is_utf8(text: str) -> bool:
 
 def _split(top: Folder, split: str, flat: bool) -> Folder:
     """
-    The folder of a split: one of those at the top, or the top itself where there are none.
+    The folder of a split: one of those at the top, or the top itself if there are none.
 
     Args:
-        flat (`bool`): Whether images need no folder of a class, as their labels are in metadata.
+        flat (`bool`): Whether labels are in metadata, so that images need no folders of classes.
     """
     holding = [folder for folder in top.folders if folder.num_images]
     named = [folder for folder in holding if folder.name.lower() in SPLITS]
@@ -270,13 +271,11 @@ def _classes(part: Folder) -> list[Folder]:
         raise part.refusal(f"there is only one class ({listed([part.folders[0].name])}){hint}")
     if all(_looks_like_split(folder) for folder in part.folders):
         names = listed((folder.name for folder in part.folders), 3)
-        raise part.refusal(
-            f"every folder ({names}) has the name of a split, none that of a class; rename or move them"
-        )
+        raise part.refusal(f"every folder ({names}) is named like a split, not like a class; rename or move them")
     return sorted(part.folders, key=lambda folder: folder.name)
 
 
 def _looks_like_split(folder: Folder) -> bool:
-    """Whether a folder is named like a split, or has such a word in its name and holds only folders of images."""
+    """Whether a folder is named like a split, or has such a word in its name and holds no images of its own."""
     words = set(re.split(r"[\W\d_]+", folder.name.lower()))
     return folder.name.lower() in SPLIT_WORDS or (bool(words & SPLIT_WORDS) and not folder.images)

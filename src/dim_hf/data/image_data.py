@@ -1,7 +1,7 @@
 """
 Labelled images as uint8 tensors: indexed, moved, split and normalised.
 
-Needs none of the libraries that read data sets, so that what only takes images runs without them.
+Does not import the libraries that read data sets, so that code that only uses images runs without them.
 """
 
 import hashlib
@@ -13,7 +13,7 @@ import torch
 from ..messages import listed
 
 
-# The share of a device's free memory that images may take; above it they stay memory-mapped.
+# Largest share of a device's free memory for images; larger data sets stay memory-mapped.
 SHARE_OF_MEMORY = 0.5
 
 
@@ -26,11 +26,11 @@ class ImageData:
         stored (`torch.Tensor` of shape `(M, channels, size, size)`): uint8; in memory, or memory-mapped.
         labels (`torch.Tensor` of shape `(N,)`): int64, `0 .. num_classes - 1`.
         class_names (`tuple[str, ...]`): The name of each label.
-        fingerprint (`str`): Of images, labels and class names; keys caches, results and checkpoints.
+        fingerprint (`str`): Digest of images, labels and class names; keys caches, results and checkpoints.
         rows (`torch.Tensor` of shape `(N,)`, *optional*):
             Row numbers into memory-mapped `stored`: int64, on the CPU. `None` in memory.
-        origin (`str`, *optional*): The split and the name of the data set.
-        skipped (`str`, *optional*): What was passed over in reading it.
+        origin (`str`, *optional*): Split and name of the data set, for messages.
+        skipped (`str`, *optional*): Files that were skipped when it was read, for messages.
     """
 
     stored: torch.Tensor
@@ -46,7 +46,7 @@ class ImageData:
 
     @property
     def images(self) -> torch.Tensor:
-        """uint8 of shape `(N, channels, size, size)`; where they are on disk, all are read."""
+        """uint8 of shape `(N, channels, size, size)`. Reads all images if they are on disk."""
         return self.stored if self.rows is None else self.stored[self.rows]
 
     @property
@@ -64,7 +64,7 @@ class ImageData:
         return self.stored.shape[2]
 
     def describe(self) -> str:
-        """One line for a log: how many images there are of each class, their shape, and what was skipped."""
+        """One line for a log: the number of images of each class, their shape, and skipped files."""
         counts = torch.bincount(self.labels.cpu(), minlength=self.num_classes).tolist()
         classes = listed((f"{name} {count:,}" for name, count in zip(self.class_names, counts, strict=True)), most=10)
         colour = "grey" if self.channels == 1 else "colour"
@@ -75,7 +75,7 @@ class ImageData:
         )
 
     def to(self, device: torch.device) -> "ImageData":
-        """Moves the labels to a device, and the images where they take at most half of its free memory."""
+        """Moves the labels to a device, and the images too if they take at most half of its free memory."""
         moved = replace(self, labels=self.labels.to(device))
         cuda = device.type == "cuda"
         free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
@@ -98,7 +98,7 @@ class ImageData:
         return self.stored[positions].to(device, non_blocking=True), self.labels[indices]
 
     def select(self, indices: torch.Tensor) -> "ImageData":
-        """The images at `indices`, as a data set with a fingerprint of its own; what is on disk stays there."""
+        """The images at `indices` as a data set with its own fingerprint; images on disk stay there."""
         chosen = indices.cpu()
         digest = hashlib.sha256(self.fingerprint.encode() + chosen.numpy().tobytes()).hexdigest()
         part = replace(self, labels=self.labels[chosen.to(self.labels.device)], fingerprint=digest[:16])
@@ -108,7 +108,7 @@ class ImageData:
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:
-    """uint8 images to float32 in [-1, 1], what every network here takes."""
+    """Converts uint8 images to float32 in [-1, 1], the input of all networks here."""
     return images.float() / 127.5 - 1
 
 
@@ -117,19 +117,19 @@ def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[Imag
     Splits a data set in two, stratified; the split depends only on the seed.
 
     Args:
-        data ([`ImageData`]): With at least two images of every class.
+        data ([`ImageData`]): Has at least two images of each class.
         fraction (`float`, *optional*, defaults to 0.1): Share of each class in the second part, at least one image.
 
     Returns:
-        The larger part and the one held out.
+        The larger part, and the part that is held out.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"`fraction` is {fraction}; it must lie between 0 and 1.")
     labels = data.labels.cpu()
     counts = torch.bincount(labels, minlength=data.num_classes)
     if (counts < 2).any():
-        alone = [data.class_names[i] for i in torch.nonzero(counts < 2).flatten().tolist()]
-        raise ValueError(f"a part cannot be held out: the class {listed(alone)} has fewer than 2 images.")
+        too_few = [data.class_names[i] for i in torch.nonzero(counts < 2).flatten().tolist()]
+        raise ValueError(f"a part cannot be held out: the class {listed(too_few)} has fewer than 2 images.")
     rng = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(data), dtype=torch.bool)
     for label, count in enumerate(counts.tolist()):
@@ -140,12 +140,12 @@ def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[Imag
 
 
 def stratified_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
-    """An order of all images in which every beginning has the classes in their proportions, as near as can be."""
+    """An order of all images in which every prefix has the classes in proportion, as nearly as possible."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     position = torch.empty(len(labels), dtype=torch.float64)
     for label in labels.unique():
         members = order[labels[order] == label]
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
-        # One image of every class comes before any second one.
+        # One image of each class comes before any second one.
         position[members[0]] -= 1
     return position.argsort(stable=True)

@@ -1,12 +1,13 @@
 """
-Any image classification data set of `datasets` as uint8 tensors on the device, and the embedded digits.
+Loads any image classification data set of `datasets`, or the embedded digits, as uint8 tensors.
 
-Images are decoded once (see `decoding.py`) and gathered from memory after that.
+Images are decoded once (see `decoding.py`).
 """
 
 import hashlib
 import json
 import os
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,25 +40,25 @@ def load_image_data(
     Loads one split of a data set.
 
     Args:
-        dataset_name: `"digits"` (embedded), a Hub id, a folder of images, a folder of parquet files or one such file,
-            or what `save_to_disk` wrote. `~` is the home folder, here as in the other paths.
-        split: `"train"`, `"test"` or what the data set calls its splits.
-        dataset_config_name: Configuration, where a data set has several.
+        dataset_name: `"digits"` (embedded; `"./digits"` is a folder), a Hub id, a folder of images or parquet files, a
+            parquet file, or a folder written by `save_to_disk`. `~` is the home folder in all paths.
+        split: `"train"`, `"test"` or another split of the data set.
+        dataset_config_name: Configuration, if a data set has several.
         train_data_dir: A folder, instead of `dataset_name`.
-        image_column, label_column: Found from the features unless given. A folder of images has its classes by their
+        image_column, label_column: Found from the features unless given. The classes of a folder of images are its
             folders, unless `label_column` names a column of its `metadata.csv`, `.jsonl` or `.parquet`.
-        class_names: The names of another split, so that labels mean the same; otherwise the split's own.
-        resolution: Height and width in pixels; by default that of the images, which must then be square and equal.
-        channels: 1 or 3; by default 1 if every image is grey.
-        cache_dir: Where decoded images are kept; by default `dim_hf` in the cache folder of Hugging Face.
-        num_workers: Processes that decode; by default every core. 0 decodes in this process.
-        max_samples: A stratified part of so many images, drawn with `seed`.
-        revision: Of a data set on the Hub.
+        class_names: The names of another split, so that labels mean the same; by default the split's own.
+        resolution: Height and width in pixels. The default is that of the images, which must be square and equal.
+        channels: 1 or 3. The default is 1 if every image is grey.
+        cache_dir: Folder for decoded images. The default is `dim_hf` in the cache folder of Hugging Face.
+        num_workers: Processes that decode, by default one per core. 0 decodes in this process.
+        max_samples: Number of images in a stratified sample, drawn with `seed`.
+        revision: Revision of a data set on the Hub.
 
     Raises:
         FileNotFoundError: If there is no such data set.
         OSError: If a folder cannot be read, or the cache cannot be written or is too small.
-        ValueError: If a split, layout, column, label, size or image is not usable, naming it and what is.
+        ValueError: If a split, layout, column, label, size or image cannot be used.
     """
     given = {"dataset_name": dataset_name, "train_data_dir": train_data_dir, "cache_dir": cache_dir}
     for name, path in given.items():
@@ -78,6 +79,8 @@ def load_image_data(
     skipped = ""
     if train_data_dir is None and os.fspath(dataset_name) == "digits":
         name, dataset = "digits", embedded_digits(split)
+        if Path(name).is_dir():
+            warnings.warn("`dataset_name` digits is the embedded set; ./digits names the folder.", stacklevel=2)
     else:
         argument = "dataset_name" if train_data_dir is None else "train_data_dir"
         name = os.path.expanduser(dataset_name if train_data_dir is None else train_data_dir)

@@ -16,19 +16,18 @@ METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> pa.Table | None:
     """
-    The column of a folder's metadata that labels its images.
+    Reads the labels of a folder's images from its metadata.
 
     Args:
-        tables (`list[str]`): The files of metadata, by their paths from `root`.
-        argument (`str`): What gave the folder, for messages.
+        tables (`list[str]`): Paths of the metadata files from `root`.
+        argument (`str`): The argument that gave the folder, for messages.
 
     Returns:
-        A table with the columns `file_name`, each by its path from `root`, and `label`; `None` if the column is
-        `"label"`, which folders of classes give, and no file has it.
+        A table with the columns `file_name`, as paths from `root`, and `label`; `None` if `column` is `"label"`, which
+        folders of classes provide, and no file has it.
 
     Raises:
-        ValueError: If a file cannot be read, has no column `file_name` or not the one asked for, or names an image
-            that was named before.
+        ValueError: If a file cannot be read or lacks a column, or an image is named more than once.
     """
     parts = []
     found: list[str] = []

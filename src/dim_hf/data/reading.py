@@ -1,4 +1,4 @@
-"""Data sets where they lie: on the Hub, in folders and files, and the digits that are embedded."""
+"""Opens data sets on the Hub, in folders and in files, and the embedded digits."""
 
 import errno
 import glob
@@ -23,14 +23,14 @@ from .folders import Folder, read_folder, read_image_folder
 from .metadata import METADATA
 
 
-# Files that can hold images and their labels, and those that hold tables without images.
+# Files that can hold images with labels, and files that hold tables without images.
 DATA_SUFFIXES = (".parquet", ".arrow")
 LONGEST_REASON = 250
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".tar")
 
 
 def embedded_digits(split: str) -> datasets.Dataset:
-    """The 1,797 digits of scikit-learn (UCI, 8x8 pixels of 17 shades): 1,437 to train on and 360 to test."""
+    """The 1,797 digits of scikit-learn (UCI, 8x8 pixels, 17 shades): 1,437 for training and 360 for testing."""
     if split not in ("train", "test"):
         raise ValueError(f"digits have no split {split!r}; valid are train, test.")
     digits = load_digits()
@@ -50,19 +50,19 @@ def open_dataset(
     name: str, split: str, argument: str, config: str | None, revision: str | None, label_column: str | None
 ) -> tuple[datasets.Dataset, str]:
     """
-    One split of a data set on the Hub, of a folder or of a file.
+    Opens one split of a data set on the Hub, in a folder or in a file.
 
     Args:
-        argument (`str`): What gave the name, for messages.
-        label_column (`str`, *optional*): Of a folder of images, a column of its metadata.
+        argument (`str`): The argument that gave the name, for messages.
+        label_column (`str`, *optional*): A column in the metadata of a folder of images.
 
     Returns:
-        The split, and what was skipped in reading it, or `""`.
+        The split, and a text about skipped files, or `""`.
 
     Raises:
         FileNotFoundError: If there is no such data set.
         OSError: If a folder or file cannot be read.
-        ValueError: If there is no such split, or what is there does not fit, naming what does.
+        ValueError: If there is no such split, or the layout or files do not fit.
     """
     path = Path(name)
     if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
@@ -91,10 +91,10 @@ def open_dataset(
 
 
 def _saved(path: Path, split: str, argument: str) -> datasets.Dataset:
-    """A split of what `save_to_disk` wrote."""
+    """A split of a folder written by `save_to_disk`."""
     try:
         saved = datasets.load_from_disk(str(path))
-    # What `datasets` raises over files that are cut, missing or not its own.
+    # Errors of `datasets` over files that are cut, missing or not its own.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"`{argument}` {path} is damaged, or was not written by `save_to_disk`: {_reason(error)}"
@@ -106,7 +106,7 @@ def _saved(path: Path, split: str, argument: str) -> datasets.Dataset:
 
 
 def _data_files(folder: Folder) -> list[str]:
-    """The files of a folder that hold data; what describes images of the folder is none of them."""
+    """The data files of a folder, without the metadata of its images."""
     return [
         file
         for file in folder.files()
@@ -121,8 +121,8 @@ def _images_beside(folder: Folder) -> str:
 
 def _check_data_files(folder: Folder, files: list[str], split: str, config: str | None) -> None:
     """
-    Makes sure that `datasets`, which tells splits by words in names, would read every data file of a folder, and none
-    for two splits. A README that says which files belong to which split is believed.
+    Checks that `datasets`, which infers splits from words in file names, would read every data file of a folder for
+    exactly one split. A README that assigns files to splits is trusted.
     """
     path, argument = folder.root, folder.argument
     if glob.has_magic(str(path.resolve())):
@@ -144,7 +144,7 @@ def _check_data_files(folder: Folder, files: list[str], split: str, config: str 
     if builder.name not in ("parquet", "arrow"):
         raise ValueError(
             f"`{argument}` {path} holds data files ({listed(files, most=2)}) among files of another kind, which "
-            f"`datasets` would read in their place ({builder.name}); move those elsewhere."
+            f"`datasets` would read instead ({builder.name}); move those elsewhere."
         )
     splits_of: dict[str, list[str]] = {}
     for each, members in (builder.config.data_files or {}).items():
@@ -154,15 +154,15 @@ def _check_data_files(folder: Folder, files: list[str], split: str, config: str 
     twice = [file for file in files if len(splits_of.get(os.path.realpath(path / file), ())) > 1]
     if unread or twice:
         raise ValueError(
-            f"`{argument}` {path}: `datasets` tells splits by words in names, and would read "
-            f"{listed(unread or twice, 3)} for {'none' if unread else 'several'}; rename files as train.parquet and "
-            f"test.parquet, or say in README.md which belong to which split (`configs`)."
+            f"`{argument}` {path}: `datasets` infers splits from words in file names, and would read "
+            f"{listed(unread or twice, 3)} for {'none' if unread else 'several'}; rename files to train.parquet and "
+            f"test.parquet, or assign them to splits in README.md (`configs`)."
         )
 
 
 @contextmanager
 def _errors(argument: str, name: str, split: str, config: str | None) -> Iterator[None]:
-    """Turns what `datasets` raises over a user's data set into one message each."""
+    """Turns the errors of `datasets` over a user's data set into clear messages."""
     try:
         yield
     except (FileNotFoundError, ConnectionError) as error:
@@ -174,10 +174,10 @@ def _errors(argument: str, name: str, split: str, config: str | None) -> Iterato
         if "scripts are no longer supported" not in str(error):
             raise
         raise ValueError(
-            f"`{argument}` {name} is read by a script of its own, which `datasets` no longer runs ({_reason(error)}); "
-            f"valid are data sets of parquet files or images."
+            f"`{argument}` {name} needs its own script, which `datasets` no longer runs ({_reason(error)}); valid are "
+            f"data sets of parquet files or images."
         ) from error
-    # Of the last three kinds are errors over a README whose entries are not of the types that they should be.
+    # The last three occur when entries of a README have the wrong types.
     except (OSError, ValueError, DatasetsError, TypeError, KeyError, AttributeError) as error:
         if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             raise ValueError(
@@ -194,7 +194,7 @@ def _load(argument: str, name: str, split: str, config: str | None = None, **arg
 
 
 def _reason(error: BaseException, whole: bool = False) -> str:
-    """What an error of others says, short: of several lines the first."""
+    """The short message of another library's error: its first line, or all lines joined if `whole`."""
     if isinstance(error, DatasetsError) and error.__cause__ is not None:
         error = error.__cause__
     text = str(error).strip() or type(error).__name__
@@ -204,10 +204,10 @@ def _reason(error: BaseException, whole: bool = False) -> str:
 def read_labels(
     dataset: datasets.Dataset, origin: str, column: str, class_names: tuple[str, ...] | None
 ) -> tuple[tuple[str, ...], torch.Tensor]:
-    """The class names and the label of every row."""
+    """The class names, and the label of each row."""
     feature = dataset.features[column]
     values = dataset.select_columns([column])[:][column]
-    # An unlabelled row of a ClassLabel column holds -1.
+    # A ClassLabel column holds -1 in rows without a label.
     absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None,)
     if missing := [row for row, value in enumerate(values) if value in absent]:
         raise ValueError(f"`label_column` {column} of {origin} has no label in row {missing[0]}.")
@@ -221,7 +221,7 @@ def read_labels(
     label_of = {name: label for label, name in enumerate(names)}
     if unknown := sorted({value for value in values if value not in label_of}):
         raise ValueError(
-            f"`label_column` {column} of {origin} has the classes {listed(unknown, most=4)} that are unknown; "
-            f"valid are {listed(names, most=4)}."
+            f"`label_column` {column} of {origin} has the unknown classes {listed(unknown, most=4)}; valid are "
+            f"{listed(names, most=4)}."
         )
     return names, torch.tensor([label_of[value] for value in values], dtype=torch.int64)

@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..classifiers import build_classifier, check_classifier, local_fingerprint
 from ..data import ImageData, normalise
-from ..files import alone_with
+from ..files import whole_cache_file
 from ..weights import is_finite
 from .augmentation import draw_augmentation
 from .checkpointing import writing
@@ -151,6 +151,5 @@ def _train_snapshots(
                         f"leave it out."
                     )
                 weights |= {f"{step}/{k}": v.detach().cpu().clone() for k, v in network.state_dict().items()}
-    with writing(path), alone_with(path) as aside:
-        save_file(weights, aside / path.name, metadata={"digest": _digest(weights)})
-        os.replace(aside / path.name, path)
+    with writing(path), whole_cache_file(path) as aside:
+        save_file(weights, aside, metadata={"digest": _digest(weights)})

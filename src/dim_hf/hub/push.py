@@ -12,8 +12,9 @@ from huggingface_hub.utils import validate_repo_id
 from ..arguments import shown
 from ..evaluation.sample_grid import save_sample_grid
 from ..files import whole_folder
+from ..hub_errors import hub_reason
 from ..messages import listed
-from ..pipelines.pipeline_dim import hub_reason, is_a
+from ..pipelines.pipeline_dim import is_a
 from ..weights import stored_form
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
 

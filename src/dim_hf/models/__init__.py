@@ -1,4 +1,4 @@
-"""The two networks of the adversarial game, and the teacher that may go with the generator."""
+"""The generator, the discriminator, and the optional teacher that is saved with a generator."""
 
 from .discriminator_dim import DiMDiscriminator, DiMDiscriminatorOutput
 from .generator_dim import DiMGenerator, DiMGeneratorOutput

@@ -1,4 +1,4 @@
-"""The discriminator: how real an image is for its class, and which class it shows."""
+"""The discriminator: scores how real an image is for its class, and which class it shows."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -46,12 +46,12 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
             `"spectral"`: spectral norm of every weight (arXiv 1802.05957); `"layer"`: layer norm of every activation
             (what a gradient penalty allows); `"none"`.
         pool_features (`bool`, *optional*, defaults to `False`):
-            Whether the heads see the largest activation of each channel instead of every position.
+            Whether the heads see only the largest activation of each channel.
         batch_std (`bool`, *optional*, defaults to `False`):
-            Whether the heads know how much the images of a class differ within the batch: their standard deviation
-            (arXiv 1710.10196, here within each class) is joined to the last maps as a channel, and one more 3x3
-            convolution reads both. A generator that makes a class too uniform is seen at once.
-        projection (`bool`, *optional*, defaults to `True`): Whether the real/fake head knows the label.
+            Whether the heads see how much the images of a class differ within the batch: their standard deviation
+            (arXiv 1710.10196, here within each class) is appended to the last maps as a channel, followed by one more
+            3x3 convolution. This exposes a generator that makes a class too uniform.
+        projection (`bool`, *optional*, defaults to `True`): Whether the real/fake head sees the label.
         auxiliary (`bool`, *optional*, defaults to `True`): Whether there is a class head.
     """
 
@@ -117,7 +117,7 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         self.class_head = weight_norm(nn.Linear(num_features, num_classes)) if auxiliary else None
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        # ModelMixin warns at every change of dtype of the layers to keep in float32, even where there are none.
+        # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
         changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
         return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
 
@@ -129,8 +129,8 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
             sample (`torch.Tensor` of shape `(batch_size, in_channels, sample_size, sample_size)`): Images in [-1, 1].
             class_labels (`torch.Tensor` of shape `(batch_size,)`): Integer labels.
             num_batches (`int`, *optional*, defaults to 1):
-                As how many batches of equal size, one after the other, the images count for `batch_std`: 2 for real
-                images followed by generated ones.
+                Number of equal batches concatenated in `sample`, such as 2 for real images followed by generated
+                ones; `batch_std` is computed within each.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`DiMDiscriminatorOutput`].
 
         Returns:
@@ -161,13 +161,13 @@ def class_std(maps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
         class_labels (`torch.Tensor` of shape `(batch_size,)`): The labels of the images.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size,)`, float32: each image gets the value of its class, 0.01 where it is the
-        only one.
+        `torch.Tensor` of shape `(batch_size,)`, float32: for each image the value of its class, which is 0.01 if it is
+        the only one.
     """
     same = (class_labels[:, None] == class_labels[None, :]).float()
     weights = same / same.sum(dim=1, keepdim=True)
     with torch.autocast(maps.device.type, enabled=False):
         flat = maps.float().flatten(1)
         variance = weights @ (flat - weights @ flat).square()
-    # The constant keeps the gradient of the root finite.
+    # The constant keeps the gradient of the square root finite.
     return (variance + 1e-4).sqrt().mean(dim=1)

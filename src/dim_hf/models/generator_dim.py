@@ -1,6 +1,6 @@
-"""The class-conditional generator that stores a distilled data set, and the forms in which its weights are stored.
+"""The class-conditional generator that stores a distilled data set, and how its weights are stored.
 
-This file is also what a distilled repository on the Hub holds, so it needs torch and diffusers and nothing else.
+A distilled repository on the Hub holds this file, so it imports only torch and diffusers.
 """
 
 import copy
@@ -16,7 +16,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 
 
-# How the weights of a file can be stored. `intN`: each as a code of N bits, with a float16 scale per channel.
+# Forms of storage of the weights. `intN`: codes of N bits, with a float16 scale per channel.
 STORAGE_FORMS = ("float32", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))
 
 
@@ -36,8 +36,8 @@ class DiMGeneratorOutput(BaseOutput):
 class DiMGenerator(ModelMixin, ConfigMixin):
     """
     Maps standard normal noise and a class to an image: linear layer, then blocks that double the size with transposed
-    convolutions, batch norm and ReLU, then tanh. The network of the DiM paper (arXiv 2303.04707) and smaller ones of
-    the DCGAN family (arXiv 1511.06434) are settings of it.
+    convolutions, batch norm and ReLU, then tanh. Its arguments cover the network of the DiM paper (arXiv 2303.04707)
+    and smaller ones of the DCGAN family (arXiv 1511.06434).
 
     Args:
         num_classes (`int`): Number of classes; labels are `0 .. num_classes - 1`.
@@ -45,10 +45,10 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         out_channels (`int`, *optional*, defaults to 3): 1 (grey) or 3 (RGB).
         latent_dim (`int`, *optional*, defaults to 100): Length of the noise vector.
         class_embed_dim (`int`, *optional*, defaults to 64):
-            Length of the class embedding that is joined to the noise. `0` overwrites the first `num_classes` entries
-            of the noise with the one-hot label instead, as the paper's released network does.
+            Length of the class embedding that is concatenated with the noise. `0` overwrites the first `num_classes`
+            entries of the noise with the one-hot label instead, as the paper's released network does.
         block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(128, 64)`):
-            Channels of each block, from the coarsest; every block has twice the size of the one before it.
+            Channels of each block, from the coarsest; every block doubles the size.
         layers_per_block (`tuple[int, ...]`, *optional*, defaults to `(0, 0)`):
             3x3 convolutions that follow in each block at its own size.
         residual (`bool`, *optional*, defaults to `False`): Whether those 3x3 convolutions are added to their input.
@@ -58,7 +58,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = False
-    # The form of the file that the weights were read from, which the next file has too; `None`: as they are in memory.
+    # Form of the file that the weights were loaded from, and of the next save; `None`: the dtype in memory.
     storage: str | None = None
 
     @register_to_config
@@ -110,7 +110,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # An entry that is left out would be another network than the one that was saved.
+        # Ignoring an entry would build a different network.
         valid = cls._get_init_keys(cls) - {"self"}
         if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
             raise ValueError(
@@ -120,7 +120,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         return super().extract_init_dict(config_dict, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        # ModelMixin warns at every change of dtype of the layers to keep in float32, even where there are none.
+        # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
         changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
         return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
 
@@ -137,26 +137,27 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         **kwargs: Any,
     ) -> None:
         """
-        Saves the network as [`ModelMixin.save_pretrained`] does. What is in memory stays as it is.
+        Saves the network as [`ModelMixin.save_pretrained`] does. Weights in memory do not change.
 
         Args:
             storage (`str`, *optional*):
-                How the weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`, codes of so many bits
-                with a scale per channel. By default as the file was that they were read from, else as in memory.
+                How the weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`: codes of that many bits
+                with a scale per channel. The default is the form that the weights were loaded from, or else their
+                dtype in memory.
             save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, push_to_hub:
-                Those of [`ModelMixin.save_pretrained`]; codes go into one file.
+                See [`ModelMixin.save_pretrained`]; codes are stored in one file.
 
         Raises:
-            ValueError: If there is no such form, or it cannot hold the weights.
+            ValueError: If the form is unknown or cannot hold the weights.
         """
         form = self.storage if storage is None else storage
         saved = self
         if form is not None:
             if not safe_serialization:
-                raise ValueError(f"`safe_serialization` is False; valid with `storage` {form!r} is only True.")
+                raise ValueError(f"`safe_serialization` is False; only True is valid with `storage` {form!r}.")
             self.check_storage(form, max_shard_size)
             content = self.stored_state(form)
-            # diffusers saves what `state_dict` gives; for this one object it is what is stored.
+            # diffusers saves what `state_dict` returns; a shallow copy returns the stored form.
             saved = copy.copy(self)
             saved.state_dict = lambda: content  # type: ignore[method-assign, assignment]
         super(DiMGenerator, saved).save_pretrained(
@@ -173,28 +174,28 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """
-        Loads the network as [`ModelMixin.from_pretrained`] does, from a file of any form of storage.
+        Loads the network as [`ModelMixin.from_pretrained`] does, from a file in any form of storage.
 
         Raises:
-            ValueError: If the file does not hold exactly the weights of the network that its config describes.
+            ValueError: If the weights in the file are not exactly those of the network that its config describes.
         """
         with_info = kwargs.pop("output_loading_info", False)
         model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
-        # diffusers leaves at random what a file does not have.
+        # diffusers leaves weights that are missing from a file at their random initial values.
         for kind in ("missing", "unexpected", "mismatched"):
             if keys := info[f"{kind}_keys"]:
                 raise ValueError(f"the generator's weights have {kind} tensors: {_listed(sorted(map(str, keys)))}.")
         return (model, info) if with_info else model
 
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
-        # What diffusers calls with the content of a file, before anything is made of it.
+        # diffusers calls this with the content of a file, before it uses any of it.
         super()._fix_state_dict_keys_on_load(state_dict)
         weights, self.storage = self.read_state(state_dict)
         state_dict.clear()
         state_dict.update(weights)
 
     def check_storage(self, storage: str, max_shard_size: int | str | None = None) -> None:
-        """Raises a `ValueError` if the weights cannot be stored so, naming what is wrong."""
+        """Raises a `ValueError` if the weights cannot be stored in this form."""
         if storage not in STORAGE_FORMS:
             raise ValueError(f"`storage` is {storage!r}; valid are {', '.join(map(repr, STORAGE_FORMS))}.")
         if not storage.startswith("int"):
@@ -204,17 +205,17 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 f"`max_shard_size` is {max_shard_size!r}; valid with `storage` {storage!r}, one file, is None."
             )
         for name, value in self.state_dict().items():
-            # NaN is not below it either.
+            # Written so that NaN is refused too.
             if value.ndim > 1 and not value.abs().max() <= torch.finfo(torch.float16).max:
                 raise ValueError(
-                    f"`storage` {storage!r} cannot hold {name}, whose largest weight is {value.abs().max():.3g}; "
-                    "valid are finite ones up to 65504."
+                    f"`storage` {storage!r} cannot hold {name}: its largest weight is {value.abs().max():.3g}; valid "
+                    "are finite ones up to 65504."
                 )
 
     def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
         """
-        What a file of a form of [`STORAGE_FORMS`] holds. A weight that `intN` stores is `NAME.intN`, its packed codes,
-        and `NAME.scale`; the few tensors of one dimension are in float16, or float32 where float16 would overflow.
+        The content of a file in one of [`STORAGE_FORMS`]. `intN` stores a weight as `NAME.intN`, its packed codes, and
+        `NAME.scale`; the few one-dimensional tensors are in float16, or in float32 where float16 would overflow.
         """
         content = {}
         for name, value in self.state_dict().items():
@@ -235,10 +236,10 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         The inverse of [`stored_state`].
 
         Returns:
-            The float32 weights by their names, and the form of storage; `None` of plain float32.
+            The float32 weights by name, and the form of storage, which is `None` for plain float32.
 
         Raises:
-            ValueError: If the content is not that of this network, naming the first tensor that is wrong.
+            ValueError: If the content does not fit this network, naming the first tensor that is wrong.
         """
         left, weights = dict(content), {}
         forms: set[str] = set()
@@ -280,7 +281,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         return weights, forms.pop() if forms else None
 
     def channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
-        """A weight with its output channels, which have a scale each, as the first dimension; and back."""
+        """Moves the output channels of a weight, which have a scale each, to the first dimension, and back."""
         module = self.get_submodule(name.rpartition(".")[0])
         return value.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else value
 
@@ -340,17 +341,17 @@ class GeneratorBlock(nn.Module):
 
 def quantise(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Rounds each row to `2**bits` evenly spaced values, symmetric about zero. The largest, which is the row's scale, is
-    the one of a grid of fractions of its largest weight with the least squared error: with few bits it pays to clip.
-    Rows that were rounded before come out as they were, bit for bit: their largest weight is then the scale itself.
+    Rounds each row to `2**bits` evenly spaced values, symmetric about zero. The largest of them, the row's scale, is
+    the fraction of its largest weight, from a grid, with the least squared error: clipping pays off with few bits.
+    Rows that were rounded before are unchanged, bit for bit: their largest weight is the scale.
 
     Args:
-        rows (`torch.Tensor` of shape `(num_rows, length)`): float32, none beyond the range of float16.
+        rows (`torch.Tensor` of shape `(num_rows, length)`): float32, within the range of float16.
         bits (`int`): 2 to 8.
 
     Returns:
-        uint8 codes of shape `(num_rows, length)`, and float16 scales of shape `(num_rows,)`. A row whose largest
-        weight is below `2**-14`, where float16 loses digits, has scale zero.
+        uint8 codes of shape `(num_rows, length)`, and float16 scales of shape `(num_rows,)`. The scale is zero if the
+        largest weight of the row is below `2**-14`, where float16 loses digits.
     """
     top = 2**bits - 1
 
@@ -380,28 +381,28 @@ def quantise(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]
 
 
 def dequantise(codes: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
-    """The float32 weights of what [`quantise`] returns."""
-    # The outermost values are exactly the scale, which makes rounding twice the same as rounding once.
+    """The inverse of [`quantise`]: float32 weights."""
+    # The outermost values are exactly the scale, so rounding twice is the same as rounding once.
     levels = torch.arange(2**bits, dtype=torch.float32, device=codes.device) * 2 - (2**bits - 1)
     return (levels / (2**bits - 1))[codes.long()] * scale.float()[:, None]
 
 
 def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
-    """Codes of `bits` bits each, a uint8 tensor of one dimension, as bytes, the lowest bit first."""
+    """Packs a one-dimensional uint8 tensor of codes of `bits` bits into bytes, lowest bit first."""
     ones = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8, device=codes.device)) & 1
     ones = nn.functional.pad(ones.flatten(), (0, -len(codes) * bits % 8)).reshape(-1, 8)
     return (ones << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(dim=1, dtype=torch.uint8)
 
 
 def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
-    """The `count` codes of what [`pack`] returns."""
+    """The inverse of [`pack`], for `count` codes."""
     ones = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
     ones = ones.flatten()[: count * bits].reshape(count, bits)
     return (ones << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(dim=1, dtype=torch.uint8)
 
 
 def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) -> torch.Tensor:
-    """A tensor of a file, if it has the shape and the kind of numbers that it should have, all of them finite."""
+    """Returns a tensor of a file if it has the expected shape and kind of numbers, and all are finite."""
     if value.shape != shape or value.is_floating_point() is not floating:
         kind = "floating-point" if floating else "whole"
         raise ValueError(
@@ -414,5 +415,5 @@ def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) 
 
 
 def _listed(names: list[str]) -> str:
-    """Names for a message, the first few of many."""
+    """At most five names, for a message."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -1,6 +1,6 @@
-"""A classifier of the real images that goes with a generator, as a teacher of what it makes.
+"""A classifier of the real images that is saved with a generator as the teacher of its images.
 
-This file is also what a distilled repository on the Hub holds, so it needs torch and diffusers and nothing else.
+A distilled repository on the Hub holds this file, so it imports only torch and diffusers.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ class DiMLabelerOutput(BaseOutput):
     Output of [`DiMLabeler`].
 
     Args:
-        logits (`torch.Tensor` of shape `(batch_size, num_classes)`): Of each class, before softmax.
+        logits (`torch.Tensor` of shape `(batch_size, num_classes)`): Class scores before softmax.
     """
 
     logits: torch.Tensor
@@ -61,7 +61,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
-        # An entry that is left out would be another network than the one that was saved.
+        # Ignoring an entry would build a different network.
         valid = cls._get_init_keys(cls) - {"self"}
         if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
             raise ValueError(
@@ -71,7 +71,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         return super().extract_init_dict(config_dict, **kwargs)
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
-        # ModelMixin warns at every change of dtype of the layers to keep in float32, even where there are none.
+        # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
         changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
         return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
 

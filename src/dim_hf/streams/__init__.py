@@ -1,1 +1,1 @@
-"""Endless streams of generated and of real images, and the randomness behind them."""
+"""Endless streams of generated and real images, and their randomness."""

@@ -1,7 +1,7 @@
 """
-Streams of generated images for classifiers to be trained on.
+Streams of generated images that classifiers are trained on.
 
-Every image is a pure function of (weights, seed, epoch, class, index), whatever the batch it is made in.
+Every image is a pure function of (weights, seed, epoch, class, index), in any batch.
 """
 
 import itertools
@@ -26,46 +26,45 @@ from .real import BatchStream
 if TYPE_CHECKING:
     import datasets
 
-# Images per block on a GPU, where launching the kernels of a small batch takes longer than their arithmetic. On a CPU
-# blocks of several batches gain nothing.
+# Images per block on a GPU, where launching the kernels of a small batch takes longer than running them. A CPU gains
+# nothing from blocks of several batches.
 _GPU_BLOCK = 1024
 
 
 class DiMDataset(Dataset):
     """
-    A map-style data set of generated images that are fresh in every epoch: for a `DataLoader` with or without workers,
+    A map-style data set of generated images that are fresh in every epoch, for `DataLoader` (with or without workers),
     `DistributedSampler`, `transformers.Trainer`, Accelerate and Lightning.
 
     An item is `{"pixel_values": ..., "labels": ...}`, on the CPU. Each image is a pure function of (weights, seed,
-    epoch, class, index), equal within rounding in any batch. A `DataLoader` gets a whole batch from one forward pass.
-    Items go class by class, so shuffle.
+    epoch, class, index), within rounding the same in any batch. A `DataLoader` gets each batch from one forward pass.
+    Items are ordered by class, so shuffle them.
 
     Args:
-        source ([`DiMPipeline`] or [`DiMGenerator`]): What makes the images, on its own device, in `eval()`.
+        source ([`DiMPipeline`] or [`DiMGenerator`]): Makes the images, on its own device; put into `eval()` mode.
         ipc (`int` or `dict[int | str, int]`):
-            Images per class and epoch. A `dict` gives the number for each class by its label or name, and leaves the
-            others out: `{"Coat": 500, 7: 20}` repairs an imbalance.
+            Images per class and epoch. A `dict` has the number for each class, by label or name, and omits the other
+            classes: `{"Coat": 500, 7: 20}` repairs an imbalance.
         seed (`int`, *optional*, defaults to 0): Seeds the noise.
         soft_labels (`bool`, *optional*, defaults to `False`):
-            Whether `labels` are the probabilities that the pipeline's `labeler` gives, float32 of shape
-            `(num_classes,)`, instead of the class. Models of transformers take them for several labels at once, a
-            loss of another kind, so `Trainer` needs a `compute_loss_func`: docs/use.md has one.
+            Whether `labels` are the class probabilities of the pipeline's `labeler`, float32 of shape
+            `(num_classes,)`. Models of transformers would take them for multi-label targets, so `Trainer` needs a
+            `compute_loss_func`; see docs/use.md.
         max_attempts (`int`, *optional*, defaults to 1):
-            Above 1, an image that the pipeline's `labeler` takes for another class is drawn again, at most so many
-            times in all; the last draw stays. It is as pure a function as without, but where the teacher is undecided
-            to within rounding.
+            Above 1, an image that the pipeline's `labeler` assigns to another class is drawn again, up to this number
+            of draws; the last one is kept. Where the labeler is undecided within rounding, the batch may then decide.
         min_confidence (`float`, *optional*, defaults to 0.0):
             With `max_attempts` above 1, an image is also drawn again if the `labeler` gives its class a probability
             below this; in [0, 1).
         noise_scale (`float`, *optional*, defaults to 1.0):
-            Factor of the noise. Above 1 images vary more, below 1 less.
+            Factor of the noise: images vary more above 1, less below.
         transform (`Callable`, *optional*):
             Maps a `PIL.Image.Image` (mode `L` or `RGB`) to `pixel_values`, as transforms of torchvision do, or to a
-            mapping whose `pixel_values` are a batch of one, as an image processor does. Without it they are float32 of
+            mapping with `pixel_values` as a batch of one, as an image processor does. The default gives float32 of
             shape `(channels, size, size)` in [-1, 1].
 
     Raises:
-        ValueError: If an argument is not valid, or a teacher is asked for that the pipeline does not have.
+        ValueError: If an argument is not valid, or the pipeline lacks a labeler that the arguments need.
     """
 
     def __init__(
@@ -106,7 +105,7 @@ class DiMDataset(Dataset):
             counts = [int(ipc)] * self.num_classes
         if sum(counts) == 0:
             raise ValueError(
-                f"`ipc` is {shown(ipc)}, which asks for no image of any class; valid is at least one number above 0."
+                f"`ipc` is {shown(ipc)}, which asks for no images at all; valid is at least one number above 0."
             )
         check_seed(seed)
         check_flag("soft_labels", soft_labels)
@@ -123,7 +122,7 @@ class DiMDataset(Dataset):
         if (soft_labels or max_attempts > 1) and pipe.labeler is None:
             asked = "`soft_labels` is True" if soft_labels else f"`max_attempts` is {max_attempts}"
             raise ValueError(
-                f"{asked}, which takes a teacher, but the pipeline has no `labeler`; training/train_labeler.py adds "
+                f"{asked}, which needs a teacher, but the pipeline has no `labeler`; training/train_labeler.py adds "
                 "one."
             )
         self.generator, self.labeler = pipe.generator.eval(), pipe.labeler
@@ -134,7 +133,7 @@ class DiMDataset(Dataset):
         self._length = sum(counts)
         self._ends = torch.tensor(counts).cumsum(0)
         self._starts = self._ends - torch.tensor(counts)
-        # In shared memory, so that workers which live on see the epoch change.
+        # In shared memory, so that persistent workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -146,8 +145,8 @@ class DiMDataset(Dataset):
 
     def set_epoch(self, epoch: int) -> None:
         """
-        Chooses which images the items are, in running workers too. Accelerate calls it in plain cases alone, and
-        `Trainer` needs a callback to: docs/use.md says who calls it where.
+        Selects the images of an epoch, in running workers too. Accelerate calls it only in simple cases, and `Trainer`
+        needs a callback; see docs/use.md.
         """
         check_epoch(epoch)
         self._epoch.fill_(int(epoch))
@@ -155,20 +154,20 @@ class DiMDataset(Dataset):
     @torch.no_grad()
     def make(self, epoch: int | torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
-        The images at some positions of an epoch, in one forward pass.
+        Makes the images at some positions of an epoch, in one forward pass.
 
         Args:
-            epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Of all images, or of each.
-            positions (`torch.Tensor` of shape `(batch_size,)`): int64, from 0 to below the length.
+            epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): The epoch of all images, or of each.
+            positions (`torch.Tensor` of shape `(batch_size,)`): int64 in [0, length).
 
         Returns:
             Images `(batch_size, channels, size, size)` in [-1, 1] and labels, int64 of shape `(batch_size,)` or soft
-            ones, float32 of shape `(batch_size, num_classes)`, on the generator's device.
+            float32 of shape `(batch_size, num_classes)`, on the generator's device.
 
         Raises:
             RuntimeError: If a network is in training mode, or on a device that this process cannot use.
-            ValueError: If an argument is not valid; positions on a GPU, of which to look at one takes time, are only
-                checked for their type.
+            ValueError: If an argument is not valid. Positions on a GPU are slow to read, so only their type is
+                checked.
         """
         if not isinstance(epoch, torch.Tensor):
             check_epoch(epoch)
@@ -224,7 +223,7 @@ class DiMDataset(Dataset):
         return self.__getitems__([position])[0]
 
     def __getitems__(self, positions: list[int]) -> list[dict[str, Any]]:
-        """The items at some positions. A `DataLoader` calls this with all of a batch."""
+        """The items at some positions. A `DataLoader` calls this for each batch."""
         length = len(self)
         chosen = []
         for position in positions:
@@ -233,7 +232,7 @@ class DiMDataset(Dataset):
             except TypeError:
                 raise ValueError(
                     f"position {shown(position)} is not an integer; valid are {-length} to {length - 1}, one at a "
-                    "time. A `DataLoader` gives batches, and a `torch.utils.data.Subset` a part."
+                    "time. Use a `DataLoader` for batches, and `torch.utils.data.Subset` for a part."
                 ) from None
             if not -length <= index < length:
                 raise IndexError(f"position {index} is out of range; the data set has {length} images.")
@@ -252,24 +251,24 @@ class DiMDataset(Dataset):
         self, num_shards: int = 1, features: "datasets.Features | None" = None, block_size: int = 256
     ) -> "datasets.IterableDataset":
         """
-        An endless `datasets.IterableDataset` of PIL images and class labels, shuffled, one epoch after the other from
-        [`set_epoch`]'s on: to be mixed with real data by `datasets.interleave_datasets`.
+        An endless `datasets.IterableDataset` of PIL images and class labels, shuffled within each epoch, starting at
+        the epoch that is set. `datasets.interleave_datasets` mixes it with real data.
 
         Args:
-            num_shards (`int`, *optional*, defaults to 1): In how many parts `DataLoader` workers can share it.
+            num_shards (`int`, *optional*, defaults to 1): Parts that `DataLoader` workers can share.
             features (`datasets.Features`, *optional*):
-                Those of the data set it will be mixed with. Its image and label columns give the names of the columns
-                and the number of each class, which are matched by name. By default `image` and `label`.
-            block_size (`int`, *optional*, defaults to 256): At most so many images are made at once.
+                Features of a data set to mix it with. Columns take their names from it, and classes, matched by name,
+                their labels. By default the columns are `image` and `label`.
+            block_size (`int`, *optional*, defaults to 256): Images per forward pass, at most.
 
         Raises:
-            ValueError: If a class is not one of `features`, labels are soft, or there are fewer images than shards.
+            ValueError: If a class is missing from `features`, labels are soft, or there are fewer images than shards.
         """
-        import datasets  # Whoever trains on tensors does not need it.
+        import datasets  # Not needed to train on tensors.
 
         if self.soft_labels:
-            raise ValueError("`soft_labels` is True; a column of class labels takes no probabilities.")
-        # A worker whose shards are empty would go through empty epochs for ever.
+            raise ValueError("`soft_labels` is True; a column of class labels cannot hold probabilities.")
+        # A worker with empty shards would loop through empty epochs for ever.
         check_integer("num_shards", num_shards, least=1, most=len(self))
         check_integer("block_size", block_size, least=1)
         check_shuffled(len(self))
@@ -291,7 +290,7 @@ class DiMDataset(Dataset):
 
 
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
-    """Images `(batch_size, channels, size, size)` in [-1, 1] as PIL images of mode `L` or `RGB`."""
+    """Converts images `(batch_size, channels, size, size)` in [-1, 1] to PIL images of mode `L` or `RGB`."""
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
     pixels = pixels.squeeze(3) if pixels.shape[3] == 1 else pixels
     return [Image.fromarray(image) for image in pixels.cpu().numpy()]
@@ -299,17 +298,16 @@ def to_pil(images: torch.Tensor) -> list[Image.Image]:
 
 class GeneratedStream(BatchStream):
     """
-    Whole batches of the images of a [`DiMDataset`], shuffled, on the generator's device: the fast way to feed a loop
-    of one's own.
+    Shuffled batches of the images of a [`DiMDataset`] on the generator's device: the fast way to feed your own loop.
 
     Args:
-        source ([`DiMPipeline`] or [`DiMGenerator`]), ipc, seed: Those of [`DiMDataset`].
-        batch_size (`int`): An epoch is split evenly into batches of at most so many images.
+        source ([`DiMPipeline`] or [`DiMGenerator`]), ipc, seed: See [`DiMDataset`].
+        batch_size (`int`): Largest number of images in a batch. An epoch is split evenly.
         block_size (`int`, *optional*):
-            Images that are made at once, rounded to whole batches but at least one; they may be of several epochs. By
-            default one batch on a CPU, and 1024 images elsewhere, where small batches do not fill the device. At most
-            one block is held, and an epoch that is asked for again, or an earlier one, makes its own.
-        soft_labels, max_attempts, min_confidence, noise_scale: Those of [`DiMDataset`].
+            Images per forward pass, rounded down to whole batches (at least one), which may belong to several epochs.
+            The default is one batch on a CPU, and 1024 images elsewhere, since small batches do not fill a GPU. Only
+            one block is kept; asking for the same or an earlier epoch again makes its images anew.
+        soft_labels, max_attempts, min_confidence, noise_scale: See [`DiMDataset`].
     """
 
     def __init__(
@@ -351,7 +349,7 @@ class GeneratedStream(BatchStream):
                 yield self.dataset.make(epoch, positions)
             return
         if epoch <= self._epoch:
-            # What comes again is made again: the weights may be others by now.
+            # Made anew, since the weights may have changed.
             self._number = -1
         self._epoch = epoch
         for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
@@ -361,17 +359,17 @@ class GeneratedStream(BatchStream):
                 self._block = self._make_block(number)
                 self._number = number
             images, labels = self._block[offset]
-            # A copy, because a part that the caller still has would keep the whole of an old block.
+            # Copied, because a view that the caller keeps would hold the whole block in memory.
             yield images.clone(), labels.clone()
 
     def _shuffled(self, epoch: int) -> tuple[torch.Tensor, ...]:
-        # The latest is kept, for all the blocks of an epoch.
+        # Kept for all the blocks of an epoch.
         if self._order[0] != epoch:
             self._order = (epoch, super()._shuffled(epoch))
         return self._order[1]
 
     def _make_block(self, number: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The `block_steps` batches from step `number * block_steps`, counted through all epochs, in one pass."""
+        """Makes `block_steps` batches in one pass, from step `number * block_steps` counted through all epochs."""
         steps = range(number * self.block_steps, (number + 1) * self.block_steps)
         positions: list[torch.Tensor] = []
         epochs: list[torch.Tensor] = []

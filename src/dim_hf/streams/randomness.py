@@ -1,4 +1,4 @@
-"""Noise and order as pure functions of a seed and a position, so that streams can be shared out and resumed."""
+"""Noise and order as pure functions of a seed and a position, so that streams can be split and resumed."""
 
 import math
 import random
@@ -11,12 +11,12 @@ from ..arguments import check_integer
 
 _MASK = 0xFFFFFFFF
 _STEP = 0x9E3779B9
-# Images of a shuffled epoch, of which each takes 8 bytes of memory.
+# Largest shuffled epoch: its order takes 8 bytes of memory per image.
 _MOST_SHUFFLED = 100_000_000
 
 
 def _mix(value: Any) -> Any:
-    """A 32-bit integer finaliser (two rounds of xor-shift and multiply), of an `int` or in the low bits of int64."""
+    """A 32-bit integer finaliser (two rounds of xor-shift and multiply) for an `int` or an int64 tensor."""
     value = ((value ^ (value >> 16)) * 0x7FEB352D) & _MASK
     value = ((value ^ (value >> 15)) * 0x846CA68B) & _MASK
     return value ^ (value >> 16)
@@ -32,24 +32,25 @@ def latents_at(
 ) -> torch.Tensor:
     """
     Standard normal noise as a pure function of (seed, epoch, class, index, attempt): a counter-based hash and the
-    Box-Muller transform, so that any image can be made alone, in any batch and on any device.
+    Box-Muller transform, so that any image can be made in any batch and on any device.
 
     Args:
         seed (`int`), epoch (`int` or `torch.Tensor` of shape `(batch_size,)`): Not negative.
-        labels, indices (`torch.Tensor` of shape `(batch_size,)`): Class and running number of each image, int64.
+        labels, indices (`torch.Tensor` of shape `(batch_size,)`): Class of each image and its index there, int64.
         latent_dim (`int`): Length of each noise vector.
-        attempt (`int`, *optional*, defaults to 0): Which draw for these images, where a teacher rejects some.
+        attempt (`int`, *optional*, defaults to 0): Number of draws that a teacher has rejected.
 
     Returns:
-        `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; equal between devices
-        within rounding.
+        `torch.Tensor` of shape `(batch_size, latent_dim)`, float32, on the device of `labels`; within rounding the
+        same on every device.
     """
     if labels.device.type == "mps":
         # Apple's GPUs have no float64.
         on_cpu = epoch.cpu() if isinstance(epoch, torch.Tensor) else epoch
         return latents_at(seed, on_cpu, labels.cpu(), indices.cpu(), latent_dim, attempt).to(labels.device)
-    # Two keys of 32 bits each: among a million images, one key alone would be the same for a hundred pairs. What all
-    # images share is mixed as numbers, and both keys as one tensor: launching operations costs more than they do.
+    # Two keys of 32 bits: with a single one, a hundred pairs among a million images would share their noise. Values
+    # that all images share are mixed as numbers, and both keys as one tensor, because launching operations costs more
+    # than the operations do.
     numbers = [seed & _MASK, seed >> 32]
     parts: list[int | torch.Tensor] = [labels, indices, *([attempt] if attempt else [])]
     if isinstance(epoch, torch.Tensor):
@@ -62,10 +63,10 @@ def latents_at(
     keys = torch.stack([torch.full_like(labels, key) for key in shared])
     for part in parts:
         keys = _mix((keys + part + _STEP) & _MASK)
-    # The numbers of the dimensions, even ones for the first key and odd ones for the second.
+    # One counter per dimension: even ones for the first key, odd ones for the second.
     counters = _mix(torch.arange(2 * ((latent_dim + 1) // 2), device=labels.device)).unflatten(0, (-1, 2)).T
     first, second = _mix((keys[:, :, None] + counters[:, None]) & _MASK)
-    # Half a step away from 0, where the logarithm ends.
+    # Half a step above 0, where the logarithm is infinite.
     radius = (-2 * ((first.double() + 0.5) / 2**32).log()).sqrt()
     angle = 2 * math.pi * (second.double() / 2**32)
     noise = torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)
@@ -74,13 +75,13 @@ def latents_at(
 
 class ShuffledOrder:
     """
-    An endless row of permutations of `range(length)`. Any stretch of it depends on the seed and its position alone,
-    so that what was interrupted can go on, and processes can share it.
+    An endless sequence of permutations of `range(length)`. Any part of it depends only on the seed and its position,
+    so it can be resumed and shared between processes.
 
     Args:
-        length (`int`): Numbers per permutation.
+        length (`int`): Length of a permutation.
         seed (`int` or `str`): Seeds the permutations.
-        device (`torch.device`): Where the numbers are given.
+        device (`torch.device`): Device of the numbers.
     """
 
     def __init__(self, length: int, seed: int | str, device: torch.device):
@@ -106,20 +107,20 @@ def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
 
 
 def check_count(name: str, value: Any, least: int) -> None:
-    """Raises a `ValueError` unless a value is a number of images of a class."""
-    # The index of an image in its class enters its noise with 32 bits.
+    """Raises a `ValueError` unless `value` is an integer in [least, 2**32)."""
+    # The noise of an image takes 32 bits of its index.
     check_integer(name, value, least, most=2**32 - 1)
 
 
 def check_shuffled(length: int) -> None:
-    """Raises a `ValueError` if the order of an epoch would not fit into memory."""
+    """Raises a `ValueError` if an epoch is too long to keep its order in memory."""
     if length > _MOST_SHUFFLED:
         raise ValueError(
-            f"`ipc` asks for {length:,} images in an epoch; valid are at most {_MOST_SHUFFLED:,} where they are "
-            "shuffled, since their order is kept in memory."
+            f"`ipc` asks for {length:,} images in an epoch; valid are at most {_MOST_SHUFFLED:,} with shuffling, as "
+            "their order is kept in memory."
         )
 
 
 def check_epoch(epoch: Any) -> None:
-    """Raises a `ValueError` unless a value is the number of an epoch."""
+    """Raises a `ValueError` unless `epoch` is an integer in [0, 2**32)."""
     check_integer("epoch", epoch, least=0, most=2**32 - 1)

@@ -1,8 +1,8 @@
-"""Streams of whole batches: what they have in common, and those of real images."""
+"""The base of streams of whole batches, and streams of real images."""
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -13,7 +13,7 @@ from .randomness import ShuffledOrder, check_count, check_epoch, check_shuffled,
 
 
 class BatchStream(ABC):
-    """`length` images in each epoch, shuffled and split evenly into `steps_per_epoch` batches."""
+    """Epochs of `length` images, shuffled and split evenly into `steps_per_epoch` batches."""
 
     def __init__(self, num_classes: int, length: int, seed: int, batch_size: int, device: torch.device):
         check_seed(seed)
@@ -24,7 +24,7 @@ class BatchStream(ABC):
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """The batches of an epoch: images `(batch_size, channels, size, size)` in [-1, 1], and labels."""
-        # Not in the generator function, which would not run before its first batch is asked for.
+        # Checked here, since a generator function does not run until its first batch is taken.
         check_epoch(epoch)
         return self._batches(int(epoch))
 
@@ -37,69 +37,68 @@ class BatchStream(ABC):
         return order.tensor_split(self.steps_per_epoch)
 
 
-def _check_data(data: ImageData) -> None:
-    if not isinstance(data, ImageData):
-        raise ValueError(f"`data` is {shown(data)}; valid is an ImageData, as `load_image_data` returns it.")
-    if len(data) == 0:
-        raise ValueError("`data` holds no images; valid is at least one.")
+class _DataStream(BatchStream):
+    """Real images, in epochs of the length of a [`GeneratedStream`]: `ipc` times the number of classes."""
+
+    def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
+        if not isinstance(data, ImageData):
+            raise ValueError(f"`data` is {shown(data)}; valid is an ImageData, as `load_image_data` returns it.")
+        if len(data) == 0:
+            raise ValueError("`data` holds no images; valid is at least one.")
+        check_count("ipc", ipc, least=1)
+        super().__init__(data.num_classes, data.num_classes * int(ipc), seed, batch_size, data.labels.device)
+        self.data, self.ipc = data, int(ipc)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        for rows in self._rows(epoch):
+            images, labels = self.data.batch(rows)
+            yield normalise(images), labels
+
+    @abstractmethod
+    def _rows(self, epoch: int) -> Iterable[torch.Tensor]:
+        """The row numbers of each batch of an epoch."""
 
 
-class RealStream(BatchStream):
+class RealStream(_DataStream):
     """
-    Real images at the rate of a [`GeneratedStream`]: `ipc` of every class in each epoch, none twice before all of its
-    class were used. Over a subset of `ipc` images per class it is a fixed set.
+    Class-balanced real images: `ipc` of every class in each epoch, and none repeated before all of its class are used.
+    Over a subset of `ipc` images per class it is a fixed set.
 
     Args:
-        data ([`ImageData`]): Where the images come from; its labels' device is where batches are given.
+        data ([`ImageData`]): The images; batches are on the device of its labels.
         ipc (`int`): Images per class and epoch.
         seed (`int`): Seeds the order.
-        batch_size (`int`): At most so many images are read at once.
+        batch_size (`int`): Largest number of images in a batch.
     """
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
-        _check_data(data)
-        check_count("ipc", ipc, least=1)
-        super().__init__(data.num_classes, data.num_classes * int(ipc), seed, batch_size, data.labels.device)
-        self.data, self.ipc = data, int(ipc)
-        members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
-        if empty := [name for name, part in zip(data.class_names, members, strict=True) if len(part) == 0]:
+        super().__init__(data, ipc, seed, batch_size)
+        self.members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+        if empty := [name for name, part in zip(data.class_names, self.members, strict=True) if len(part) == 0]:
             raise ValueError(f"`data` holds no image of the class {listed(empty)}; valid is at least one of each.")
-        self.members = members
         self.orders = [
-            ShuffledOrder(len(part), f"{seed}/{label}", data.labels.device) for label, part in enumerate(members)
+            ShuffledOrder(len(part), f"{seed}/{label}", self.device) for label, part in enumerate(self.members)
         ]
 
-    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        chosen = torch.stack(
-            [
-                part[order.take(epoch * self.ipc, self.ipc)]
-                for part, order in zip(self.members, self.orders, strict=True)
-            ]
-        )
-        for positions in self._shuffled(epoch):
-            images, labels = self.data.batch(chosen.flatten()[positions])
-            yield normalise(images), labels
+    def _rows(self, epoch: int) -> Iterable[torch.Tensor]:
+        of_class = [
+            part[order.take(epoch * self.ipc, self.ipc)] for part, order in zip(self.members, self.orders, strict=True)
+        ]
+        rows = torch.cat(of_class)
+        return (rows[positions] for positions in self._shuffled(epoch))
 
 
-class WholeSetStream(BatchStream):
+class WholeSetStream(_DataStream):
     """
-    All real images in shuffled order, whatever their class, in as many and as large batches as a [`RealStream`].
+    All real images in shuffled order, whatever their class, in batches of the number and size of a [`RealStream`]'s.
 
     Args:
-        data ([`ImageData`]): Where the images come from.
-        ipc (`int`): As many images as `ipc` of every class are called an epoch.
-        seed (`int`): Seeds the order.
-        batch_size (`int`): At most so many images are read at once.
+        data ([`ImageData`]), ipc (`int`), seed (`int`), batch_size (`int`): See [`RealStream`].
     """
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
-        _check_data(data)
-        check_count("ipc", ipc, least=1)
-        super().__init__(data.num_classes, data.num_classes * int(ipc), seed, batch_size, data.labels.device)
-        self.data, self.ipc = data, int(ipc)
-        self.order = ShuffledOrder(len(data), seed, data.labels.device)
+        super().__init__(data, ipc, seed, batch_size)
+        self.order = ShuffledOrder(len(data), seed, self.device)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for indices in self.order.take(epoch * self.length, self.length).tensor_split(self.steps_per_epoch):
-            images, labels = self.data.batch(indices)
-            yield normalise(images), labels
+    def _rows(self, epoch: int) -> Iterable[torch.Tensor]:
+        return self.order.take(epoch * self.length, self.length).tensor_split(self.steps_per_epoch)

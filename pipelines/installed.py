@@ -1,0 +1,170 @@
+"""The installed pipeline: loads without running a repository's code, and pushes with a model card."""
+
+import os
+from collections.abc import Container
+from pathlib import Path
+from typing import Any, TypeVar
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from dim_hf.arguments import shown
+from dim_hf.files import NEXT_PIPELINE, read_json
+from dim_hf.hub_errors import clear_hub_errors
+from dim_hf.messages import listed
+from dim_hf.models import DiMGenerator, DiMLabeler
+
+from . import pipeline_dim
+
+
+Pipeline = TypeVar("Pipeline", bound="DiMPipeline")
+
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+
+
+class DiMPipeline(pipeline_dim.DiMPipeline):
+    __doc__ = pipeline_dim.DiMPipeline.__doc__
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Pipeline],
+        pretrained_model_name_or_path: str | os.PathLike,
+        subfolder: str | None = None,
+        **kwargs: Any,
+    ) -> Pipeline:
+        """
+        Loads a pipeline from a folder or the Hub, as [`DiffusionPipeline.from_pretrained`] does, but only from
+        safetensors and without running code from there.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`):
+                A folder (`~` is the home folder), or the id of a repository on the Hub.
+            subfolder (`str`, *optional*): Folder of the pipeline within it.
+            kwargs: See [`DiffusionPipeline.from_pretrained`].
+
+        Raises:
+            OSError: If a file is missing, weights are pickled, or the Hub refuses.
+            ValueError: If an argument is not valid, or a file describes another pipeline.
+        """
+        if kwargs.setdefault("use_safetensors", True) is not True:
+            raise ValueError(
+                f"`use_safetensors` is {shown(kwargs['use_safetensors'])}; only True is valid, since pickled weights "
+                "can run code."
+            )
+        name = _folder_or_repo_id(pretrained_model_name_or_path)
+        if subfolder is not None:
+            if not isinstance(subfolder, str | os.PathLike):
+                raise ValueError(f"`subfolder` is {shown(subfolder)}; valid is the path of a folder, or None.")
+            if not os.path.isdir(name):
+                hub_arguments = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+                arguments = {key: kwargs.pop(key) for key in hub_arguments if key in kwargs}
+                with clear_hub_errors(name):
+                    name = snapshot_download(name, allow_patterns=f"{subfolder}/*", **arguments)
+            name = os.path.join(name, subfolder)
+            if not os.path.isdir(name):
+                raise FileNotFoundError(f"`subfolder` {str(subfolder)!r} is not in {pretrained_model_name_or_path}.")
+        # Holds the whole pipeline if a process was killed while it replaced an older one.
+        unfinished = os.path.join(name, NEXT_PIPELINE)
+        folder = unfinished if os.path.isdir(unfinished) else name
+        if os.path.isdir(folder):
+            cls._check_files(Path(folder), passed=kwargs)
+        pipeline = super().from_pretrained(folder, **kwargs)
+        if folder != name:
+            pipeline.register_to_config(_name_or_path=name)
+        return pipeline
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, **kwargs: Any) -> str | os.PathLike:
+        """[`DiffusionPipeline.download`] with one clear message if the download fails or is not a `DiMPipeline`."""
+        with clear_hub_errors(pretrained_model_name):
+            folder = super().download(pretrained_model_name, **kwargs)
+        cls._check_files(Path(folder), passed=kwargs)
+        return folder
+
+    @classmethod
+    def _check_files(cls, folder: Path, passed: Container[str]) -> None:
+        """Raises an `OSError` that names missing files, or pickled weights; `passed` components need none."""
+        missing = []
+        components = ["generator"]
+        if (folder / "model_index.json").is_file():
+            config = cls._dict_from_json_file(folder / "model_index.json")
+            components += ["labeler"] if (config.get("labeler") or [None])[0] else []
+        else:
+            missing.append("model_index.json")
+        for component in (name for name in components if name not in passed):
+            below = folder / component
+            if not (below / "config.json").is_file():
+                missing.append(f"{component}/config.json")
+            # diffusers reads the shards that an index names, and unpickles those that are not safetensors.
+            indexes = [_json_object(path) for path in below.glob("*.safetensors.index*.json")]
+            shards = {below / name for index in indexes for name in index.get("weight_map", {}).values()}
+            pickled = {path for path in shards if path.suffix != ".safetensors"}
+            if not list(below.glob("*.safetensors")):
+                missing.append(f"{component}/diffusion_pytorch_model.safetensors")
+                pickled |= {path for path in below.rglob("*") if path.suffix in _PICKLED}
+            if pickled:
+                raise OSError(f"{min(pickled)} is pickled, and reading it can run code; only safetensors are read.")
+        if missing:
+            raise FileNotFoundError(f"{folder} does not hold a DiMPipeline: {', '.join(missing)} is missing.")
+
+    # A saved pipeline names its own source files, which diffusers would run if it were told to trust them. The next
+    # two methods put the installed classes in their place.
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        config = _json_object(json_file)
+        found = config.get("_class_name")
+        if found not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
+            raise ValueError(f"{json_file} describes a pipeline {shown(found)}; valid is a DiMPipeline.")
+        return config | {"_class_name": cls.__name__}
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        valid = cls._get_init_keys(cls) - {"self"}
+        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
+            raise ValueError(
+                f"{cls.config_name} has the unknown entries {listed(unknown)}; valid are {listed(sorted(valid))}."
+            )
+        installed = {
+            name: [network.__module__, network.__name__]
+            for name, network in (("generator", DiMGenerator), ("labeler", DiMLabeler))
+            if name in config_dict
+        }
+        return super().extract_init_dict(config_dict | installed, **kwargs)
+
+    def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
+        """Pushes the pipeline with a model card and a sample grid; see [`dim_hf.hub.push.push_to_hub`]."""
+        # The card needs more imports than images do.
+        from dim_hf.hub.push import push_to_hub
+
+        return push_to_hub(self, repo_id, *args, **(kwargs | {"storage": storage}))
+
+
+def _folder_or_repo_id(value: Any) -> str:
+    """The path of a folder or a valid repository id; refuses anything else before the Hub is asked."""
+    what = f"`pretrained_model_name_or_path` {shown(str(value) if isinstance(value, os.PathLike) else value)}"
+    valid = "valid is the folder of a saved pipeline, or the id of a repository on the Hub"
+    if not isinstance(value, str | os.PathLike):
+        raise ValueError(f"{what} is neither a path nor an id; {valid}.")
+    name = os.path.expanduser(str(value))
+    if os.path.isdir(name):
+        return name
+    if os.path.exists(name):
+        raise NotADirectoryError(f"{what} is a file; {valid}.")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        raise FileNotFoundError(f"{what} does not exist, and is not a valid repository id; {valid}.") from None
+    if isinstance(value, os.PathLike):
+        raise FileNotFoundError(f"{what} does not exist; {valid}, as a `str`.")
+    return name
+
+
+def _json_object(path: str | os.PathLike) -> dict[str, Any]:
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise OSError(str(error)) from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} holds {shown(content)}; valid is a JSON object.")
+    return content
