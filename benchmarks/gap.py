@@ -38,7 +38,7 @@ from dim_hf.streams.real import RealStream, WholeSetStream
 
 
 CPU = torch.device("cpu")
-# Of the noise that is measured: no classifier is trained for so long.
+# The epoch of the noise that is measured; no classifier is trained for that long.
 EPOCH = 10**6
 FIGURES = ("accuracy", "judge", "agreement", "recall", "density", "nearest")
 

@@ -19,7 +19,7 @@ from command_line import (
 
 from dim_hf.choices import STORAGE_FORMS
 from dim_hf.distillation.pool_recipe import PoolEntry, PoolRecipe, pool_entry
-from dim_hf.evaluation.names import PROTOCOLS, REAL, SELECTIONS
+from dim_hf.evaluation.names import COMPARED, PROTOCOLS, REAL, SELECTIONS
 from dim_hf.evaluation.recipe import DeploymentRecipe
 
 
@@ -60,7 +60,7 @@ def make_parser() -> Parser:
         nargs="+",
         choices=PROTOCOLS,
         default=["B"],
-        help="A: a fixed set; B: a stream of fresh images; C: the deployment of the released code",
+        help=" ".join(PROTOCOLS.values()),
     )
     protocol.add_argument(
         "--ipc", type=positive_int, nargs="+", default=[10], help="images per class: and epoch (B, C), once (A)"
@@ -172,7 +172,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args, given = parser.parse_args(input_args), given_flags(parser, input_args)
     makes_sets = "A" in args.protocols
     chooses = makes_sets and args.selection != ["random"]
-    only_legacy = set(args.protocols) == {"C"}
+    compares = not {*COMPARED}.isdisjoint(args.protocols)
+    without = f"without protocol {' or '.join(COMPARED)} in `--protocols`"
     held_out = ("train_split", "test_split", "max_train_samples")
     refuse_idle_flags(
         given,
@@ -202,12 +203,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
             (max(args.max_attempts) == 1, ("min_confidence",), "without `--max_attempts` above 1"),
             ("before_matching" not in args.controls, ("before_matching",), "without before_matching in `--controls`"),
             (
-                only_legacy,
+                not compares,
                 ("before_matching", "soft_labels", "without_augmentation", "train_batch_size", "learning_rate")
                 + ("mixed_precision",),
-                "with protocol C only in `--protocols`",
+                without,
             ),
-            (only_legacy and bool(args.controls), ("controls",), "with protocol C only in `--protocols`"),
+            (not compares and bool(args.controls), ("controls",), without),
             (not args.push_to_hub, ("hub_model_id", "hub_token", "hub_private_repo"), "without `--push_to_hub`"),
         ],
     )

@@ -53,6 +53,7 @@ from dim_hf.evaluation.codec_search import best_codec
 from dim_hf.evaluation.codecs import CODECS, Codec, png_bytes
 from dim_hf.evaluation.html_report import write_html_report
 from dim_hf.evaluation.making_sets import SetsRecipe, describe_times, make_fixed_sets, sets_by_name
+from dim_hf.evaluation.names import COMPARED
 from dim_hf.evaluation.protocols import Deployment, list_sources
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.results import describe_job, job_key, read_results
@@ -277,7 +278,8 @@ def describe(
             "many draws in all, if the teacher takes it for another class or gives its class less than that "
             "probability."
         )
-    if "before_matching" in args.controls and pipelines.before is None and {*args.protocols} != {"C"}:
+    compares = not {*COMPARED}.isdisjoint(args.protocols)
+    if "before_matching" in args.controls and pipelines.before is None and compares:
         text += " There is no control from before matching, as no pipeline from before it was found."
     return text
 

@@ -21,8 +21,8 @@ from dim_hf.evaluation.codecs import (
     unpack,
     unpacked,
 )
-from dim_hf.evaluation.judges import DeploymentRecipe
-from dim_hf.evaluation.sources import random_subset
+from dim_hf.evaluation.controls import random_subset
+from dim_hf.evaluation.recipe import DeploymentRecipe
 
 
 LOSSLESS = [name for name, codec in CODECS.items() if codec.lossless]

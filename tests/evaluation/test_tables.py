@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from dim_hf.data import ImageData
-from dim_hf.evaluation.judges import DeploymentRecipe
+from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.sample_grid import GAP, save_sample_grid
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, write_report
 from dim_hf.machine import environment

@@ -6,6 +6,8 @@ PROTOCOLS = {
     "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test images "
     "and batch norm in training mode; for comparison with its own figures only.",
 }
+# Those whose rows are trained alike and compared with the same controls, see `protocols.py`.
+COMPARED = ("A", "B")
 # How the images of a fixed set are chosen, see `fixed_sets.py`.
 SELECTIONS = ("random", "kmeans", "herding")
 GENERATED, BEFORE_MATCHING = "generated images", "generated, before matching"

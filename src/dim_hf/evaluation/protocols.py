@@ -16,7 +16,7 @@ from ..weights import module_bytes
 from .codecs import PNG_FILES, Codec
 from .controls import CONTROLS, Comparison
 from .judges import Stream, predict, train_classifier
-from .names import BEFORE_MATCHING, PROTOCOLS, REAL
+from .names import BEFORE_MATCHING, COMPARED, PROTOCOLS, REAL
 from .protocol_c import LegacyStream, legacy_accuracy
 from .recipe import DeploymentRecipe
 from .sources import Draw, LatentsOf, Source, fixed_source, generated_source, with_soft_labels
@@ -125,7 +125,7 @@ def list_sources(
             fixed_source(before_matching, each, ipc, judge, f"{name}, before matching", control=True)
             for name, each in (selections_before or {}).items()
         ]
-    if fair := ", ".join(sorted(set(protocols) - {"C"})):
+    if fair := ", ".join(sorted({*protocols} & {*COMPARED})):
         # Of the protocols that are compared with the same real images, the larger budget counts.
         budget = module_bytes(pipeline.generator)
         if "A" in protocols:

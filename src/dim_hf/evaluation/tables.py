@@ -13,7 +13,7 @@ from ..data.image_data import ImageData
 from ..files import replace_text
 from ..machine import environment
 from .metrics import augmentation_robust_score, label_robust_score
-from .names import PROTOCOLS, REAL
+from .names import COMPARED, PROTOCOLS, REAL
 from .recipe import DeploymentRecipe
 
 
@@ -135,15 +135,16 @@ def scores(rows: Sequence[Row]) -> list[dict[str, Any]]:
         For each result in protocol A or B with augmentation: `source`, `labels`, `classifier`, `ipc`, and `lrs` and
         `ars` in [0, 1] or `None`. A row without either is left out.
     """
-    means = {(row.source, row.labels, row.augment, row.protocol == "C", row.classifier, row.ipc): row for row in rows}
+    rows = [row for row in rows if row.control or row.protocol in COMPARED]
+    by_kind = {(row.source, row.labels, row.augment, row.classifier, row.ipc): row for row in rows}
 
     def mean(source: str, labels: str, augment: bool, like: Row) -> float | None:
-        row = means.get((source, labels, augment, False, like.classifier, like.ipc))
+        row = by_kind.get((source, labels, augment, like.classifier, like.ipc))
         return row.mean if row else None
 
     found = []
     for row in rows:
-        if row.control or row.protocol == "C" or not row.augment:
+        if row.control or not row.augment:
             continue
         real, hard = mean(REAL["whole"], "hard", True, row), mean(row.source, "hard", True, row)
         random = mean(REAL["random"], row.labels, True, row)
@@ -225,9 +226,9 @@ def describe_protocol(
     if len({each.epochs for each in recipes.values()}) == 1:
         lengths = [f"{recipe.epochs:,}"]
     parts.append(f"Epochs of training: {', '.join(lengths)}.")
-    if set(protocols) != {"C"}:
+    if compared := sorted({*protocols} & {*COMPARED}):
         parts.append(
-            f"Classifiers of {' and '.join(sorted({*protocols} - {'C'}))} and the controls: SGD with a one-cycle "
+            f"Classifiers of {' and '.join(compared)} and the controls: SGD with a one-cycle "
             f"learning rate up to {recipe.learning_rate}, random shifts of up to an eighth of the size, mixed "
             f"precision: {recipe.mixed_precision}. All rows of an ipc take the same steps on batches of the same "
             f"size. Labels are hard and smoothed by {recipe.label_smoothing} where a row does not say otherwise; "

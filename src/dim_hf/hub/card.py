@@ -17,7 +17,7 @@ from huggingface_hub.utils import httpx
 from yaml import YAMLError
 
 from ..classifiers.names import public_name
-from ..evaluation.names import GENERATED
+from ..evaluation.names import COMPARED, GENERATED
 from ..evaluation.tables import Row, results_table
 from ..files import read_json
 from ..weights import module_bytes, weights_digest
@@ -265,7 +265,7 @@ def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) ->
             | ({} if row["std"] is None else {"std": round(row["std"], 4)}),
         )
         for row in metrics["rows"]
-        if row["protocol"] in ("A", "B") and row["augment"] and not row["control"]
+        if row["protocol"] in COMPARED and row["augment"] and not row["control"]
     ]
 
 
