@@ -120,8 +120,9 @@ def main(args: argparse.Namespace) -> None:
             name = args.hub_dataset_id or output_dir.resolve().name
             private = args.hub_private_repo or None
             args.hub_dataset_id = prepare_repository(name, args.hub_token, private, repo_type="dataset")
-    lock = lock_output_dir(output_dir, "generate_dim.py") if accelerator.is_main_process else contextlib.nullcontext()
-    with lock:
+    with contextlib.ExitStack() as at_the_end:
+        if accelerator.is_main_process:
+            at_the_end.callback(lock_output_dir(output_dir, "generate_dim.py").release)
         # 2. Each process writes its shards.
         if accelerator.is_main_process:
             # Another process may have been here since the first check.

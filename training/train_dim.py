@@ -24,7 +24,6 @@ if __name__ == "__main__":
     ARGS = run_script("train_dim.py", parse_args)
 
 import argparse
-import contextlib
 import copy
 import json
 import math
@@ -32,35 +31,24 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from checks import (
-    build_networks,
-    check_accelerator,
-    check_args,
-    check_batch_memory,
-    check_classifiers,
-    check_precision,
-    read_config,
-)
 from continuation import deciding, may_still_change, recorded
-from presets import default_augmentation, network_configs
-from run_folder import check_folder, check_restart, is_branch, keep_until, needed_bytes, set_pipeline
+from filelock import FileLock
+from preparation import Data, Networks, Plan, Start, check, make_networks, make_plan, read_data
+from run_folder import check_restart, keep_until, needed_bytes, set_pipeline
 from torch import nn
 from tqdm.auto import tqdm
-from validation import ValidationInterrupted, makes_finite_images, validate
+from validation import ValidationInterrupted, makes_finite_images, scored_part, validate
 
-from dim_hf.data import ImageData, holdout, load_image_data, normalise
+from dim_hf.data import normalise
 from dim_hf.data.decoding import default_cache_dir
 from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.averages import RunningMeans, update_average
 from dim_hf.distillation.checkpointing import (
-    find_checkpoint,
     leave_models_to_diffusers,
     load_models,
     read_progress,
@@ -82,8 +70,8 @@ from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
-from dim_hf.machine import describe_threads, environment, peak_memory_mib, warn_of_slow_precision
-from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.machine import describe_threads, environment, peak_memory_mib
+from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.randomness import ShuffledOrder
 from dim_hf.weights import is_finite, stored_form, warn_of_storage
@@ -95,86 +83,21 @@ def main(args: argparse.Namespace) -> None:
     # 2. Images, networks, and how long the networks are trained.
     data = read_data(args, start.accelerator)
     networks = make_networks(args, start, data)
-    plan = make_plan(args, start.accelerator, len(data.train))
+    plan = make_plan(args, start, data, networks)
     # 3. From where, and into which folder.
     options, progress = begin_or_go_on(args, start, data, networks, plan)
-    claim = claim_folder(args, start, networks, plan, progress)
+    lock = claim_folder(args, start, networks, plan, progress)
     run = Run(args, start.accelerator, start.output_dir, data, networks, plan, progress)
-    with claim:
+    try:
         # 4. From here on files are made.
         load_or_prepare(run, start)
         pool = make_pool(run)
         record_beginning(run, options)
         train(run, pool)
         finish(run)
-
-
-@dataclass(frozen=True)
-class Start:
-    """
-    What is known before data is read.
-
-    Args:
-        configs: The entries of the generator's and the discriminator's config that the user gives.
-        checkpoint: What the run goes on from, if anything.
-        branched: Whether that is of another folder.
-        goes_on: Whether the run is to go on in its own folder.
-    """
-
-    accelerator: Accelerator
-    output_dir: Path
-    configs: tuple[dict[str, Any], dict[str, Any]]
-    checkpoint: Path | None
-    branched: bool
-    goes_on: bool
-
-
-@dataclass(frozen=True)
-class Data:
-    """The part that is trained on and the part held out, on the device, and the fingerprint of both together."""
-
-    train: ImageData
-    validation: ImageData
-    fingerprint: str
-
-
-@dataclass
-class Networks:
-    """Both networks, their optimisers, the generator's average, and that of the best validation so far."""
-
-    generator: nn.Module
-    discriminator: nn.Module
-    generator_optimizer: Any
-    discriminator_optimizer: Any
-    ema_generator: DiMGenerator
-    best_generator: DiMGenerator
-    # The first two without what Accelerate wraps around them, and the configs that they were made of.
-    plain_generator: DiMGenerator
-    plain_discriminator: DiMDiscriminator
-    configs: dict[str, dict[str, Any]]
-
-    @property
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds, by the name of the subfolder."""
-        return {
-            "generator": self.plain_generator,
-            "discriminator": self.plain_discriminator,
-            "ema_generator": self.ema_generator,
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a run takes, in optimiser steps of `global_batch_size` images."""
-
-    global_batch_size: int
-    adversarial_steps: int
-    match_steps: int
-    validation_steps: int
-
-    @property
-    def total_steps(self) -> int:
-        return self.adversarial_steps + self.match_steps
+    finally:
+        if lock:
+            lock.release()
 
 
 @dataclass(frozen=True)
@@ -190,99 +113,6 @@ class Run:
     progress: dict[str, Any]
 
 
-def check(args: argparse.Namespace) -> Start:
-    check_args(args)
-    configs = (
-        read_config("generator_config", args.generator_config, DiMGenerator),
-        read_config("discriminator_config", args.discriminator_config, DiMDiscriminator),
-    )
-    check_precision(args.mixed_precision)
-    output_dir, resume = Path(args.output_dir), args.resume_from_checkpoint
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=output_dir / "logs",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            # Processes wait for the first one to decode, to train a pool and to validate, longer than usual.
-            InitProcessGroupKwargs(timeout=timedelta(days=1)),
-        ],
-    )
-    check_accelerator(accelerator, args)
-    checkpoint, damaged = find_checkpoint(output_dir, resume) if resume else (None, [])
-    branched = is_branch(checkpoint, output_dir)
-    goes_on = bool(resume) and not branched
-    if accelerator.is_main_process:
-        check_folder(output_dir, checkpoint, goes_on)
-        for reason in damaged:
-            print(f"{reason}; going on from {checkpoint}.")
-        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
-    return Start(accelerator, output_dir, configs, checkpoint, branched, goes_on)
-
-
-def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
-    with accelerator.main_process_first():
-        data = load_image_data(
-            args.dataset_name,
-            args.train_split,
-            dataset_config_name=args.dataset_config_name,
-            train_data_dir=args.train_data_dir,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            resolution=args.resolution,
-            cache_dir=args.cache_dir,
-            num_workers=args.dataloader_num_workers,
-            max_samples=args.max_train_samples,
-            revision=args.revision,
-        )
-    accelerator.print(data.describe())
-    check_classifiers(args, data)
-    check_batch_memory(args.train_batch_size, data)
-    train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
-    if args.augmentation is None:
-        args.augmentation = default_augmentation(len(train))
-    return Data(train, validation, data.fingerprint)
-
-
-def make_networks(args: argparse.Namespace, start: Start, data: Data) -> Networks:
-    # Weights are the first that is drawn.
-    set_seed(args.seed)
-    images, device = data.train, start.accelerator.device
-    generator_config, discriminator_config = network_configs(
-        args.preset, images.size, images.channels, images.num_classes
-    )
-    generator_config |= start.configs[0]
-    discriminator_config |= {"auxiliary": args.class_loss_weight > 0} | start.configs[1]
-    generator, discriminator = build_networks(args, generator_config, discriminator_config, images)
-    if device.type == "cpu":
-        # A step takes an eighth less time (docs/results.md). What is saved has ordinary strides all the same.
-        generator.to(memory_format=torch.channels_last)
-        discriminator.to(memory_format=torch.channels_last)
-    ema_generator = copy.deepcopy(generator).to(device).eval().requires_grad_(False)
-    betas = (args.adam_beta1, args.adam_beta2)
-    return Networks(
-        generator,
-        discriminator,
-        torch.optim.Adam(generator.parameters(), lr=args.learning_rate, betas=betas),
-        torch.optim.Adam(discriminator.parameters(), lr=args.discr_learning_rate, betas=betas),
-        ema_generator,
-        copy.deepcopy(ema_generator),
-        generator,
-        discriminator,
-        {"generator_config": generator_config, "discriminator_config": discriminator_config},
-    )
-
-
-def make_plan(args: argparse.Namespace, accelerator: Accelerator, num_images: int) -> Plan:
-    global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(num_images / global_batch_size)
-    adversarial_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
-    match_steps = args.num_match_epochs * steps_per_epoch if args.max_match_steps is None else args.max_match_steps
-    validation_steps = args.validation_steps or math.ceil((adversarial_steps + match_steps) / 8)
-    return Plan(global_batch_size, adversarial_steps, match_steps, validation_steps)
-
-
 def begin_or_go_on(
     args: argparse.Namespace, start: Start, data: Data, networks: Networks, plan: Plan
 ) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -294,13 +124,16 @@ def begin_or_go_on(
         "mixed_precision": start.accelerator.mixed_precision,
         "num_processes": start.accelerator.num_processes,
         "adversarial_steps": plan.adversarial_steps,
+        "validation_epochs": plan.validation.epochs,
     }
+    validation = {"ipc": plan.validation.ipc, "images": plan.validation.images}
     progress = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding(options)}
+    progress["validation"] = validation
     if start.checkpoint is None:
         if start.goes_on:
             check_restart(start.output_dir, deciding(options))
         return options, progress
-    progress = read_progress(start.checkpoint, deciding(options), may_still_change)
+    progress = read_progress(start.checkpoint, deciding(options), may_still_change) | {"validation": validation}
     if progress["step"] > plan.total_steps or (start.branched and progress["step"] == plan.total_steps):
         raise ValueError(
             f"`--resume_from_checkpoint` {start.checkpoint} is of step {progress['step']:,}, and the run ends at step "
@@ -314,11 +147,11 @@ def begin_or_go_on(
 
 def claim_folder(
     args: argparse.Namespace, start: Start, networks: Networks, plan: Plan, progress: dict[str, Any]
-) -> contextlib.AbstractContextManager:
-    """Checks that the folder takes the run and the Hub its pipeline; returns the folder's lock."""
+) -> FileLock | None:
+    """Checks that the folder takes the run and the Hub its pipeline; gives the main process the folder's lock."""
     if not start.accelerator.is_main_process:
         start.accelerator.wait_for_everyone()
-        return contextlib.nullcontext()
+        return None
     output_dir, generator, discriminator = start.output_dir, networks.plain_generator, networks.plain_discriminator
     saves = math.ceil((plan.total_steps - progress["step"]) / args.checkpointing_steps) + start.branched
     needed = needed_bytes(output_dir, generator, discriminator, saves, args.checkpoints_total_limit)
@@ -397,11 +230,12 @@ def record_beginning(run: Run, options: dict[str, Any]) -> None:
     threads = f", {describe_threads(accelerator.num_processes)}" if accelerator.device.type == "cpu" else ""
     accelerator.print(
         f"{len(train):,} images of {train.num_classes} classes, {train.channels} x {train.size} x {train.size}; "
-        f"{len(run.data.validation):,} held out for validation\n"
+        f"{len(run.data.validation):,} held out\n"
         f"generator {networks.plain_generator.num_parameters():,} parameters, discriminator "
         f"{networks.plain_discriminator.num_parameters():,}; preset {run.args.preset}\n"
         f"{plan.adversarial_steps:,} adversarial steps, then {plan.match_steps:,} with matching, of "
-        f"{plan.global_batch_size} images, on {accelerator.num_processes} x {accelerator.device}{threads}"
+        f"{plan.global_batch_size} images, on {accelerator.num_processes} x {accelerator.device}{threads}\n"
+        f"{plan.validation}"
     )
 
 
@@ -503,7 +337,7 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
 
             # What is due after this step.
             due_log = step % args.logging_steps == 0 or step == plan.total_steps
-            due_validation = step % plan.validation_steps == 0 or step in (plan.adversarial_steps, plan.total_steps)
+            due_validation = step % plan.validation.steps == 0 or step in (plan.adversarial_steps, plan.total_steps)
             due_checkpoint = step % args.checkpointing_steps == 0 or step == plan.total_steps
             interrupted = stop_all()
             if not (due_log or due_validation or due_checkpoint or interrupted):
@@ -553,12 +387,17 @@ def conclude(
     """
     accelerator, progress, step = run.accelerator, run.progress, run.progress["step"]
     progress["seconds"] = time.perf_counter() - began
-    if validating and accelerator.is_main_process:
-        try:
-            record = record | select(run, stop, bar)
-        except ValidationInterrupted:
-            # The continuation begins with it.
-            progress["pending"], saving, interrupted = record, True, True
+    if validating:
+        if accelerator.is_main_process:
+            try:
+                record = record | select(run, stop, bar)
+            except ValidationInterrupted:
+                # The continuation begins with it.
+                progress["pending"] = record
+        pending = torch.tensor(float("pending" in progress), device=accelerator.device)
+        if accelerator.reduce(pending) > 0:
+            progress.setdefault("pending", record)
+            interrupted = True
         progress["seconds"] = time.perf_counter() - began
     if accelerator.is_main_process and "pending" not in progress:
         line = {
@@ -593,10 +432,11 @@ def select(run: Run, stop: Callable[[], bool], bar: tqdm) -> dict[str, float]:
     if not makes_finite_images(networks.ema_generator):
         raise not_finite("generated images", step)
     pipeline = make_pipeline(run, networks.ema_generator)
-    accuracy = validate(pipeline.generator, run.data.validation, args, run.accelerator, stop)
+    held_out, plan = scored_part(run.data.validation, run.plan.validation, args.seed), run.plan.validation
+    accuracy = validate(pipeline.generator, held_out, plan, args, run.accelerator, stop)
     record = {"validation/accuracy": accuracy}
     if args.storage not in (None, "float32") and step == run.plan.total_steps:
-        full = validate(networks.ema_generator, run.data.validation, args, run.accelerator, stop)
+        full = validate(networks.ema_generator, held_out, plan, args, run.accelerator, stop)
         record["validation/accuracy_in_float32"] = full
         warn_of_storage(args.storage, accuracy, full, "validation accuracy")
     save_sample_grid(pipeline, run.output_dir / "samples" / f"step-{step:07d}.png")
