@@ -1,4 +1,4 @@
-"""What a run of `train_dim.py` has before it makes a file: checked settings, images, networks and a plan."""
+"""The stages of `train_dim.py` that come before any file is written: checks, data, networks and the plan."""
 
 import argparse
 import copy
@@ -35,13 +35,13 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 @dataclass(frozen=True)
 class Start:
     """
-    What is known before data is read.
+    What is known before any data is read.
 
     Args:
-        configs: The entries of the generator's and the discriminator's config that the user gives.
-        checkpoint: What the run goes on from, if anything.
-        branched: Whether that is of another folder.
-        goes_on: Whether the run is to go on in its own folder.
+        configs: Entries of the generator's and the discriminator's config that the user sets.
+        checkpoint: The checkpoint to resume from, if any.
+        branched: Whether the checkpoint belongs to another folder.
+        goes_on: Whether the run continues in its own folder.
     """
 
     accelerator: Accelerator
@@ -54,7 +54,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Data:
-    """The part that is trained on and the part held out, on the device, and the fingerprint of both together."""
+    """The training part and the held-out part, on the device, and the fingerprint of the whole data set."""
 
     train: ImageData
     validation: ImageData
@@ -63,7 +63,7 @@ class Data:
 
 @dataclass
 class Networks:
-    """Both networks, their optimisers, the generator's average, and that of the best validation so far."""
+    """Both networks and their optimisers, the averaged generator, and the average that validated best so far."""
 
     generator: nn.Module
     discriminator: nn.Module
@@ -71,14 +71,14 @@ class Networks:
     discriminator_optimizer: Any
     ema_generator: DiMGenerator
     best_generator: DiMGenerator
-    # The first two without what Accelerate wraps around them, and the configs that they were made of.
+    # The first two without Accelerate's wrappers, and the configs they were built from.
     plain_generator: DiMGenerator
     plain_discriminator: DiMDiscriminator
     configs: dict[str, dict[str, Any]]
 
     @property
     def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds, by the name of the subfolder."""
+        """The networks in a checkpoint, by subfolder."""
         return {
             "generator": self.plain_generator,
             "discriminator": self.plain_discriminator,
@@ -156,7 +156,7 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
 
 
 def make_networks(args: argparse.Namespace, start: Start, data: Data) -> Networks:
-    # Weights are the first that is drawn.
+    # The initial weights are the first draw from the global generator.
     set_seed(args.seed)
     images, device = data.train, start.accelerator.device
     generator_config, discriminator_config = network_configs(

@@ -78,18 +78,18 @@ from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
 def main(args: argparse.Namespace) -> None:
-    # 1. What settings, files and folders alone show to be wrong is refused before data is read.
+    # 1. Settings, files and folders are checked before data is read.
     start = check(args)
     # 2. Images, networks, and how long the networks are trained.
     data = read_data(args, start.accelerator)
     networks = make_networks(args, start, data)
     plan = make_plan(args, start, data, networks)
-    # 3. From where, and into which folder.
+    # 3. Where the run starts, and the folder it writes to.
     options, progress = begin_or_go_on(args, start, data, networks, plan)
     lock = claim_folder(args, start, networks, plan, progress)
     run = Run(args, start.accelerator, start.output_dir, data, networks, plan, progress)
     try:
-        # 4. From here on files are made.
+        # 4. From here on files are written.
         load_or_prepare(run, start)
         pool = make_pool(run)
         record_beginning(run, options)
@@ -102,7 +102,7 @@ def main(args: argparse.Namespace) -> None:
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages below share. `progress` is what a checkpoint records beside the weights."""
+    """What the stages share. `progress` is what a checkpoint records beside the weights."""
 
     args: argparse.Namespace
     accelerator: Accelerator
@@ -116,7 +116,7 @@ class Run:
 def begin_or_go_on(
     args: argparse.Namespace, start: Start, data: Data, networks: Networks, plan: Plan
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options as they are recorded, and the progress: none, or that of the checkpoint, which must be of them."""
+    """The options to record, and the progress so far: none, or that of a checkpoint with the same options."""
     options = recorded(args) | {
         "dataset_name": local_or_hub(args.dataset_name),
         "data_fingerprint": data.fingerprint,
@@ -148,7 +148,7 @@ def begin_or_go_on(
 def claim_folder(
     args: argparse.Namespace, start: Start, networks: Networks, plan: Plan, progress: dict[str, Any]
 ) -> FileLock | None:
-    """Checks that the folder takes the run and the Hub its pipeline; gives the main process the folder's lock."""
+    """Checks disk space and access to the Hub, and locks the folder; only the main process gets a lock."""
     if not start.accelerator.is_main_process:
         start.accelerator.wait_for_everyone()
         return None
@@ -165,7 +165,7 @@ def claim_folder(
 
 
 def load_or_prepare(run: Run, start: Start) -> None:
-    """Hands networks and optimisers to Accelerate, and makes them and the folder what they were at the checkpoint."""
+    """Prepares networks and optimisers with Accelerate; restores them and the folder from a checkpoint, if any."""
     networks, plan, progress = run.networks, run.plan, run.progress
     (
         networks.generator,
@@ -241,8 +241,8 @@ def record_beginning(run: Run, options: dict[str, Any]) -> None:
 
 def train(run: Run, pool: Sequence[nn.Module]) -> None:
     """
-    The loop. Whatever is random in a step is a function of (seed, step, process) alone, so a resumed run needs no
-    random state to go on exactly as the interrupted one would have.
+    The loop. Whatever is random in a step depends only on (seed, step, process), so a resumed run needs no random
+    state to continue exactly as the interrupted one would have.
     """
     args, accelerator, networks, plan, progress = run.args, run.accelerator, run.networks, run.plan, run.progress
     generator, discriminator = networks.generator, networks.discriminator
@@ -357,7 +357,7 @@ def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -
     wrong = [name.removeprefix("loss/") for name, value in record.items() if not math.isfinite(value)]
     if wrong:
         raise not_finite(f"loss {', '.join(wrong)}", step)
-    # A step can spoil weights by losses that are still numbers.
+    # A step can spoil the weights although its losses were still finite.
     if not is_finite(*networks.saved.values()):
         raise not_finite("weights", step)
 
@@ -380,10 +380,10 @@ def conclude(
     bar: tqdm,
 ) -> None:
     """
-    What is due after a step: validation, a record of the log, a checkpoint.
+    Does what is due after a step: validation, a log record, a checkpoint.
 
     Raises:
-        SystemExit: If it was interrupted before the last step, with status 130.
+        SystemExit: With status 130, if the run was interrupted before its last step.
     """
     accelerator, progress, step = run.accelerator, run.progress, run.progress["step"]
     progress["seconds"] = time.perf_counter() - began
@@ -423,10 +423,10 @@ def conclude(
 
 def select(run: Run, stop: Callable[[], bool], bar: tqdm) -> dict[str, float]:
     """
-    Validates the average as it would be stored, and makes it the folder's pipeline if it is the best so far.
+    Validates the averaged generator in its stored form; the best so far becomes the folder's pipeline.
 
     Returns:
-        What of it is logged.
+        The scores to log.
     """
     args, networks, progress, step = run.args, run.networks, run.progress, run.progress["step"]
     if not makes_finite_images(networks.ema_generator):
@@ -461,7 +461,7 @@ def save(run: Run) -> None:
 
 
 def make_pipeline(run: Run, generator: DiMGenerator) -> DiMPipeline:
-    """A pipeline of a copy of the generator's present weights, as they are once they are stored."""
+    """A pipeline with a copy of the generator's current weights in their stored form."""
     pipeline = DiMPipeline(copy.deepcopy(generator), id2label=dict(enumerate(run.data.train.class_names)))
     pipeline = stored_form(pipeline, run.args.storage)
     pipeline.set_progress_bar_config(disable=True)
