@@ -1,4 +1,4 @@
-"""What `train_dim.py` refuses before any work: settings, networks' configs, trackers and precisions that cannot be."""
+"""What `train_dim.py` refuses before any work: invalid settings, network configs, trackers and precisions."""
 
 import argparse
 import copy
@@ -65,7 +65,7 @@ def check_report_to(tracker: str) -> None:
 
 
 def check_hub(args: argparse.Namespace) -> None:
-    """What of a push can be refused without asking the Hub."""
+    """Refuses a push that cannot succeed, as far as that is known without asking the Hub."""
     if not args.push_to_hub:
         return
     check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
@@ -77,7 +77,7 @@ def check_hub(args: argparse.Namespace) -> None:
 
 
 def check_precision(mixed_precision: str | None) -> None:
-    """Refuses a precision that accelerate's configuration names and this script has no use for."""
+    """Refuses a precision in accelerate's configuration that this script does not support."""
     precision = mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
     if precision not in ("no", "fp16", "bf16"):
         raise ValueError(
@@ -87,7 +87,7 @@ def check_precision(mixed_precision: str | None) -> None:
 
 
 def check_accelerator(accelerator: Accelerator, args: argparse.Namespace) -> None:
-    """Refuses what the device, or accelerate's configuration, would silently make something else of."""
+    """Refuses settings that the device or accelerate's configuration would silently change."""
     device = accelerator.device.type
     if accelerator.mixed_precision == "fp16" and device == "cpu":
         whose = "`--mixed_precision`" if args.mixed_precision else "accelerate's configuration"
@@ -204,7 +204,7 @@ def try_networks(generator: DiMGenerator, discriminator: DiMDiscriminator, data:
 
 
 def check_batch_memory(train_batch_size: int, data: ImageData) -> None:
-    """Refuses a batch whose images alone, real, generated and joined, would not fit into memory."""
+    """Refuses a batch whose images (real, generated and concatenated) would not fit in memory."""
     needed = train_batch_size * data.channels * data.size**2 * 4 * 4
     if needed > (memory := psutil.virtual_memory().available):
         raise ValueError(

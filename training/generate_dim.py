@@ -5,8 +5,8 @@ Writes generated images to disk as a data set: parquet shards of an image and a 
     accelerate launch training/generate_dim.py --pipeline out/fashion --ipc 100000 --output_dir out/fashion-1m \
         --push_to_hub --hub_dataset_id me/fashion-generated
 
-Every shard has all classes in turn and is a function of the weights and the settings alone. With several processes
-the shards are shared out. A shard is written aside and renamed; the same command goes on where it was interrupted.
+Every shard cycles through all classes and depends only on the weights and the settings. Several processes share the
+shards. A shard is written aside and renamed; after an interruption the same command continues.
 """
 
 import argparse
@@ -87,7 +87,7 @@ from dim_hf.streams.generated import DiMDataset, to_pil
 
 
 def main(args: argparse.Namespace) -> None:
-    # 1. Settings are checked before anything is made; first what arguments and folders alone can tell.
+    # 1. Settings are checked before anything is made, arguments and folders first.
     if args.push_to_hub:
         check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
     check_pipeline("pipeline", args.pipeline)
@@ -121,8 +121,9 @@ def main(args: argparse.Namespace) -> None:
             name = args.hub_dataset_id or output_dir.resolve().name
             private = args.hub_private_repo or None
             args.hub_dataset_id = prepare_repository(name, args.hub_token, private, repo_type="dataset")
-    lock = lock_output_dir(output_dir, "generate_dim.py") if accelerator.is_main_process else contextlib.nullcontext()
-    with lock:
+    with contextlib.ExitStack() as at_the_end:
+        if accelerator.is_main_process:
+            at_the_end.callback(lock_output_dir(output_dir, "generate_dim.py").release)
         # 2. Each process writes its shards.
         if accelerator.is_main_process:
             # Another process may have been here since the first check.

@@ -29,11 +29,11 @@ from dim_hf.pipelines import DiMPipeline
 
 def check_folder(output_dir: Path, checkpoint: Path | None, goes_on: bool) -> None:
     """
-    Refuses, before any work, a folder that a run cannot be written to or would take something away from.
+    Refuses, before any work, a folder that cannot be written to or whose content the run would destroy.
 
     Args:
-        checkpoint: What the run goes on from, if anything.
-        goes_on: Whether it is to go on in this folder, rather than begin or branch off into it.
+        checkpoint: The checkpoint to resume from, if any.
+        goes_on: Whether the run continues in this folder, rather than beginning in it or branching off into it.
     """
     if not goes_on and (found := [path.name for path in reversed(checkpoints(output_dir))]):
         raise FileExistsError(
@@ -52,13 +52,13 @@ def check_folder(output_dir: Path, checkpoint: Path | None, goes_on: bool) -> No
 
 
 def is_branch(checkpoint: Path | None, output_dir: Path) -> bool:
-    """Whether a run goes on from a checkpoint of another folder than its own."""
+    """Whether a run resumes from a checkpoint of another folder."""
     return checkpoint is not None and checkpoint.parent.resolve() != output_dir.resolve()
 
 
 def check_restart(output_dir: Path, options: dict[str, Any]) -> None:
     """
-    Refuses to begin again, where there is no checkpoint to go on from, over a pipeline of other settings.
+    Refuses to start over a pipeline of other settings where there is no checkpoint to resume from.
 
     Args:
         options: The settings that decide the result.
@@ -90,15 +90,15 @@ def needed_bytes(
     total_limit: int,
 ) -> int:
     """
-    The space that a run's checkpoints and pipelines take beyond what is there: the checkpoints in the folder give way
-    to the new ones.
+    Additional disk space for a run's checkpoints and pipelines; checkpoints already in the folder make room for the
+    new ones.
 
     Args:
-        saves: Checkpoints that are still to be saved.
+        saves: Number of checkpoints yet to be saved.
         total_limit: How many are kept, of which the newest stays until the one being written is complete.
     """
     small, large = (4 * model.num_parameters() for model in (generator, discriminator))
-    # Of each network the weights and two moments; of the generator the average and the best one, too.
+    # Weights and two moments of each network; of the generator also the average and the best.
     checkpoint = 5 * small + 3 * large
     there = sum(file.stat().st_size for path in checkpoints(output_dir) for file in path.rglob("*") if file.is_file())
     pipelines = 3 * small
@@ -111,7 +111,7 @@ def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
         if not (folder / "model_index.json").is_file() or not _holds(folder, pipeline.generator):
             replace_pipeline(pipeline, folder)
         return
-    # Without its index a folder is no pipeline.
+    # Without its index a folder is not a pipeline.
     for name in ("model_index.json", "pipeline.py"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / "generator", ignore_errors=True)
@@ -130,10 +130,10 @@ def _holds(folder: Path, generator: DiMGenerator) -> bool:
 
 
 def keep_until(output_dir: Path, step: int) -> None:
-    """Drops what was logged, and what pictures were made, after the checkpoint that a run goes on from."""
+    """Drops log records and sample grids made after the checkpoint that a run resumes from."""
     path = output_dir / "metrics.jsonl"
     if path.exists():
-        # Of an interruption there may be a torn line.
+        # An interruption may have left an incomplete line.
         lines = [
             line for line in read_json_lines(path) if isinstance(line, dict) and line.get("step", math.inf) <= step
         ]

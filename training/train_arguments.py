@@ -115,10 +115,16 @@ def make_parser() -> Parser:
 
     validation = parser.add_argument_group("validation (a short deployment, scored on the part held out of train)")
     validation.add_argument(
-        "--validation_steps", type=positive_int, help="steps between validations; default: eight times in a run"
+        "--validation_steps",
+        type=positive_int,
+        help="steps between validations; default: up to eight in a run, for a tenth of its time together",
     )
     validation.add_argument("--validation_classifier", default="convnet3", help="as in --pool, without a weight")
-    validation.add_argument("--validation_epochs", type=positive_int, default=100, help="each of 10 images per class")
+    validation.add_argument(
+        "--validation_epochs",
+        type=positive_int,
+        help="of 10 images per class; default: up to 100, for a tenth of the time of the run together",
+    )
 
     hub = parser.add_argument_group("Hugging Face Hub")
     add_hub_arguments(

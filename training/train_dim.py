@@ -32,35 +32,24 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from checks import (
-    build_networks,
-    check_accelerator,
-    check_args,
-    check_batch_memory,
-    check_classifiers,
-    check_precision,
-    read_config,
-)
 from continuation import deciding, may_still_change, recorded
-from presets import default_augmentation, network_configs
-from run_folder import check_folder, check_restart, is_branch, keep_until, needed_bytes, set_pipeline
+from filelock import FileLock
+from preparation import Data, Networks, Plan, Start, check, make_networks, make_plan, read_data
+from run_folder import check_restart, keep_until, needed_bytes, set_pipeline
 from torch import nn
 from tqdm.auto import tqdm
-from validation import ValidationInterrupted, makes_finite_images, validate
+from validation import ValidationInterrupted, makes_finite_images, scored_part, validate
 
-from dim_hf.data import ImageData, holdout, load_image_data, normalise
+from dim_hf.data import normalise
 from dim_hf.data.decoding import default_cache_dir
 from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.averages import RunningMeans, update_average
 from dim_hf.distillation.checkpointing import (
-    find_checkpoint,
     leave_models_to_diffusers,
     load_models,
     read_progress,
@@ -83,106 +72,39 @@ from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
-from dim_hf.machine import describe_threads, environment, peak_memory_mib, warn_of_slow_precision
-from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.machine import describe_threads, environment, peak_memory_mib
+from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.randomness import ShuffledOrder
 from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
 def main(args: argparse.Namespace) -> None:
-    # 1. What settings, files and folders alone show to be wrong is refused before data is read.
+    # 1. Settings, files and folders are checked before data is read.
     start = check(args)
     # 2. Images, networks, and how long the networks are trained.
     data = read_data(args, start.accelerator)
     networks = make_networks(args, start, data)
-    plan = make_plan(args, start.accelerator, len(data.train))
-    # 3. From where, and into which folder.
+    plan = make_plan(args, start, data, networks)
+    # 3. Where the run starts, and the folder it writes to.
     options, progress = begin_or_go_on(args, start, data, networks, plan)
-    claim = claim_folder(args, start, networks, plan, progress)
+    lock = claim_folder(args, start, networks, plan, progress)
     run = Run(args, start.accelerator, start.output_dir, data, networks, plan, progress)
-    with claim:
-        # 4. From here on files are made.
+    try:
+        # 4. From here on files are written.
         load_or_prepare(run, start)
         pool = make_pool(run)
         record_beginning(run, options)
         train(run, pool)
         finish(run)
-
-
-@dataclass(frozen=True)
-class Start:
-    """
-    What is known before data is read.
-
-    Args:
-        configs: The entries of the generator's and the discriminator's config that the user gives.
-        checkpoint: What the run goes on from, if anything.
-        branched: Whether that is of another folder.
-        goes_on: Whether the run is to go on in its own folder.
-    """
-
-    accelerator: Accelerator
-    output_dir: Path
-    configs: tuple[dict[str, Any], dict[str, Any]]
-    checkpoint: Path | None
-    branched: bool
-    goes_on: bool
-
-
-@dataclass(frozen=True)
-class Data:
-    """The part that is trained on and the part held out, on the device, and the fingerprint of both together."""
-
-    train: ImageData
-    validation: ImageData
-    fingerprint: str
-
-
-@dataclass
-class Networks:
-    """Both networks, their optimisers, the generator's average, and that of the best validation so far."""
-
-    generator: nn.Module
-    discriminator: nn.Module
-    generator_optimizer: Any
-    discriminator_optimizer: Any
-    ema_generator: DiMGenerator
-    best_generator: DiMGenerator
-    # The first two without what Accelerate wraps around them, and the configs that they were made of.
-    plain_generator: DiMGenerator
-    plain_discriminator: DiMDiscriminator
-    configs: dict[str, dict[str, Any]]
-
-    @property
-    def saved(self) -> dict[str, Any]:
-        """What a checkpoint holds, by the name of the subfolder."""
-        return {
-            "generator": self.plain_generator,
-            "discriminator": self.plain_discriminator,
-            "ema_generator": self.ema_generator,
-        }
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How long a run takes, in optimiser steps of `global_batch_size` images."""
-
-    global_batch_size: int
-    adversarial_steps: int
-    match_steps: int
-    validation_steps: int
-    # The step from which the generator's weights are rounded as they will be stored; `None`: never.
-    rounded_from: int | None
-
-    @property
-    def total_steps(self) -> int:
-        return self.adversarial_steps + self.match_steps
+    finally:
+        if lock:
+            lock.release()
 
 
 @dataclass(frozen=True)
 class Run:
-    """What the stages below share. `progress` is what a checkpoint records beside the weights."""
+    """What the stages share. `progress` is what a checkpoint records beside the weights."""
 
     args: argparse.Namespace
     accelerator: Accelerator
@@ -193,109 +115,10 @@ class Run:
     progress: dict[str, Any]
 
 
-def check(args: argparse.Namespace) -> Start:
-    check_args(args)
-    configs = (
-        read_config("generator_config", args.generator_config, DiMGenerator),
-        read_config("discriminator_config", args.discriminator_config, DiMDiscriminator),
-    )
-    check_precision(args.mixed_precision)
-    output_dir, resume = Path(args.output_dir), args.resume_from_checkpoint
-    accelerator = Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
-        project_dir=output_dir / "logs",
-        kwargs_handlers=[
-            DistributedDataParallelKwargs(broadcast_buffers=False),
-            # Processes wait for the first one to decode, to train a pool and to validate, longer than usual.
-            InitProcessGroupKwargs(timeout=timedelta(days=1)),
-        ],
-    )
-    check_accelerator(accelerator, args)
-    checkpoint, damaged = find_checkpoint(output_dir, resume) if resume else (None, [])
-    branched = is_branch(checkpoint, output_dir)
-    goes_on = bool(resume) and not branched
-    if accelerator.is_main_process:
-        check_folder(output_dir, checkpoint, goes_on)
-        for reason in damaged:
-            print(f"{reason}; going on from {checkpoint}.")
-        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
-    return Start(accelerator, output_dir, configs, checkpoint, branched, goes_on)
-
-
-def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
-    with accelerator.main_process_first():
-        data = load_image_data(
-            args.dataset_name,
-            args.train_split,
-            dataset_config_name=args.dataset_config_name,
-            train_data_dir=args.train_data_dir,
-            image_column=args.image_column,
-            label_column=args.label_column,
-            resolution=args.resolution,
-            cache_dir=args.cache_dir,
-            num_workers=args.dataloader_num_workers,
-            max_samples=args.max_train_samples,
-            revision=args.revision,
-        )
-    accelerator.print(data.describe())
-    check_classifiers(args, data)
-    check_batch_memory(args.train_batch_size, data)
-    train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
-    if args.augmentation is None:
-        args.augmentation = default_augmentation(len(train))
-    return Data(train, validation, data.fingerprint)
-
-
-def make_networks(args: argparse.Namespace, start: Start, data: Data) -> Networks:
-    # Weights are the first that is drawn.
-    set_seed(args.seed)
-    images, device = data.train, start.accelerator.device
-    generator_config, discriminator_config = network_configs(
-        args.preset, images.size, images.channels, images.num_classes
-    )
-    generator_config |= start.configs[0]
-    discriminator_config |= {"auxiliary": args.class_loss_weight > 0} | start.configs[1]
-    generator, discriminator = build_networks(args, generator_config, discriminator_config, images)
-    if device.type == "cpu":
-        # A step takes an eighth less time (docs/results.md). What is saved has ordinary strides all the same.
-        generator.to(memory_format=torch.channels_last)
-        discriminator.to(memory_format=torch.channels_last)
-    ema_generator = copy.deepcopy(generator).to(device).eval().requires_grad_(False)
-    betas = (args.adam_beta1, args.adam_beta2)
-    return Networks(
-        generator,
-        discriminator,
-        torch.optim.Adam(generator.parameters(), lr=args.learning_rate, betas=betas),
-        torch.optim.Adam(discriminator.parameters(), lr=args.discr_learning_rate, betas=betas),
-        ema_generator,
-        copy.deepcopy(ema_generator),
-        generator,
-        discriminator,
-        {"generator_config": generator_config, "discriminator_config": discriminator_config},
-    )
-
-
-def make_plan(args: argparse.Namespace, accelerator: Accelerator, num_images: int) -> Plan:
-    global_batch_size = args.train_batch_size * accelerator.num_processes * args.gradient_accumulation_steps
-    steps_per_epoch = math.ceil(num_images / global_batch_size)
-    adversarial_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
-    match_steps = args.num_match_epochs * steps_per_epoch if args.max_match_steps is None else args.max_match_steps
-    validation_steps = args.validation_steps or math.ceil((adversarial_steps + match_steps) / 8)
-    rounded_from = adversarial_steps + match_steps - args.rounded_steps if args.rounded_steps else None
-    if rounded_from is not None and rounded_from < 0:
-        raise ValueError(
-            f"`--rounded_steps` is {args.rounded_steps:,}; valid are 0 to {adversarial_steps + match_steps:,}, the "
-            "steps of the run."
-        )
-    return Plan(global_batch_size, adversarial_steps, match_steps, validation_steps, rounded_from)
-
-
 def begin_or_go_on(
     args: argparse.Namespace, start: Start, data: Data, networks: Networks, plan: Plan
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The options as they are recorded, and the progress: none, or that of the checkpoint, which must be of them."""
+    """The options to record, and the progress so far: none, or that of a checkpoint with the same options."""
     options = recorded(args) | {
         "dataset_name": local_or_hub(args.dataset_name),
         "data_fingerprint": data.fingerprint,
@@ -304,13 +127,16 @@ def begin_or_go_on(
         "num_processes": start.accelerator.num_processes,
         "adversarial_steps": plan.adversarial_steps,
         "rounded_from": plan.rounded_from,
+        "validation_epochs": plan.validation.epochs,
     }
+    validation = {"ipc": plan.validation.ipc, "images": plan.validation.images}
     progress = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding(options)}
+    progress["validation"] = validation
     if start.checkpoint is None:
         if start.goes_on:
             check_restart(start.output_dir, deciding(options))
         return options, progress
-    progress = read_progress(start.checkpoint, deciding(options), may_still_change)
+    progress = read_progress(start.checkpoint, deciding(options), may_still_change) | {"validation": validation}
     if progress["step"] > plan.total_steps or (start.branched and progress["step"] == plan.total_steps):
         raise ValueError(
             f"`--resume_from_checkpoint` {start.checkpoint} is of step {progress['step']:,}, and the run ends at step "
@@ -324,11 +150,11 @@ def begin_or_go_on(
 
 def claim_folder(
     args: argparse.Namespace, start: Start, networks: Networks, plan: Plan, progress: dict[str, Any]
-) -> contextlib.AbstractContextManager:
-    """Checks that the folder takes the run and the Hub its pipeline; returns the folder's lock."""
+) -> FileLock | None:
+    """Checks disk space and access to the Hub, and locks the folder; only the main process gets a lock."""
     if not start.accelerator.is_main_process:
         start.accelerator.wait_for_everyone()
-        return contextlib.nullcontext()
+        return None
     output_dir, generator, discriminator = start.output_dir, networks.plain_generator, networks.plain_discriminator
     saves = math.ceil((plan.total_steps - progress["step"]) / args.checkpointing_steps) + start.branched
     needed = needed_bytes(output_dir, generator, discriminator, saves, args.checkpoints_total_limit)
@@ -342,7 +168,7 @@ def claim_folder(
 
 
 def load_or_prepare(run: Run, start: Start) -> None:
-    """Hands networks and optimisers to Accelerate, and makes them and the folder what they were at the checkpoint."""
+    """Prepares networks and optimisers with Accelerate; restores them and the folder from a checkpoint, if any."""
     networks, plan, progress = run.networks, run.plan, run.progress
     (
         networks.generator,
@@ -407,18 +233,19 @@ def record_beginning(run: Run, options: dict[str, Any]) -> None:
     threads = f", {describe_threads(accelerator.num_processes)}" if accelerator.device.type == "cpu" else ""
     accelerator.print(
         f"{len(train):,} images of {train.num_classes} classes, {train.channels} x {train.size} x {train.size}; "
-        f"{len(run.data.validation):,} held out for validation\n"
+        f"{len(run.data.validation):,} held out\n"
         f"generator {networks.plain_generator.num_parameters():,} parameters, discriminator "
         f"{networks.plain_discriminator.num_parameters():,}; preset {run.args.preset}\n"
         f"{plan.adversarial_steps:,} adversarial steps, then {plan.match_steps:,} with matching, of "
-        f"{plan.global_batch_size} images, on {accelerator.num_processes} x {accelerator.device}{threads}"
+        f"{plan.global_batch_size} images, on {accelerator.num_processes} x {accelerator.device}{threads}\n"
+        f"{plan.validation}"
     )
 
 
 def train(run: Run, pool: Sequence[nn.Module]) -> None:
     """
-    The loop. Whatever is random in a step is a function of (seed, step, process) alone, so a resumed run needs no
-    random state to go on exactly as the interrupted one would have.
+    The loop. Whatever is random in a step depends only on (seed, step, process), so a resumed run needs no random
+    state to continue exactly as the interrupted one would have.
     """
     args, accelerator, networks, plan, progress = run.args, run.accelerator, run.networks, run.plan, run.progress
     generator, discriminator = networks.generator, networks.discriminator
@@ -517,7 +344,7 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
 
             # What is due after this step.
             due_log = step % args.logging_steps == 0 or step == plan.total_steps
-            due_validation = step % plan.validation_steps == 0 or step in (plan.adversarial_steps, plan.total_steps)
+            due_validation = step % plan.validation.steps == 0 or step in (plan.adversarial_steps, plan.total_steps)
             due_checkpoint = step % args.checkpointing_steps == 0 or step == plan.total_steps
             interrupted = stop_all()
             if not (due_log or due_validation or due_checkpoint or interrupted):
@@ -537,7 +364,7 @@ def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -
     wrong = [name.removeprefix("loss/") for name, value in record.items() if not math.isfinite(value)]
     if wrong:
         raise not_finite(f"loss {', '.join(wrong)}", step)
-    # A step can spoil weights by losses that are still numbers.
+    # A step can spoil the weights although its losses were still finite.
     if not is_finite(*networks.saved.values()):
         raise not_finite("weights", step)
 
@@ -560,19 +387,24 @@ def conclude(
     bar: tqdm,
 ) -> None:
     """
-    What is due after a step: validation, a record of the log, a checkpoint.
+    Does what is due after a step: validation, a log record, a checkpoint.
 
     Raises:
-        SystemExit: If it was interrupted before the last step, with status 130.
+        SystemExit: With status 130, if the run was interrupted before its last step.
     """
     accelerator, progress, step = run.accelerator, run.progress, run.progress["step"]
     progress["seconds"] = time.perf_counter() - began
-    if validating and accelerator.is_main_process:
-        try:
-            record = record | select(run, stop, bar)
-        except ValidationInterrupted:
-            # The continuation begins with it.
-            progress["pending"], saving, interrupted = record, True, True
+    if validating:
+        if accelerator.is_main_process:
+            try:
+                record = record | select(run, stop, bar)
+            except ValidationInterrupted:
+                # The continuation begins with it.
+                progress["pending"] = record
+        pending = torch.tensor(float("pending" in progress), device=accelerator.device)
+        if accelerator.reduce(pending) > 0:
+            progress.setdefault("pending", record)
+            interrupted = True
         progress["seconds"] = time.perf_counter() - began
     if accelerator.is_main_process and "pending" not in progress:
         line = {
@@ -598,19 +430,20 @@ def conclude(
 
 def select(run: Run, stop: Callable[[], bool], bar: tqdm) -> dict[str, float]:
     """
-    Validates the average as it would be stored, and makes it the folder's pipeline if it is the best so far.
+    Validates the averaged generator in its stored form; the best so far becomes the folder's pipeline.
 
     Returns:
-        What of it is logged.
+        The scores to log.
     """
     args, networks, progress, step = run.args, run.networks, run.progress, run.progress["step"]
     if not makes_finite_images(networks.ema_generator):
         raise not_finite("generated images", step)
     pipeline = make_pipeline(run, networks.ema_generator)
-    accuracy = validate(pipeline.generator, run.data.validation, args, run.accelerator, stop)
+    held_out, plan = scored_part(run.data.validation, run.plan.validation, args.seed), run.plan.validation
+    accuracy = validate(pipeline.generator, held_out, plan, args, run.accelerator, stop)
     record = {"validation/accuracy": accuracy}
     if args.storage not in (None, "float32") and step == run.plan.total_steps:
-        full = validate(networks.ema_generator, run.data.validation, args, run.accelerator, stop)
+        full = validate(networks.ema_generator, held_out, plan, args, run.accelerator, stop)
         record["validation/accuracy_in_float32"] = full
         warn_of_storage(args.storage, accuracy, full, "validation accuracy")
     save_sample_grid(pipeline, run.output_dir / "samples" / f"step-{step:07d}.png")
@@ -635,7 +468,7 @@ def save(run: Run) -> None:
 
 
 def make_pipeline(run: Run, generator: DiMGenerator) -> DiMPipeline:
-    """A pipeline of a copy of the generator's present weights, as they are once they are stored."""
+    """A pipeline with a copy of the generator's current weights in their stored form."""
     pipeline = DiMPipeline(copy.deepcopy(generator), id2label=dict(enumerate(run.data.train.class_names)))
     pipeline = stored_form(pipeline, run.args.storage)
     pipeline.set_progress_bar_config(disable=True)

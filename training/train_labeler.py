@@ -72,7 +72,7 @@ from dim_hf.weights import is_finite
 
 
 def main(args: argparse.Namespace) -> float:
-    # 1. What settings and folders alone show to be wrong is refused before data is read.
+    # 1. Settings and folders are checked before data is read.
     # A teacher's soft labels say more where its own were not smoothed (arXiv 1906.02629).
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)
     output_dir = Path(args.output_dir or args.pipeline)

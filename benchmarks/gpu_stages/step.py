@@ -25,7 +25,9 @@ from torch.utils.flop_counter import flop_registry
 
 from dim_hf.data.image_data import ImageData, normalise
 from dim_hf.distillation.augmentation import draw_augmentation
+from dim_hf.distillation.averages import update_average
 from dim_hf.distillation.losses import (
+    R1_INTERVAL,
     class_loss,
     generator_loss,
     gradient_penalty,
@@ -37,7 +39,6 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.streams.randomness import ShuffledOrder
 
 
-R1_INTERVAL = 16  # As in train_dim.py.
 DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Batch = dict[str, torch.Tensor]
 
@@ -210,13 +211,6 @@ class Run:
         self.graph.replay()
         return self.graph_losses
 
-    @torch.no_grad()
-    def update_average(self, decay: float) -> None:
-        """As in train_dim.py: weights and batch-norm statistics."""
-        current, averaged = self.plain_generator.state_dict(), self.ema_generator.state_dict()
-        names = [name for name, value in averaged.items() if value.is_floating_point()]
-        torch._foreach_lerp_([averaged[n] for n in names], [current[n] for n in names], 1 - decay)
-
 
 class Feed:
     """The inputs of each step, as train_dim.py draws them, and its augmentation."""
@@ -246,7 +240,7 @@ class Feed:
             with_r1 = run.settings["r1_weight"] > 0 and step % R1_INTERVAL == 0
         batch, augment = self.draw(step)
         losses = run.step(batch, augment, with_r1) if with_r1 or run.graph is None else run.replay(batch)
-        run.update_average(ema_decay)
+        update_average(run.ema_generator, run.plain_generator, ema_decay)
         return losses
 
 

@@ -13,7 +13,7 @@ import torch
 from gpu_stages.arrays import load_prepared, prepare
 from gpu_stages.equality import compare_images, compare_steps
 from gpu_stages.report import Report, check_precision
-from gpu_stages.step import R1_INTERVAL, WAYS, Feed, Run, convolution_rate, step_flops, timed
+from gpu_stages.step import WAYS, Feed, Run, convolution_rate, step_flops, timed
 
 from dim_hf import DiMPipeline
 from dim_hf.data.image_data import ImageData
@@ -175,7 +175,6 @@ def test_a_step_is_that_of_the_training_script(tmp_path):
         "--report_to", "none", "--mixed_precision", "no", "--dataloader_num_workers", "1",
     ]  # fmt: skip
     train_dim.main(train_dim.parse_args(arguments))
-    assert train_dim.R1_INTERVAL == R1_INTERVAL
     train, _ = holdout(load_image_data("digits", max_samples=64, cache_dir=tmp_path / "cache"))
     run = Run("base", (8, 1, 10), CPU, "no", WAYS["as train_dim.py"], augmentation=["shift"])
     feed = Feed(run, train.to(CPU), 8)

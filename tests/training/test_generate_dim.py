@@ -126,23 +126,30 @@ sys.stdin.read()
         lock_output_dir(tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "valid"),
+    [
+        ("--ipc 0", "a whole number from 1 to 4,294,967,295"),
+        ("--ipc 1099511627776", "a whole number from 1 to 4,294,967,295"),
+        ("--shard_size 0", "a whole number from 1 to 1,000,000,000"),
+        ("--batch_size 9223372036854775808", "a whole number from 1 to 1,000,000,000"),
+        ("--seed 9223372036854775808", "a whole number from 0 to 9,223,372,036,854,775,807"),
+        ("--max_attempts 0", "a whole number from 1 to 1,000,000,000"),
+        ("--noise_scale nan", "a number above 0, up to 1e30"),
+        ("--noise_scale 0", "a number above 0, up to 1e30"),
+    ],
+)
+def test_wrong_numbers_are_refused_by_argparse(capsys, arguments, valid):
+    flag, value = arguments.split()
+    with pytest.raises(SystemExit):
+        generate_dim.parse_args([flag, value])
+    assert f"error: argument {flag}: '{value}' is not {valid}\n" in capsys.readouterr().err
+
+
 # What is wrong, and the message; `{tmp}` holds the folders of `odd_folders`.
 BAD = [
-    ("--ipc 0", "`--ipc` is 0; it must be at least 1"),
-    ("--ipc -5", "`--ipc` is -5"),
-    ("--ipc 1099511627776", r"`--ipc` .* below 2\*\*32"),
     ("--ipc 1000000000 --shard_size 1000000000", "MiB free; this run needs"),
-    ("--shard_size 0", "`--shard_size` is 0"),
-    ("--shard_size 9223372036854775808", r"`--shard_size` .* below 2\*\*31"),
-    ("--batch_size -1", "`--batch_size` is -1"),
-    ("--batch_size 9223372036854775808", r"`--batch_size` .* below 2\*\*31"),
-    ("--seed -1", "`--seed` is -1; it must be at least 0"),
-    ("--seed 9223372036854775808", r"`--seed` .* below 2\*\*63"),
-    ("--max_attempts 0", "`--max_attempts` is 0"),
     ("--max_attempts 2", "`max_attempts` is 2, which needs a teacher"),
-    ("--noise_scale nan", "`--noise_scale` is nan; it must be above 0, and finite"),
-    ("--noise_scale inf", "`--noise_scale` is inf"),
-    ("--noise_scale 0", "`--noise_scale` is 0.0"),
     ("--class_labels Cot", "holds 'Cot'; valid are"),
     ("--hub_dataset_id me/x", "`--hub_dataset_id` has no effect without `--push_to_hub`"),
     ("--pipeline /", "`--pipeline` / holds no pipeline"),

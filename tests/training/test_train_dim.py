@@ -19,7 +19,6 @@ from continuation import FORMER_FLAGS, may_still_change, recorded
 from presets import default_augmentation
 from safetensors.torch import load_file
 
-from dim_hf.distillation.interruption import heeded_signals
 from dim_hf.files import lock_output_dir
 from dim_hf.pipelines import DiMPipeline
 
@@ -295,6 +294,30 @@ def test_two_processes_train_one_model(tiny, tmp_path):
     assert result.returncode == 0, result.stderr
     assert json.loads((tmp_path / "run" / "options.json").read_text())["num_processes"] == 2
     assert DiMPipeline.from_pretrained(tmp_path / "run")(ipc=1, output_type="np").images.shape == (10, 8, 8, 1)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_validation_of_two_processes_saves_within_seconds(tiny, tmp_path):
+    # The validation would take hours.
+    more = ["--validation_steps", "2", "--validation_epochs", "1000000", "--logging_steps", "1"]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
+        "localhost", str(SCRIPT), *tiny("run", *more),
+    ]  # fmt: skip
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True
+    )
+    log = tmp_path / "run" / "metrics.jsonl"
+    deadline = time.monotonic() + 240
+    while not log.exists():
+        assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
+        time.sleep(0.05)
+    time.sleep(2)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=120)
+    progress = json.loads((tmp_path / "run" / "checkpoint-2" / "progress.json").read_text())
+    assert progress["step"] == 2 and "loss/generator" in progress["pending"]
 
 
 @pytest.mark.parametrize(
@@ -573,17 +596,18 @@ def test_weights_that_a_step_spoiled_replace_nothing(tiny, tmp_path):
     assert not (tmp_path / "run" / "model_index.json").exists() and not list((tmp_path / "run").glob("checkpoint-*"))
 
 
-def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny, tmp_path, monkeypatch):
+@pytest.mark.parametrize("part", ["train_classifier", "evaluate_accuracy"])
+def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny, tmp_path, monkeypatch, part):
     more = ["--validation_epochs", "3", "--logging_steps", "1"]
     run(tiny("straight", *more))
-    original = validation.train_classifier
+    original = getattr(validation, part)
 
     def interrupted(*args, **kwargs):
         signal.raise_signal(signal.SIGTERM)
         return original(*args, **kwargs)
 
     handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    monkeypatch.setattr(validation, "train_classifier", interrupted)
+    monkeypatch.setattr(validation, part, interrupted)
     with pytest.raises(SystemExit) as stopped:
         run(tiny("run", *more))
     assert stopped.value.code == 130
@@ -600,15 +624,6 @@ def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny
         for folder in ("straight", "run")
     ]
     assert logs[0] == logs[1]
-
-
-def test_signals_act_as_before_once_the_loop_is_over():
-    before = signal.getsignal(signal.SIGINT)
-    with heeded_signals() as stop:
-        assert not stop()
-        signal.raise_signal(signal.SIGINT)
-        assert stop() and signal.getsignal(signal.SIGINT) is before
-    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_checkpoints_that_give_way_need_no_space(tmp_path):

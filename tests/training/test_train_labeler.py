@@ -59,20 +59,24 @@ class Logits(torch.nn.Module):
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("flag", "value", "valid"),
     [
-        (["--num_train_epochs", "0"], "`--num_train_epochs` is 0"),
-        (["--validation_fraction", "1.5"], "`--validation_fraction` is 1.5"),
-        (["--train_split", "training"], "no split 'training'"),
-        (["--learning_rate", "nan"], "`--learning_rate` is nan"),
-        (["--train_batch_size", "0"], "`--train_batch_size` is 0"),
-        (["--seed", "-1"], "`--seed` is -1"),
+        ("--num_train_epochs", "0", "a whole number from 1 to 1,000,000,000"),
+        ("--validation_fraction", "1.5", "a number between 0 and 1"),
+        ("--learning_rate", "nan", "a number above 0, up to 1e30"),
+        ("--seed", "-1", "a whole number from 0 to 4,294,967,295"),
     ],
 )
-def test_refusals_before_anything_is_made(tmp_path, more, message):
+def test_wrong_numbers_are_refused_by_argparse(capsys, flag, value, valid):
+    with pytest.raises(SystemExit):
+        train_labeler.parse_args([flag, value])
+    assert f"error: argument {flag}: '{value}' is not {valid}\n" in capsys.readouterr().err
+
+
+def test_a_wrong_split_is_refused_before_anything_is_made(tmp_path):
     save_pipeline(tmp_path / "run")
-    with pytest.raises(ValueError, match=message):
-        run(tmp_path, *more)
+    with pytest.raises(ValueError, match="no split 'training'"):
+        run(tmp_path, "--train_split", "training")
     assert not (tmp_path / "run" / "labeler").exists()
 
 

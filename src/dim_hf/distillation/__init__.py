@@ -1,1 +1,1 @@
-"""What a training run is made of: losses, the matching pool, augmentation, checkpoints."""
+"""What a training run is made of: losses, the matching pool, augmentation, averages, interruption, checkpoints."""

@@ -32,7 +32,7 @@ class RunningMeans:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def read(self, accelerator: Accelerator) -> dict[str, float]:
-        """The means over all processes; they start anew. NaN and infinity stay visible in them."""
+        """Returns the means over all processes and resets them. NaN and infinity stay visible."""
         if not self.sums:
             return {}
         values = torch.stack([self.sums[name] / self.counts[name] for name in self.sums])

@@ -55,7 +55,7 @@ def find_checkpoint(output_dir: str | os.PathLike, name: str) -> tuple[Path | No
 
     Raises:
         FileNotFoundError: If a checkpoint is named that does not exist.
-        ValueError: If it is not whole, naming the file, or if `"latest"` is asked for and no one is.
+        ValueError: If it is not whole, naming the file, or if `"latest"` is asked for and none is.
         FileExistsError: If it is one of `output_dir` and whole ones follow it, which the run would lose.
     """
     found = checkpoints(output_dir)
@@ -176,7 +176,7 @@ def read_progress(
 
 
 def changed_settings(then: dict[str, Any], now: dict[str, Any], may_differ: Collection[str] = ()) -> str:
-    """Names the settings that differ, with both values; empty if none does. Those of a nested config stand alone."""
+    """Names the settings that differ, with both values; entries of a nested config are named one by one."""
     old, new = ({name: value for name, value in each.items() if name not in may_differ} for each in (then, now))
     for name in {*old, *new}:
         if isinstance(old.get(name), dict) and isinstance(new.get(name), dict):
@@ -204,8 +204,8 @@ def save_checkpoint(
     Args:
         models: By the name of their subfolder, saved in diffusers' format.
         progress: JSON values to be read back by [`read_progress`].
-        total_limit: At most so many checkpoints are kept; the oldest go first, before the new one is written. One of
-            a later step, from before a damaged one was gone back from, goes as well.
+        total_limit: Most checkpoints to keep; the oldest are removed first, before the new one is written. Those of
+            later steps, left when the run went back past a damaged one, are removed as well.
 
     Raises:
         OSError: If it cannot be written.

@@ -43,7 +43,7 @@ def gradient_penalty(
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-# The R1 penalty is taken in every so many steps, as many times as strong (lazily, arXiv 1912.04958).
+# Steps between R1 penalties, each of which is that many times as strong (lazy regularisation, arXiv 1912.04958).
 R1_INTERVAL = 16
 
 
@@ -63,7 +63,7 @@ def pairwise_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor,
     """
     The matching loss of DiM's released code (arXiv 2303.04707): squared difference of the log-probabilities of the
     i-th real and the i-th generated image, which share a label and nothing else. It is least when every generated
-    image has the mean log-probabilities of its class, so alone it pulls against diversity.
+    image has the mean log-probabilities of its class, so on its own it works against diversity.
 
     Args:
         real_logits, fake_logits (`torch.Tensor` of shape `(batch_size, num_classes)`): A pool network's logits.
@@ -79,8 +79,8 @@ def energy_matching_loss(real: torch.Tensor, fake: torch.Tensor, labels: torch.T
     and layers of any scale weigh alike. Its expectation is least, and zero, when the two distributions are equal
     within each class: unlike pairs matched one to one, it rewards diversity.
 
-    A label that occurs once in the batch adds to the first term alone, which would favour collapse, so such images
-    take no part.
+    A label that occurs once in the batch adds only to the first term, which would favour collapse, so such images are
+    left out.
 
     Args:
         real, fake (`torch.Tensor` of shape `(batch_size, ...)`): Logits, or the outputs of one layer.

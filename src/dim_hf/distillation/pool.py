@@ -111,7 +111,7 @@ def _read_snapshots(path: Path) -> dict[str, torch.Tensor] | None:
         weights = {}
     if expected is None or expected == _digest(weights):
         return weights
-    warnings.warn(f"{path} is damaged; its networks are trained anew.", stacklevel=2)
+    warnings.warn(f"{path} is damaged; its networks are trained again.", stacklevel=2)
     return None
 
 
