@@ -64,8 +64,8 @@ def _run_together(
             stack.callback(process.kill)
         finished = []
         for number, process in enumerate(processes):
-            process.join(300)
-            assert process.exitcode is not None, f"{command} takes more than 300 s"
+            process.join(600)
+            assert process.exitcode is not None, f"{command} takes more than 600 s"
             output, errors = ((folder / f"{number}.{stream}").read_text() for stream in ("stdout", "stderr"))
             finished.append(subprocess.CompletedProcess(command, process.exitcode, output, errors))
         return finished

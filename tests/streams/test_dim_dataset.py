@@ -144,7 +144,9 @@ def test_numbers_of_numpy_count_like_those_of_python(pipe):
 # Where people train
 
 
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), (FORKED, 1)], ids=["fork", "forkserver"])
+@pytest.mark.parametrize(
+    ("context", "workers"), [("fork", 2), pytest.param(FORKED, 1, id="forkserver", marks=pytest.mark.slow)]
+)
 def test_workers_that_live_on_give_the_images_of_the_epoch(pipe, context, workers):
     dataset = DiMDataset(pipe, 4)
     loader = DataLoader(dataset, 5, num_workers=workers, persistent_workers=True, multiprocessing_context=context)
