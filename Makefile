@@ -20,7 +20,7 @@ LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --
 DISTIL_DIGITS := $(LAUNCH) training/train_dim.py --output_dir out/digits --max_train_steps 1500 --validation_steps 500 \
 	--resume_from_checkpoint latest
 
-.PHONY: help demo space test style quality clean chromium
+.PHONY: help demo space test pytest style quality clean chromium
 
 help:
 	@sed -n 's/^## //p' Makefile
@@ -48,8 +48,12 @@ chromium:
 	@if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && ! command -v chromium >/dev/null; then \
 		apt-get update && DEBIAN_FRONTEND=noninteractive apt-get install --yes --no-install-recommends chromium; fi || true
 
-test: quality chromium
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+# Both at once: the types are checked by one core, and browser and tests begin where that leaves another idle.
+test: $(INSTALLED)
+	$(MAKE) --jobs 2 quality pytest
+
+pytest: $(INSTALLED) chromium
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadgroup
 
 style: $(INSTALLED)
 	$(BIN)/ruff check --fix .

@@ -17,10 +17,13 @@ after an interruption and repeats nothing that is finished.
 """
 
 import argparse
+import io
 import json
+import runpy
 import statistics
-import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,7 @@ from dim_hf.machine import environment
 
 TRAIN_SCRIPT = Path(__file__).resolve().parents[1] / "training" / "train_dim.py"
 sys.path.insert(0, str(TRAIN_SCRIPT.parent))
+import train_dim  # noqa: E402, F401, so that each run need not import the libraries
 from command_line import (  # noqa: E402
     check_json_file,
     check_numbers,
@@ -90,6 +94,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--max_train_steps", type=int, default=1500, help="of phase 1")
     parser.add_argument("--max_match_steps", type=int, default=500, help="of phase 2, or as many without matching")
+    parser.add_argument(
+        "--pool_steps", type=int, default=PRESETS["base"]["pool_steps"], help="of each network matched"
+    )
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--validation_fraction", type=float, default=0.3)
     parser.add_argument("--validation_classifier", default="resnet10")
@@ -98,7 +105,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(input_args)
     if AS_LONG in args.rows and not set(TAKE_TIME) & set(args.rows):
         parser.error(f"--rows has {AS_LONG!r}, which takes the time of the first row that matches; name one too")
-    counts = ("max_train_steps", "max_match_steps", "validation_epochs")
+    counts = ("max_train_steps", "max_match_steps", "pool_steps", "validation_epochs")
     check_numbers(args, dict.fromkeys(counts, (1, 2**31)) | {"resolution": (4, 2**31), "seeds": (0, 2**32)})
     check_once(args, ("rows", "seeds"))
     if not 0 < args.validation_fraction < 1:
@@ -183,23 +190,33 @@ def run(
     checkpoint = "latest"
     if branch and not list(folder.glob("checkpoint-*")):
         checkpoint = str(root / f"trunk-seed-{seed}" / f"checkpoint-{args.max_train_steps}")
-    command = [
-        sys.executable, str(script), "--dataset_name", args.dataset_name, "--output_dir", str(folder),
-        "--seed", str(seed), "--max_train_steps", str(train_steps), "--max_match_steps", str(match_steps),
-        "--mixed_precision", args.mixed_precision, "--validation_fraction", str(args.validation_fraction),
+    arguments = [
+        "--dataset_name", args.dataset_name, "--output_dir", str(folder), "--seed", str(seed),
+        "--max_train_steps", str(train_steps), "--max_match_steps", str(match_steps),
+        "--pool_steps", str(args.pool_steps), "--mixed_precision", args.mixed_precision,
+        "--validation_fraction", str(args.validation_fraction),
         "--validation_classifier", args.validation_classifier, "--validation_epochs", str(args.validation_epochs),
         "--validation_steps", "1000000", "--checkpointing_steps", "1000000", "--report_to", "none",
         "--logging_steps", "10", "--resume_from_checkpoint", checkpoint, *flags,
     ]  # fmt: skip
-    command += ["--cache_dir", args.cache_dir] if args.cache_dir else []
-    command += ["--resolution", str(args.resolution)] if args.resolution else []
-    process = subprocess.run(command, capture_output=True, text=True)
-    if process.returncode == 130:
-        # Ctrl-C reaches both; the run has saved what it did.
-        raise KeyboardInterrupt
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{process.stderr[-2000:]}")
+    arguments += ["--cache_dir", args.cache_dir] if args.cache_dir else []
+    arguments += ["--resolution", str(args.resolution)] if args.resolution else []
+    with ProcessPoolExecutor(1) as process:
+        try:
+            process.submit(execute, script, arguments).result()
+        except SystemExit as end:
+            if end.code == 130:
+                # Ctrl-C reaches both; the run has saved what it did.
+                raise KeyboardInterrupt from None
+            raise SystemExit(f"{script.name} {' '.join(arguments)} failed:\n{end.code}") from None
     return read_json_lines(folder / "metrics.jsonl")
+
+
+def execute(script: Path, arguments: list[str]) -> None:
+    """Runs a script in this process, and shows nothing of it."""
+    sys.argv = [str(script), *arguments]
+    with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+        runpy.run_path(str(script), run_name="__main__")
 
 
 def steps_for_the_time_of(log: list[dict[str, Any]], args: argparse.Namespace, seed: int) -> int:

@@ -18,11 +18,12 @@ import argparse
 import io
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ from dim_hf.models import DiMDiscriminator, DiMGenerator
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "training"))
+import train_dim  # noqa: E402
 from command_line import check_json_file, check_numbers, local_path, run_script  # noqa: E402
 from presets import PRESETS, network_configs  # noqa: E402
 
@@ -67,7 +69,6 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--intervals", type=int, default=9, help="timed intervals per row, after one to warm up")
     parser.add_argument("--interval_steps", type=int, default=10, help="steps per interval; naive phase 2 takes 1")
     parser.add_argument("--json", help="where to write the figures")
-    parser.add_argument("--row", help=argparse.SUPPRESS)
     args = parser.parse_args(input_args)
     check_numbers(args, dict.fromkeys(("batch_size", "intervals", "interval_steps"), (1, 2**31)))
     check_classifier(args.pool_classifier)
@@ -79,11 +80,8 @@ def main(args: argparse.Namespace) -> None:
     results = []
     for row in ROWS:
         for kind in ("ours", "naive"):
-            command = [sys.executable, __file__, *sys.argv[1:], "--row", f"{row}/{kind}"]
-            process = subprocess.run(command, capture_output=True, text=True)
-            if process.returncode:
-                raise SystemExit(f"{row} ({kind}) failed:\n{process.stderr[-3000:]}")
-            results.append(json.loads(process.stdout.splitlines()[-1]))
+            with ProcessPoolExecutor(1) as process:
+                results.append(process.submit(measure, args, row, kind).result())
             print(format_row(results[-1]), flush=True)
         ours, naive = results[-2], results[-1]
         print(f"{'':24}{ours['images_per_second'] / naive['images_per_second']:.1f}x\n", flush=True)
@@ -107,9 +105,8 @@ def format_row(result: dict[str, Any]) -> str:
     )
 
 
-def measure(args: argparse.Namespace) -> None:
-    """One row, in this process; prints its figures as one line of JSON."""
-    row, kind = args.row.split("/")
+def measure(args: argparse.Namespace, row: str, kind: str) -> dict[str, Any]:
+    """The figures of one row, in this process."""
     if row.startswith("phase") and kind == "ours":
         rates, peak = train_script_rates(args, matching=row == "phase 2")
     else:
@@ -126,19 +123,15 @@ def measure(args: argparse.Namespace) -> None:
                 interval *= 100
         rates = timed(steps, interval, args.intervals, device)
         peak = peak_memory_mib(device)
-    print(
-        json.dumps(
-            {
-                "row": row,
-                "kind": kind,
-                "images_per_second": statistics.median(rates),
-                "slowest": min(rates),
-                "fastest": max(rates),
-                "intervals": len(rates),
-                "peak_memory_mib": peak,
-            }
-        )
-    )
+    return {
+        "row": row,
+        "kind": kind,
+        "images_per_second": statistics.median(rates),
+        "slowest": min(rates),
+        "fastest": max(rates),
+        "intervals": len(rates),
+        "peak_memory_mib": peak,
+    }
 
 
 def timed(steps: Iterator[int], interval: int, intervals: int, device: torch.device) -> list[float]:
@@ -158,15 +151,15 @@ def train_script_rates(args: argparse.Namespace, matching: bool) -> tuple[list[f
     """The training script's own rates, from the times in its log, and the peak memory of its process."""
     steps = args.interval_steps * (args.intervals + 1)
     with tempfile.TemporaryDirectory() as folder:
-        command = [
-            sys.executable, str(ROOT / "training" / "train_dim.py"), "--preset", args.preset, "--dataset_name",
-            args.dataset_name, "--output_dir", f"{folder}/run", "--report_to", "none", "--train_batch_size",
-            str(args.batch_size), "--pool", args.pool_classifier, "--pool_steps", "16",
-            "--cache_dir", f"{folder}/cache", "--logging_steps", str(args.interval_steps), "--checkpointing_steps",
-            "1000000", "--validation_steps", "1000000", "--validation_epochs", "1",
+        arguments = [
+            "--preset", args.preset, "--dataset_name", args.dataset_name, "--output_dir", f"{folder}/run",
+            "--report_to", "none", "--train_batch_size", str(args.batch_size), "--pool", args.pool_classifier,
+            "--pool_steps", "16", "--cache_dir", f"{folder}/cache", "--logging_steps", str(args.interval_steps),
+            "--checkpointing_steps", "1000000", "--validation_steps", "1000000", "--validation_epochs", "1",
             "--max_train_steps", str(1 if matching else steps), "--max_match_steps", str(steps if matching else 0),
         ]  # fmt: skip
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            train_dim.main(train_dim.parse_args(arguments))
         lines = [json.loads(line) for line in (Path(folder) / "run" / "metrics.jsonl").read_text().splitlines()]
     marks = [(line["step"], line["seconds"]) for line in lines if line["step"] % args.interval_steps == 0]
     rates = [
@@ -277,13 +270,5 @@ def reading(args: argparse.Namespace, data: ImageData, naive: bool) -> Iterator[
         yield args.batch_size
 
 
-def run() -> None:
-    args = parse_args()
-    if args.row:
-        measure(args)
-    else:
-        main(args)
-
-
 if __name__ == "__main__":
-    run_script("throughput.py", run, "Nothing is kept.")
+    run_script("throughput.py", lambda: main(parse_args()), "Nothing is kept.")

@@ -106,6 +106,13 @@ def test_installed_package_works_away_from_the_repository(kind, source, built, t
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--no-build-isolation"]
     run(*pip, "--ignore-installed", "--prefix", prefix, *arguments, cwd=tmp_path)
     site_packages = Path(sysconfig.get_path("purelib", vars={"base": str(prefix)}))
+    if kind == "sdist":
+        # Of the files that the wheel installs and that are imported below, the very bytes.
+        with zipfile.ZipFile(built["wheel"]) as wheel:
+            files = {name: wheel.read(name) for name in wheel.namelist() if ".dist-info/" not in name}
+        installed = [path for path in site_packages.glob("dim_hf/**/*") if path.is_file() and path.suffix != ".pyc"]
+        assert {str(path.relative_to(site_packages)): path.read_bytes() for path in installed} == files
+        return
 
     # Without `site`, so that no other installation of the package is in the way.
     names = [name.removesuffix(".py").removesuffix("/__init__").replace("/", ".") for name in modules()]

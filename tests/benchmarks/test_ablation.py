@@ -1,20 +1,19 @@
 """The ablation, run as a user runs it, on the embedded digits."""
 
 import json
-import subprocess
-import sys
 
 import ablation
+import processes
 import pytest
 
 
 def run(folder, *more):
     arguments = [
-        "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--max_train_steps", "25",
-        "--max_match_steps", "25", "--seeds", "3", "--validation_epochs", "1", "--validation_classifier", "convnet3",
-        "--json", str(folder / "out.json"), *more,
+        "--output_dir", str(folder), "--cache_dir", str(folder / "cache"), "--max_train_steps", "21",
+        "--max_match_steps", "21", "--pool_steps", "20", "--seeds", "3", "--validation_epochs", "1",
+        "--validation_classifier", "convnet3", "--json", str(folder / "out.json"), *more,
     ]  # fmt: skip
-    return subprocess.run([sys.executable, ablation.__file__, *arguments], capture_output=True, text=True, timeout=400)
+    return processes.run([ablation.__file__, *arguments])
 
 
 def log(folder):
@@ -29,13 +28,13 @@ def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
     report = json.loads((tmp_path / "out.json").read_text())
     plain, energy, as_long = report["results"]
     assert [row["row"] for row in report["results"]] == ["no matching", "energy", "no matching, as long"]
-    assert plain["steps"] == energy["steps"] == [50]
+    assert plain["steps"] == energy["steps"] == [42]
     branch = log(tmp_path / "energy-seed-3")
     # So many steps of the first phase as take the time of the second, by what passed between the first two lines.
     adversarial, matching = (
         lines[1]["seconds"] - lines[0]["seconds"] for lines in (log(tmp_path / "trunk-seed-3"), branch)
     )
-    assert as_long["steps"] == [25 + round(25 * matching / adversarial)]
+    assert as_long["steps"] == [21 + round(21 * matching / adversarial)]
     assert energy["ms_per_step"][1] == pytest.approx(100 * matching) and plain["ms_per_step"][0] > 0
     assert branch[0]["step"] == 30 and all(line["matching"] for line in branch)
     assert branch[-1]["validation/accuracy"] == energy["mean"] == energy["accuracies"][0]

@@ -3,11 +3,10 @@
 import copy
 import json
 import math
-import subprocess
-import sys
 import time
 
 import gpu
+import processes
 import pytest
 import torch
 from gpu_stages.arrays import load_prepared, prepare
@@ -213,9 +212,8 @@ def test_training_saves_what_loads_and_goes_on(folder, tmp_path):
 @pytest.mark.slow
 def test_a_bare_machine_runs_the_other_stages(folder, tmp_path):
     stages = ["equality", "synchronisation", "throughput"]
-    command = [sys.executable, "-c", BARE, gpu.__file__, *TINY, "--data", str(folder), "--minutes", "60"]
-    command += ["--output_dir", str(tmp_path / "out"), "--stages", *stages]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    command = ["-c", BARE, gpu.__file__, *TINY, "--data", folder, "--minutes", "60"]
+    result = processes.run([*command, "--output_dir", tmp_path / "out", "--stages", *stages])
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-2000:]
     found = json.loads((tmp_path / "out" / "results.json").read_text())["stages"]
     assert list(found) == stages

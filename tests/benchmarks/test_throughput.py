@@ -1,9 +1,8 @@
 """The throughput benchmark, run as a user runs it."""
 
 import json
-import subprocess
-import sys
 
+import processes
 import pytest
 import throughput
 
@@ -11,8 +10,7 @@ import throughput
 @pytest.mark.slow
 def test_every_row_beside_its_naive_one(tmp_path):
     arguments = ["--batch_size", "16", "--intervals", "2", "--interval_steps", "2"]
-    command = [sys.executable, throughput.__file__, *arguments, "--json", str(tmp_path / "out.json")]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=400)
+    result = processes.run([throughput.__file__, *arguments, "--json", tmp_path / "out.json"])
     assert result.returncode == 0, result.stderr[-2000:]
     report = json.loads((tmp_path / "out.json").read_text())
     rows = [(row["row"], row["kind"]) for row in report["rows"]]

@@ -4,11 +4,10 @@ import copy
 import json
 import math
 import os
-import subprocess
-import sys
 import warnings
 
 import evaluate_dim
+import processes
 import pytest
 import torch
 import train_dim
@@ -270,7 +269,7 @@ torch.save(images, {str(tmp_path / "images.pt")!r})
 pipe.save_pretrained({str(tmp_path / "again")!r})
 """
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    run = processes.run(["-c", script], env=environment)
     assert run.returncode == 0, run.stderr
     assert torch.equal(torch.load(tmp_path / "images.pt", weights_only=True), images(stored_form(pipe, "int4")))
     for path in (tmp_path / "saved").rglob("*"):

@@ -4,12 +4,12 @@ import ast
 import json
 import os
 import pickle
-import subprocess
 import sys
 from pathlib import Path
 
 import diffusers
 import numpy as np
+import processes
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
@@ -339,9 +339,7 @@ again = type(pipe).from_pretrained({str(tmp_path / "again")!r}, trust_remote_cod
 assert torch.equal(again(ipc=4, generator=torch.Generator().manual_seed(0), output_type="pt").images, images)
 """
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run(
-        [sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300
-    )
+    run = processes.run(["-c", script], cwd=tmp_path, env=environment)
     assert run.returncode == 0, run.stderr
     assert "Expected types" not in run.stderr
     saved = torch.load(tmp_path / "images.pt", weights_only=True)
@@ -502,7 +500,7 @@ sample = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 torch.save(pipe.labeler(sample).logits.detach(), {str(tmp_path / "logits.pt")!r})
 """
     environment = os.environ | {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    run = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300)
+    run = processes.run(["-c", script], env=environment)
     assert run.returncode == 0, run.stderr
     for path in ("pipeline.py", "labeler/labeler_dim.py"):
         (tmp_path / "saved" / path).write_text("raise SystemExit('the code of the folder was run')\n")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import processes
 import pytest
 from playwright.sync_api import Page, expect, sync_playwright
 
@@ -44,8 +45,7 @@ def pipeline(tmp_path_factory):
         config, "--discriminator_config", config, "--cache_dir", folder / "cache", "--output_dir", folder / "digits",
         "--validation_steps", "400",
     ]  # fmt: skip
-    command = [sys.executable, ROOT / "training" / "train_dim.py", *arguments]
-    finished = subprocess.run([str(part) for part in command], capture_output=True, text=True, timeout=500)
+    finished = processes.run([ROOT / "training" / "train_dim.py", *arguments])
     assert finished.returncode == 0, finished.stderr
     return folder / "digits"
 

@@ -1,9 +1,6 @@
 """DiMDataset: pure images, workers, samplers, Accelerate; teachers, real data beside it."""
 
 import copy
-import os
-import subprocess
-import sys
 
 import datasets
 import numpy as np
@@ -13,6 +10,7 @@ from accelerate import Accelerator, DataLoaderConfiguration, skip_first_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from processes import FORKED, run_as_two
 from torch.utils.data import DataLoader, DistributedSampler
 from transformers import ViTImageProcessor
 
@@ -146,7 +144,9 @@ def test_numbers_of_numpy_count_like_those_of_python(pipe):
 # Training loops
 
 
-@pytest.mark.parametrize(("context", "workers"), [("fork", 2), pytest.param("spawn", 1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("context", "workers"), [("fork", 2), pytest.param(FORKED, 1, id="forkserver", marks=pytest.mark.slow)]
+)
 def test_persistent_workers_give_the_images_of_the_epoch(pipe, context, workers):
     dataset = DiMDataset(pipe, 4)
     loader = DataLoader(dataset, 5, num_workers=workers, persistent_workers=True, multiprocessing_context=context)
@@ -204,13 +204,7 @@ for epoch in range(2):
 torch.save(found, {str(tmp_path)!r} + f"/{{accelerator.process_index}}-of-{{accelerator.num_processes}}.pt")
 accelerator.end_training()
 """)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
-        "localhost", str(script),
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
+    run_as_two([script])
     parts = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
     dataset = DiMDataset(pipe, 4)
     for way in ("accelerate", "sampler"):

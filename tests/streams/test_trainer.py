@@ -1,12 +1,10 @@
 """DiMDataset in `transformers.Trainer`: the images of the epoch, after a resume and in two processes; soft labels."""
 
 import inspect
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import transformers_trainer
@@ -117,6 +115,8 @@ def test_two_processes_divide_fresh_images(pipe, tmp_path):
     pipe.save_pretrained(tmp_path / "pipeline")
     script = tmp_path / "train.py"
     script.write_text(f"""
+import sys
+sys.path += {[str(Path(file).parent) for file in (__file__, processes.__file__, transformers_trainer.__file__)]}
 import torch
 from dim_hf import DiMDataset, DiMPipeline
 from test_trainer import FreshImages, make_trainer
@@ -127,14 +127,7 @@ trainer.train()
 torch.save(trainer.steps, {str(tmp_path)!r} + f"/{{trainer.args.process_index}}-of-{{trainer.args.world_size}}.pt")
 trainer.accelerator.end_training()
 """)
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
-        "localhost", str(script),
-    ]  # fmt: skip
-    folders = [Path(__file__).parent, Path(transformers_trainer.__file__).parent]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, folders)), "OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
-    assert result.returncode == 0, result.stderr
+    processes.run_as_two([script])
     parts = [torch.load(tmp_path / f"{rank}-of-2.pt") for rank in range(2)]
     for part in parts:
         assert epochs_of(part, pipe) == [0] * 2 + [1] * 2 + [2] * 2

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import evaluate_dim
 import numpy as np
@@ -17,6 +14,7 @@ from accelerate.state import AcceleratorState
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
+from processes import run_as_two
 
 from dim_hf.data import holdout, load_image_data
 from dim_hf.evaluation.fixed_sets import latents_settings, load_latents, save_latents
@@ -620,15 +618,10 @@ def test_two_processes_share_the_work(evaluate, tmp_path):
     more = ["--controls", "random", "--protocols", "A", "B", "--selection", "random", "kmeans", "--candidates", "2"]
     more += ["--pool_steps", "2", "--latent_steps", "0", "1"]
     expected = [row.accuracies for row in evaluate(*more)]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
-        "localhost", str(Path(evaluate_dim.__file__)), "--pipeline", str(tmp_path / "run"), "--cache_dir",
-        str(tmp_path / "cache"), "--classifiers", "convnet3", "--seeds", "0", "1", "--ipc", "2", "--epochs", "2",
-        "--output_dir", str(tmp_path / "two"), *more,
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert result.returncode == 0, result.stderr
+    run_as_two([
+        evaluate_dim.__file__, "--pipeline", tmp_path / "run", "--cache_dir", tmp_path / "cache", "--classifiers",
+        "convnet3", "--seeds", "0", "1", "--ipc", "2", "--epochs", "2", "--output_dir", tmp_path / "two", *more,
+    ])  # fmt: skip
     metrics = json.loads((tmp_path / "two" / "metrics.json").read_text())
     assert [row["accuracies"] for row in metrics["rows"]] == expected
     # Each of six rows and two seeds was run by one of them.

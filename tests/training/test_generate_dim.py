@@ -1,9 +1,7 @@
 """The generation script: what it writes, that it goes on, and that one folder has one writer."""
 
-import os
 import subprocess
 import sys
-from pathlib import Path
 
 import datasets
 import generate_dim
@@ -13,6 +11,7 @@ import torch
 from accelerate.state import AcceleratorState
 from datasets import load_dataset
 from huggingface_hub import DatasetCard
+from processes import run_as_two
 
 from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
 from dim_hf.files import lock_output_dir
@@ -238,12 +237,8 @@ def test_a_push_without_a_token_is_refused(generate, tmp_path, monkeypatch):
 @pytest.mark.slow
 def test_two_processes_share_the_shards(generate, pipeline, tmp_path):
     alone = content(generate("--shard_size", "5"))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--standalone", "--local_addr",
-        "localhost", str(Path(generate_dim.__file__)), "--pipeline", str(pipeline), "--output_dir",
-        str(tmp_path / "two"), "--ipc", "7", "--shard_size", "5", "--batch_size", "3",
-    ]  # fmt: skip
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": str(torch.get_num_threads())}
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment)
-    assert result.returncode == 0, result.stderr
+    run_as_two([
+        generate_dim.__file__, "--pipeline", pipeline, "--output_dir", tmp_path / "two", "--ipc", "7", "--shard_size",
+        "5", "--batch_size", "3",
+    ])  # fmt: skip
     assert content(tmp_path / "two") == alone

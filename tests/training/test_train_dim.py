@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 import train_dim
@@ -40,6 +41,18 @@ def cache_dir(tmp_path_factory):
 @pytest.fixture
 def tiny(cache_dir, tmp_path):
     """Arguments of a run of seconds, into a folder of that name."""
+    return tiny_arguments(cache_dir, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def plain(cache_dir, tmp_path_factory):
+    """The folder of such a run with every checkpoint, to be read and copied."""
+    parent = tmp_path_factory.mktemp("plain")
+    run(tiny_arguments(cache_dir, parent)("run", "--checkpointing_steps", "1", "--checkpoints_total_limit", "20"))
+    return parent / "run"
+
+
+def tiny_arguments(cache_dir, tmp_path):
     generator, discriminator = tmp_path / "generator.json", tmp_path / "discriminator.json"
     generator.write_text('{"block_out_channels": [8], "layers_per_block": [0]}')
     discriminator.write_text('{"block_out_channels": [8], "layers_per_block": [0]}')
@@ -104,14 +117,12 @@ def test_the_pipeline_is_that_of_the_best_validation(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("step", [1, 5, 6, 9])
-def test_resume_is_exact_in_both_phases(tiny, tmp_path, step):
+def test_resume_is_exact_in_both_phases(tiny, tmp_path, plain, step):
     more = ["--checkpointing_steps", "1", "--checkpoints_total_limit", "20"]
-    run(tiny("straight", *more))
-    straight = tmp_path / "straight"
+    straight = plain
     # An interruption right after a step: what is left is that step's checkpoint and the ones before it.
     interrupted = tmp_path / "interrupted"
-    interrupted.mkdir()
-    (straight / f"checkpoint-{step}").rename(interrupted / f"checkpoint-{step}")
+    shutil.copytree(straight / f"checkpoint-{step}", interrupted / f"checkpoint-{step}")
     (interrupted / "metrics.jsonl").write_text((straight / "metrics.jsonl").read_text())
     run(tiny("interrupted", *more, "--resume_from_checkpoint", "latest"))
     assert_equal_weights(final_weights(straight), final_weights(interrupted))
@@ -250,17 +261,15 @@ def test_ema_off_keeps_the_generator_itself(tiny, tmp_path):
         ["--ema_decay", "0.5", "--adam_beta1", "0.9"],
     ],
 )
-def test_settings_run_and_change_the_result(tiny, tmp_path, more):
-    run(tiny("plain"))
+def test_settings_run_and_change_the_result(tiny, tmp_path, plain, more):
     run(tiny("changed", *more))
-    plain, changed = final_weights(tmp_path / "plain"), final_weights(tmp_path / "changed")
-    assert not all(torch.equal(plain["generator"][k], changed["generator"][k]) for k in plain["generator"])
+    usual, changed = final_weights(plain), final_weights(tmp_path / "changed")
+    assert not all(torch.equal(usual["generator"][k], changed["generator"][k]) for k in usual["generator"])
 
 
-def test_the_discriminator_has_a_class_head_where_there_is_a_class_loss(tiny, tmp_path):
-    run(tiny("without"))
+def test_the_discriminator_has_a_class_head_where_there_is_a_class_loss(tiny, tmp_path, plain):
     run(tiny("with", "--class_loss_weight", "0.5"))
-    assert "class_head.weight" not in final_weights(tmp_path / "without")["discriminator"]
+    assert "class_head.weight" not in final_weights(plain)["discriminator"]
     assert final_weights(tmp_path / "with")["discriminator"]["class_head.weight"].shape[0] == 10
     lines = [json.loads(line) for line in (tmp_path / "with" / "metrics.jsonl").read_text().splitlines()]
     assert all(line["loss/class_real"] > 0 and line["loss/class_fake"] > 0 for line in lines)
@@ -499,8 +508,8 @@ def test_a_folder_that_another_process_writes_to_is_refused(tiny, tmp_path):
     assert not (tmp_path / "run" / "options.json").exists()
 
 
-def test_a_checkpoint_of_another_configuration_is_refused_by_name(tiny, tmp_path):
-    run(tiny("run"))
+def test_a_checkpoint_of_another_configuration_is_refused_by_name(tiny, tmp_path, plain):
+    shutil.copytree(plain, tmp_path / "run")
     with pytest.raises(ValueError, match="another configuration: `learning_rate` was 0.0004 and is now 0.001"):
         run(tiny("run", "--learning_rate", "1e-3", "--resume_from_checkpoint", "latest"))
 
@@ -643,9 +652,7 @@ def test_checkpoints_that_give_way_need_no_space(tmp_path):
 
 @pytest.mark.slow
 def test_a_script_ends_in_one_message(tiny, tmp_path):
-    result = subprocess.run(
-        [sys.executable, str(SCRIPT), *tiny("run", "--resolution", "30")], capture_output=True, text=True, timeout=120
-    )
+    result = processes.run([SCRIPT, *tiny("run", "--resolution", "30")])
     assert result.returncode == 1 and result.stderr.count("\n") == 1
     assert result.stderr.startswith("train_dim.py: `resolution` 30 is a size that the generator cannot make")
 

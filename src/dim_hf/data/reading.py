@@ -6,6 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ LONGEST_REASON = 250
 TABLE_SUFFIXES = (".csv", ".tsv", ".json", ".jsonl", ".tar")
 
 
+# The digits become PNG files in memory, which takes a third of a second.
+@cache
 def embedded_digits(split: str) -> datasets.Dataset:
     """The 1,797 digits of scikit-learn (UCI, 8x8 pixels, 17 shades): 1,437 for training and 360 for testing."""
     if split not in ("train", "test"):
