@@ -3,6 +3,8 @@
 import json
 import os
 import re
+import subprocess
+import sys
 import shutil
 
 import evaluate_dim
