@@ -3,9 +3,9 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
-import shutil
 
 import evaluate_dim
 import numpy as np
