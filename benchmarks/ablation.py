@@ -5,10 +5,9 @@ What each part of the base preset adds, and whether matching does: one thing cha
     python benchmarks/ablation.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/ablation-fashion \
         --max_train_steps 8000 --max_match_steps 2000 --seeds 0 1 2 --rows "no matching" "no matching, as long" energy
 
-Rows about matching branch off one adversarial run per seed, so that they differ in what came after it alone. Two rows
-without matching stand beside them: as many more steps, and as many more as take the time of the first row that
-matches. One row matches in all of its steps. Rows about the adversarial step are whole runs of as many steps without
-matching.
+Rows about matching branch off one adversarial run per seed, so that they differ only in what follows it. Two rows do
+not match: one takes the same number of further steps, the other the same time as the first row that matches. One row
+matches from the first step. Rows about the adversarial step are whole runs of the same length without matching.
 
 Every accuracy is a validation accuracy of `training/train_dim.py`: of a classifier trained on images of the last
 generator and scored on a part held out of *train*. The test split is not read. The times of a step are those of each

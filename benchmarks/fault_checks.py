@@ -15,7 +15,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 
 def check_messages(errors: str, status: int | None) -> tuple[str, list[str]]:
-    """The message of a run in what it wrote to stderr, and what is wrong with it."""
+    """The message of a run in its stderr, and what is wrong with it."""
     wrong = []
     messages = re.findall(r"(?:^|[\r\n])(train_dim\.py: .*)", errors)
     if TRACEBACK in errors:

@@ -1,16 +1,16 @@
 """
-Breaks real training runs in every way that a machine breaks them, lets them go on, and compares with undisturbed runs.
+Kills and damages real training runs as a failing machine would, resumes them, and compares with undisturbed runs.
 
     python benchmarks/faults.py --runs 200 --output faults.json       # 100 kills among them
     python benchmarks/faults.py --runs 30 --kinds "kill at a file operation" --seed 7
 
 A run is `training/train_dim.py` on the embedded digits with tiny networks. After a fault the same command, which has
-`--resume_from_checkpoint latest`, is given again. What it leaves must be what the undisturbed run left: weights,
+`--resume_from_checkpoint latest`, is run again. It must leave what the undisturbed run left: weights,
 optimisers, pipeline, samples and log bit for bit, no file half written under its final name, none left aside, one
 message at most, and the usual exit status. A fault ends as one of
 
 - recovered: all of that holds;
-- refused: the run does not go on, and one message names the damaged file. Right where KINDS says so;
+- refused: the run does not continue, and one message names the damaged file. Correct where KINDS says so;
 - rough: the result is right, but on the way there was a traceback, a wrong exit status or something left behind;
 - lost: the result differs, is damaged, or cannot be had.
 
@@ -44,7 +44,7 @@ OUTCOMES = ("recovered", "refused", "rough", "lost", "skipped")
 
 
 def check_whole(trial: Trial) -> None:
-    """What a fault leaves has no file half written under its final name."""
+    """A fault must not leave a file half written under its final name."""
     for folder, reference in ((trial.output, trial.reference.output), (trial.cache, trial.reference.cache)):
         if folder.exists():
             trial.record["rough"] += [

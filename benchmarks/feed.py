@@ -1,5 +1,5 @@
 """
-What it costs to feed the training of a classifier with images that are generated as it goes.
+The cost of training a classifier on images that are generated on the fly.
 
     python benchmarks/feed.py --json feed.json                                        # 8x8, as the embedded digits
     python benchmarks/feed.py --resolution 28 --ipc 64 --json feed28.json             # as Fashion-MNIST

@@ -1,6 +1,6 @@
 """
-Accuracy against the bytes that have to be kept: generators, beside as many bytes of real images as PNG and in the best
-coding, and the limit, all real images streamed at the same rate.
+Accuracy against stored bytes: generators, the same bytes of real images as PNG and in the best coding, and the limit,
+all real images streamed at the same rate.
 
     python benchmarks/frontier.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/frontier-fashion \
         --pipelines out/fashion-0.1MB out/fashion-0.3MB out/fashion-0.9MB --budgets 0.05 3
@@ -223,7 +223,7 @@ def list_points(
 def collect(
     points: Sequence[Point], finished: dict[str, Any], job: Any, args: argparse.Namespace
 ) -> list[tuple[Point, Row]]:
-    """The rows of what is finished, over as many seeds as are."""
+    """The finished rows, over the seeds that are finished."""
     rows = []
     for classifier in args.classifiers:
         for point in points:
@@ -242,7 +242,7 @@ def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namesp
     text.append(
         f"Protocol B, {args.ipc} images per class and epoch, {args.epochs:,} epochs, accuracy on the {len(test):,} "
         f"images of split {args.test_split}, seeds {', '.join(map(str, args.seeds))}. Codings were chosen on held-out "
-        f"images of train. Size: all that has to be kept."
+        f"images of train. Size: everything that must be stored."
     )
     if args.published:
         named = "; ".join(f"{name}, {source}" for name, source in SOURCES.items())

@@ -1,6 +1,7 @@
 # ruff: noqa: E402
 """
-The library on a GPU, in one command of under ten minutes: is it right there, how fast is it, what does it reach.
+The library on a GPU, in one command of under ten minutes: are results correct, how fast is it, what accuracy does it
+reach.
 
     python benchmarks/gpu.py --prepare cifar10-arrays --dataset_name uoft-cs/cifar10    # where dim_hf is installed
     python benchmarks/gpu.py --data cifar10-arrays --output_dir out/gpu                  # on the machine with the GPU
@@ -8,11 +9,11 @@ The library on a GPU, in one command of under ten minutes: is it right there, ho
 
 The machine with the GPU needs this checkout, torch, accelerate, diffusers, safetensors and huggingface_hub; nothing is
 installed there, nothing downloaded, and no library that reads data sets is imported. Four stages, each with a share of
-the time, and `results.json` is written anew after every row, so that a run that is cut leaves what it has:
+the time, and `results.json` is rewritten after every row, so that an interrupted run keeps its results:
 
 1. `equality`: images and a training step against the CPU's; bf16 and fp16; resume; CUDA graphs.
 2. `synchronisation`: no step may make the host wait (`torch.cuda.set_sync_debug_mode("error")`); what takes the time.
-3. `throughput`: steps per batch size and way, beside the rate of their convolutions by themselves; generation; a
+3. `throughput`: steps by batch size and execution mode, relative to the rate of their convolutions; generation; a
    classifier's feed.
 4. `training`: the base preset for the time that is left; `training.jsonl`, `samples.png` and a pipeline in `pipeline/`
    that `DiMPipeline.from_pretrained` loads, beside them; checkpoints go to a folder `OUTPUT_DIR-checkpoints`.

@@ -6,7 +6,7 @@
 The flags are those of `train_dim.py`.
 
 In every epoch a network is drawn from `--pool` and initialised anew; before every matching loss it is trained for 16
-steps on real images. Nothing of it is kept, so a run cannot be resumed. `benchmarks/ablation.py` runs it.
+steps on real images. The pool is not saved, so a run cannot be resumed. `benchmarks/ablation.py` runs it.
 """
 
 import random

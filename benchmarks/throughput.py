@@ -1,5 +1,5 @@
 """
-Images per second and peak memory of what dim_hf does most, each beside a naive way to do the same.
+Images per second and peak memory of the main operations of dim_hf, each beside a naive implementation.
 
     python benchmarks/throughput.py                                                   # the embedded digits
     python benchmarks/throughput.py --dataset_name zalando-datasets/fashion_mnist --json throughput.json

@@ -26,7 +26,7 @@ from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 
 
-# No sensible network has larger numbers in its config; the number of weights is looked at besides.
+# No sensible network has larger numbers in its config; the number of weights is checked separately.
 MOST_IN_CONFIG = 2**16
 
 
@@ -161,7 +161,7 @@ def build_networks(
             name = other[0]
             raise ValueError(f"{origin}: `{name}` is {config[name]}, but that of the images is {of_data[name]}.")
         try:
-            # Without memory for the weights, and nothing is drawn.
+            # Allocates no weights and draws no random numbers.
             with torch.device("meta"):
                 size = 4 * network(**config).num_parameters()
         except ValueError as error:
@@ -181,7 +181,7 @@ def build_networks(
     try:
         try_networks(generator, discriminator, data, min(2, args.train_batch_size))
     except (ValueError, RuntimeError) as error:
-        # Those of a preset fit, unless the fault is ours.
+        # The configs of a preset fit, so this would be a bug of ours.
         given = [f"`--{argument}` {path}" for argument, path, *_ in parts if path]
         if not given:
             raise

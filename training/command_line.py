@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# No number has a use above these; float32 holds the second with room for what an optimiser makes of it.
+# Larger numbers have no use; the second leaves an optimiser room within float32.
 MOST = 10**9
 MOST_FLOAT = 1e30
 
@@ -38,7 +38,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
-    """Help that adds the default of a flag where it has one and does not tell of it itself."""
+    """Help that adds the default of a flag unless its text already has it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         untold = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in (action.help or "")
@@ -104,7 +104,7 @@ def add_data_arguments(
     parser: argparse._ActionsContainer, train_split: str | None, train_split_help: str, cached: str = "decoded images"
 ) -> None:
     """
-    Adds what says which images are read, and how.
+    Adds the arguments that determine which images are read, and how.
 
     Args:
         parser: A parser, or a group of one.
@@ -135,13 +135,13 @@ def add_data_arguments(
 
 def add_hub_arguments(parser: argparse._ActionsContainer, what: str, repository: str, default: str) -> None:
     """
-    Adds what says whether, where and with which token a script pushes.
+    Adds the arguments of a push.
 
     Args:
         parser: A parser, or a group of one.
         what: What is pushed.
         repository: The flag that names the repository, without dashes.
-        default: What names the repository otherwise.
+        default: The name of the repository without that flag.
     """
     parser.add_argument("--push_to_hub", action="store_true", help=f"push {what}")
     parser.add_argument(f"--{repository}", help=f"repository; default: {default}")
@@ -162,8 +162,8 @@ def refuse_idle_flags(given: Collection[str], rules: Iterable[tuple[bool, Collec
     Refuses flags that others switch off.
 
     Args:
-        given: Those of the command line.
-        rules: Whether some flags are switched off, which ones, and where that is so.
+        given: Flags on the command line.
+        rules: Whether some flags are switched off, which ones, and the circumstance, for the message.
 
     Raises:
         ValueError: If one of them was given.
@@ -198,7 +198,7 @@ def check_once(args: argparse.Namespace, names: Iterable[str]) -> None:
 
 
 def check_pipeline(argument: str, name: str) -> None:
-    """Refuses what is not a pipeline: a folder by its files, and what would be on the Hub by its name."""
+    """Refuses a folder that is not a pipeline, by its files, and an invalid Hub id, by its form."""
     from dim_hf.files import NEXT_PIPELINE
 
     path = Path(name)
@@ -234,10 +234,10 @@ def load_pipeline(argument: str, name: str) -> "DiMPipeline":
 
 def check_json_file(path: str | None, entries: Collection[str]) -> None:
     """
-    Refuses, before any work, a `--json` that cannot be written or that is something else than earlier figures.
+    Refuses, before any work, a `--json` that cannot be written or holds anything but earlier figures.
 
     Args:
-        entries: What the figures of this script have.
+        entries: Keys that figures of this script have.
     """
     from dim_hf.files import read_json
 
@@ -256,15 +256,15 @@ def check_json_file(path: str | None, entries: Collection[str]) -> None:
 
 def run_script(script: str, program: Callable[[], T], kept: str = "Nothing was written.") -> T:
     """
-    Runs a script, or a part of it, and returns what it returns. What a user can put right ends in one message and
-    exit status 1, an interruption in exit status 130; a fault of ours shows where it is.
+    Runs a script, or a part of it, and returns its result. An error that a user can correct ends in one message and
+    exit status 1, an interruption in exit status 130; any other error keeps its traceback.
 
     Args:
-        script (`str`): Its name.
-        program: What it does.
+        script (`str`): Name of the script.
+        program: The script's function.
         kept (`str`): What an interruption leaves, and how to go on.
     """
-    # Asked to end, a script leaves nothing half written, as after Ctrl-C.
+    # SIGTERM is handled like Ctrl-C, so that nothing is left half written.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return program()

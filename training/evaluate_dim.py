@@ -5,14 +5,14 @@ Trains classifiers on a distilled data set and scores them on real test images (
     accelerate launch training/evaluate_dim.py --pipeline out/fashion --dataset_name zalando-datasets/fashion_mnist \
         --protocols A B --selection random kmeans --ipc 1 10 --epochs 500 150 --classifiers convnet3 --seeds 0 1
 
-Protocol A is a fixed set of generated images, B a stream of fresh ones, C the deployment of the released code. But for
-C, all rows of an ipc are trained by one recipe for the same number of steps: on generated images, on those of the same
-generator before matching, and on real images as controls. The test split is scored once per classifier, after its last
-epoch.
+Protocol A is a fixed set of generated images, B a stream of fresh ones, C the deployment of the released code. Except
+in C, all rows of an ipc are trained by one recipe for the same number of steps: on generated images, on those of the
+same generator before matching, and on real images as controls. The test split is scored once per classifier, after its
+last epoch.
 
 The output folder gets metrics.json, report.md, report.html and samples.png; fixed/, the latents of fixed sets; and
-results.jsonl, a line per classifier: what is there is not run again, after an interruption or with another row beside
-it. With several processes the classifiers are shared out.
+results.jsonl, a line per classifier, so that finished ones are not trained again after an interruption or when rows
+are added. Several processes share the classifiers.
 """
 
 from command_line import run_script
@@ -127,7 +127,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     }
     rows = [(source, name) for ipc in args.ipc for name in args.classifiers for source in sources[ipc]]
     jobs: list[Job] = [(source, name, seed) for seed in args.seeds for source, name in rows]
-    # One classifier more says what a smaller form costs.
+    # One more classifier shows what a smaller form costs.
     judge = Deployment(recipes[args.ipc[0]])
     compared: list[Job] = [
         (generated_source(each, args.ipc[0], judge), args.classifiers[0], args.seeds[0])
@@ -250,7 +250,7 @@ def describe(
     test: ImageData,
     sets: dict[tuple[str, int, int, int], Path],
 ) -> str:
-    """How the figures were made, in words; nothing in it is of this machine, since it goes on the model card."""
+    """How the figures were made, in words, without paths of this machine, since it goes on the model card."""
     stored = module_bytes(pipelines.evaluated.generator)
     text = describe_protocol(
         args.protocols,
@@ -274,13 +274,13 @@ def describe(
         text += f" Seconds to make one fixed set: {describe_times(sets)}."
     if any(draw != Draw() for draw in list_draws(args)):
         text += (
-            " Noise x: the latents are multiplied by that number. Teacher's filter: an image is drawn again, up to so "
-            "many draws in all, if the teacher takes it for another class or gives its class less than that "
+            " Noise x: the latents are multiplied by that number. Teacher's filter: an image is drawn again, up to "
+            "this number of draws, if the teacher takes it for another class or gives its class less than this "
             "probability."
         )
     compares = not {*COMPARED}.isdisjoint(args.protocols)
     if "before_matching" in args.controls and pipelines.before is None and compares:
-        text += " There is no control from before matching, as no pipeline from before it was found."
+        text += " There is no control from before matching, because no such pipeline was found."
     return text
 
 

@@ -135,9 +135,9 @@ class Pipelines:
     The pipelines of an evaluation, on its device.
 
     Args:
-        evaluated ([`DiMPipeline`]): As it is stored by `--storage`.
-        before ([`DiMPipeline`], *optional*): That from before matching, in the same form.
-        unstored ([`DiMPipeline`], *optional*): What is evaluated as it was before, with `--storage`.
+        evaluated ([`DiMPipeline`]): In the form of `--storage`.
+        before ([`DiMPipeline`], *optional*): The one from before matching, in the same form.
+        unstored ([`DiMPipeline`], *optional*): With `--storage`, the pipeline before rounding.
     """
 
     evaluated: DiMPipeline
@@ -146,7 +146,7 @@ class Pipelines:
 
 
 def load_pipelines(args: argparse.Namespace, folders: Folders, accelerator: Accelerator) -> Pipelines:
-    """Loads what is evaluated, and refuses a control that is not one of it."""
+    """Loads what is evaluated, and refuses a pipeline from before matching that does not fit it."""
     given = load_pipeline("pipeline", args.pipeline)
     evaluated = stored_form(given, args.storage)
     before = None

@@ -224,7 +224,7 @@ tags:
 
 
 def save_card(path: Path, card: DatasetCard) -> None:
-    """Saves a card; of one that is there the text stays, but for what it says of the images if these are others."""
+    """Saves a card. An existing one keeps its text, except the description of the images if they changed."""
     if existing := existing_card(DatasetCard, path):
         card = merge_cards(existing, card, known=set())
     replace_text(path, str(card))
@@ -232,9 +232,8 @@ def save_card(path: Path, card: DatasetCard) -> None:
 
 def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
     """
-    Makes the data set of a repository that of a folder, in one commit, and returns its URL. A card that the repository
-    has keeps its text, as `datasets.Dataset.push_to_hub` leaves it, but for what it says of the images if these are
-    others.
+    Uploads a folder as a repository's data set, in one commit, and returns its URL. An existing card keeps its text,
+    as with `datasets.Dataset.push_to_hub`, except the description of the images if they changed.
     """
     try:
         if existing := existing_card(DatasetCard, repo_id, token):

@@ -1,4 +1,4 @@
-"""The presets of `train_dim.py`: networks and settings in one table. What each reaches stands in docs/results.md."""
+"""The presets of `train_dim.py`: networks and settings in one table. docs/results.md has their accuracies."""
 
 from typing import Any
 
@@ -39,7 +39,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # By the number of images; see `default_augmentation`.
         "augmentation": None,
         "ema_decay": 0.999,
-        # Matching adds nothing to as many more adversarial steps of these networks (docs/results.md).
+        # Matching gains nothing over more adversarial steps of these networks (docs/ablations.md).
         "max_match_steps": 0,
         "match_learning_rate": 2e-4,
         "match_loss": "energy",
@@ -48,7 +48,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "pool_steps": 1000,
     },
 }
-# The same settings with generators of fewer weights, or fewer bits for each; docs/how_small.md has what they reach.
+# The same settings, with fewer weights in the generator or fewer bits per weight; sizes are in docs/how_small.md.
 PRESETS |= {
     name: PRESETS["base"] | {"storage": storage}
     for name, storage in {"small": "int4", "tiny": "int6", "nano": "int4", "pico": "int4"}.items()
@@ -65,7 +65,7 @@ GENERATORS = {
 
 
 def default_augmentation(num_images: int) -> list[str]:
-    """A shift keeps the discriminator from learning few images by heart (arXiv 2006.10738); of many it does harm."""
+    """A shift keeps the discriminator from memorising few images (arXiv 2006.10738); with many it does harm."""
     return ["shift"] if num_images < 10_000 else []
 
 
@@ -128,7 +128,7 @@ def network_configs(
                 "projection": False,
             },
         )
-    # The generator is narrower than the discriminator: it runs half as often, and its bytes are what is stored.
+    # The generator is narrower than the discriminator: it runs half as often, and only its bytes are stored.
     # Where the size is doubled once, a 3x3 convolution in each network stands in for the block that is missing.
     latent_dim, class_embed_dim, finest, most = GENERATORS[preset]
     generator_widths = [min(finest * 2**i, most) for i in range(count)] if count > 1 else [2 * finest]

@@ -106,7 +106,7 @@ def needed_bytes(
 
 
 def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
-    """Makes a folder's pipeline this one, or none; one of the same weights stays as it is."""
+    """Replaces a folder's pipeline, or removes it for `None`; one of the same weights is left as it is."""
     if pipeline is not None:
         if not (folder / "model_index.json").is_file() or not _holds(folder, pipeline.generator):
             replace_pipeline(pipeline, folder)

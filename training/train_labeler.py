@@ -1,6 +1,6 @@
 """
-Trains a teacher on real images and saves it with a pipeline as its `labeler`: for soft labels, and to draw again what
-the teacher takes for another class.
+Trains a teacher on real images and saves it with a pipeline as its `labeler`: for soft labels, and to draw images
+again that the teacher takes for another class.
 
     python training/train_labeler.py                                    # the embedded digits, for out/digits
     python training/train_labeler.py --pipeline out/fashion --dataset_name zalando-datasets/fashion_mnist
@@ -73,7 +73,7 @@ from dim_hf.weights import is_finite
 
 def main(args: argparse.Namespace) -> float:
     # 1. Settings and folders are checked before data is read.
-    # A teacher's soft labels say more where its own were not smoothed (arXiv 1906.02629).
+    # Soft labels carry more information if the teacher's own labels were not smoothed (arXiv 1906.02629).
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)
     output_dir = Path(args.output_dir or args.pipeline)
     if args.output_dir is None and not output_dir.is_dir():
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> float:
             recipe,
             channels=data.channels,
             size=data.size,
-            # A classifier that learns from the teacher does not begin as it did.
+            # A classifier that learns from the teacher must not share its initial weights.
             seed=random.Random(f"teacher/{seed}").getrandbits(32),
             device=device,
             progress=True,
@@ -142,14 +142,14 @@ def main(args: argparse.Namespace) -> float:
 
 
 def read_options(folder: Path) -> dict[str, Any]:
-    """The options of the training run that made a folder; none of what a run did not make."""
+    """The options of the training run that made a folder; empty if none did."""
     path = folder / "options.json"
     return read_json_object(path) if path.exists() else {}
 
 
 @torch.no_grad()
 def finite_logits(classifier: torch.nn.Module, data: ImageData) -> bool:
-    """Whether what a classifier in `eval()` makes of the first images, at most 512, are numbers."""
+    """Whether a classifier in `eval()` gives finite logits for the first images, at most 512."""
     indices = torch.arange(min(512, len(data)), device=data.labels.device)
     return bool(classifier(normalise(data.batch(indices)[0])).isfinite().all())
 

@@ -1,9 +1,9 @@
 """
-A data set as a small folder of decoded images, for a machine that has no library to read data sets with.
+A data set as a small folder of decoded images, for a machine without a library that reads data sets.
 
 Images lie side by side on sheets, losslessly where that keeps to the size that is asked for. Otherwise the training
 images are JPEG without chroma subsampling, at the highest quality that fits; tiles keep to JPEG's blocks of 8 pixels,
-so that none touches its neighbours. Test images are exact in any case, and fewer where they must be.
+so that neighbours do not affect each other. Test images are exact in any case, and fewer where they must be.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ def prepare(
     folder: Path, train: ImageData, test: ImageData, max_test_samples: int, megabytes: float
 ) -> dict[str, Any]:
     """
-    Writes a data set into a folder of at most so many megabytes.
+    Writes a data set into a folder of limited size.
 
     Returns:
         What the manifest says: for each split the number of images, how they are coded and by how much a value of 0 to

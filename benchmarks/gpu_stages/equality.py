@@ -1,4 +1,4 @@
-"""Stage 1: is a GPU's result the CPU's, and a resumed run's that of one at a stretch."""
+"""Stage 1: whether a GPU gives the CPU's results, and a resumed run those of an uninterrupted one."""
 
 import copy
 import math

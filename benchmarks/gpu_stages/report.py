@@ -1,4 +1,4 @@
-"""What the stages share: what is known so far, the data, the device and the deadline."""
+"""What the stages share: the results so far, the data, the device and the deadline."""
 
 import argparse
 import gc
@@ -127,7 +127,7 @@ def check_precision(precision: str, name: str, capability: tuple[int, int]) -> N
 
 
 def checkpoint_dir(args: argparse.Namespace) -> Path:
-    """Beside the output folder, which holds what is to be kept."""
+    """Beside the output folder, which holds only results."""
     path = Path(args.output_dir).resolve()
     return path.with_name(f"{path.name}-checkpoints")
 

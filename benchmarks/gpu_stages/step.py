@@ -1,9 +1,9 @@
 """
-The adversarial step of `training/train_dim.py` as a function, in several ways to run it, and what it is measured by.
+The adversarial step of `training/train_dim.py` as a function, in several execution modes, and its measurement.
 
-The script's step stands in the middle of its loop. [`Run.step`] is that text without matching, clipping and
-accumulation: the same functions of the library in the same order, under Accelerate, from the same presets. What
-differs by the way (`Way`) is how the device is told to do it.
+In the script the step is part of the loop. [`Run.step`] is the same code without matching and accumulation: the same
+functions of the library in the same order, under Accelerate, with the same presets. A `Way` decides only how the
+device executes it.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""Stage 2: no step makes the host wait; what takes the time."""
+"""Stage 2: whether a step makes the host wait, and which kernels take the time."""
 
 import time
 from typing import Any

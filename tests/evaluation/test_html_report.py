@@ -85,7 +85,7 @@ def test_the_page_is_complete_in_itself_and_its_text_is_escaped(pipeline, train,
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert [picture["alt"] for picture in pictures] == [
         "Accuracy by images per class",
-        "Accuracy by what has to be stored",
+        "Accuracy by stored bytes",
         "Training",
         "Samples",
         "Confusion",

@@ -259,7 +259,7 @@ def test_the_report_weighs_the_generator_in_real_images(evaluate, tmp_path):
     rows = {row.source: row for row in evaluate("--ipc", "3")}
     generated, whole = rows[GENERATED].bytes, rows[REAL["whole"]].bytes
     report = (tmp_path / "run" / "evaluation" / "report.md").read_text()
-    assert f"takes {generated:,} bytes, as many as {generated / (whole / 1437):,.0f} real images" in report
+    assert f"takes {generated:,} bytes, the size of {generated / (whole / 1437):,.0f} real images" in report
 
 
 def test_without_a_pipeline_from_before_matching_there_is_no_such_row(evaluate, tmp_path):

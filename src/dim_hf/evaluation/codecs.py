@@ -1,5 +1,5 @@
 """
-Stores real images in as few bytes as is fair: codecs, a container for images and labels, and the largest
+Stores real images in few bytes: codecs, a container for images and labels, and the largest
 class-balanced subset within a number of bytes.
 """
 
@@ -23,22 +23,21 @@ from ..data import ImageData
 PAGE = 4096
 # A subset takes at least this share of its bytes, unless a single image more is too much.
 FILLED = 0.995
-# What reading bytes that are cut, or are something else, ends in; `SyntaxError` is how Pillow calls a broken PNG.
+# Errors from reading truncated or foreign bytes; Pillow raises `SyntaxError` for a broken PNG.
 _UNREADABLE = (struct.error, lzma.LZMAError, EOFError, LookupError, OSError, SyntaxError, ValueError)
 
 
 @dataclass(frozen=True)
 class Codec:
     """
-    A way to keep images.
+    How images are stored.
 
     Args:
-        format (`str`): `"PNG files"`, one after the other; `"LZMA"`, of the plain pixels; or `"PNG"`, `"WebP"`,
-            `"JPEG"` or `"AVIF"`, of large pages that many images are tiled into and whose headers and tables they
-            share.
-        quality (`int`, *optional*): Of WebP, JPEG and AVIF, from 0 to 100; lossless without.
-        colours (`int`, *optional*): Of a palette that all images of a page share, at most 256; grey levels if the
-            images are grey. All colours without.
+        format (`str`): `"PNG files"`, concatenated; `"LZMA"` of raw pixels; or `"PNG"`, `"WebP"`, `"JPEG"` or `"AVIF"`
+            of large pages, into which images are tiled so that they share headers and tables.
+        quality (`int`, *optional*): Of WebP, JPEG and AVIF, from 0 to 100; `None` is lossless.
+        colours (`int`, *optional*): Size of the palette that the images of a page share, at most 256 (grey levels if
+            the images are grey); `None` keeps all colours.
         half (`bool`, *optional*, defaults to `False`):
             Whether images are kept at half their height and width, and enlarged when they are read.
     """
@@ -50,7 +49,7 @@ class Codec:
 
     @property
     def name(self) -> str:
-        """What tables, `--codec` and the container call it."""
+        """Its name in tables, `--codec` and the container."""
         parts = [self.format if self.quality is None else f"{self.format} quality {self.quality}"]
         if self.format == "WebP" and self.quality is None:
             parts = ["lossless WebP"]
@@ -60,7 +59,7 @@ class Codec:
 
     @property
     def pixels(self) -> tuple[Any, ...]:
-        """Equal for codecs whose images are identical, apart from which few colours a page shares."""
+        """Equal for codecs that give identical images, except for the choice of palette."""
         changed = (self.format, self.quality) if self.quality is not None else ()
         return (*changed, self.colours, self.half)
 
@@ -80,7 +79,7 @@ class Codec:
         """
         if self.half:
             smaller = [math.ceil(side / 2) for side in images.shape[2:]]
-            # Each image for itself: neighbours on a page do not run into each other.
+            # Image by image, so that neighbours on a page do not blend.
             images = F.interpolate(images.float(), smaller, mode="area").round().to(torch.uint8)
         pixels = images.permute(0, 2, 3, 1).cpu().numpy()
         if self.format == "PNG files":
@@ -99,7 +98,7 @@ class Codec:
 
     def decode(self, content: bytes, shape: tuple[int, int, int, int]) -> torch.Tensor:
         """
-        The images that [`encode`] was given, or what is left of them.
+        Decodes what [`encode`] returned; with a lossy codec, approximately.
 
         Args:
             content (`bytes`): What [`encode`] returned.
@@ -154,10 +153,10 @@ class Codec:
 
 
 Image.init()
-# Today's usual way, and what a comparison with "PNG" means.
+# The usual way, and what "PNG" means in a comparison.
 PNG_FILES = Codec("PNG files")
-# From all that is in an image to the little that classifiers still learn from. Which one is best depends on the data
-# and on the number of bytes.
+# From lossless to the little that classifiers can still learn from. Which one is best depends on the data and on the
+# number of bytes.
 CODECS = {
     codec.name: codec
     for codec in (
@@ -193,7 +192,7 @@ def unpack(content: bytes) -> tuple[torch.Tensor, torch.Tensor]:
     The images, uint8 of shape `(N, channels, height, width)`, and the labels `(N,)` of a container.
 
     Raises:
-        ValueError: If it is not one, or not a whole one.
+        ValueError: If it is not a container, or is truncated.
     """
     try:
         length, channels, height, width, classes = struct.unpack_from(_FIXED, content)
@@ -221,8 +220,8 @@ def packed_subset(train: ImageData, budget: int, seed: int, codec: Codec) -> byt
     many, attempt, slope = len(order) + 1, 0, len(content) / few
     while len(content) < FILLED * budget and many - few > 1:
         attempt += 1
-        # To the middle of what is near enough, on a line through the last two sizes. They are not quite a line:
-        # halving ends in any case. And of very few images nearly all is header, which tells little of many.
+        # Interpolates between the last two sizes, towards the middle of the accepted range. Sizes are not quite
+        # linear, so bisection guarantees an end; for very few images the header dominates, so growth is limited.
         count = few + round(((1 + FILLED) / 2 * budget - len(content)) / slope)
         if attempt % 4 == 0 and many <= len(order):
             count = (few + many) // 2
@@ -282,12 +281,12 @@ def _per_page(height: int, width: int) -> int:
 
 
 def _columns(count: int, height: int, width: int) -> int:
-    """Images in a row of a page of `count`, about as wide as high."""
+    """Images per row on a page of `count` images, which is about square."""
     return min(max(1, PAGE // width), math.ceil(math.sqrt(count * height / width)))
 
 
 def _tile(pixels: np.ndarray) -> np.ndarray:
-    """Images `(n, height, width, channels)` side by side; what is empty is black."""
+    """Images `(n, height, width, channels)` side by side; unused space is black."""
     count, height, width, channels = pixels.shape
     columns = _columns(count, height, width)
     rows = math.ceil(count / columns)
@@ -316,7 +315,7 @@ def _encode_page(page: Image.Image, codec: Codec) -> bytes:
         # One thread, so that the bytes do not depend on the machine's cores.
         options |= {"speed": 6, "max_threads": 1, "subsampling": "4:0:0" if page.mode == "L" else "4:2:0"}
     elif codec.quality is None:
-        # The slowest of WebP's lossless ways takes twenty times as long to save another 1.5 percent.
+        # WebP's slowest lossless mode takes twenty times as long to save another 1.5 percent.
         options = {"lossless": True, "quality": 80, "method": 4}
     else:
         options |= {"method": 6}
@@ -333,7 +332,7 @@ def _decode_page(content: bytes, channels: int) -> np.ndarray:
 
 
 def _end_of_png(content: bytes, start: int) -> int:
-    """Where the PNG file that starts there ends: after its chunk IEND."""
+    """The end of the PNG file that starts there: after its IEND chunk."""
     end, kind = start + 8, b""
     while kind != b"IEND":
         length, kind = struct.unpack_from(">I4s", content, end)

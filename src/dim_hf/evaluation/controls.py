@@ -25,7 +25,7 @@ class Comparison:
         judge ([`Judge`]): Trains and scores the classifiers.
         protocol (`str`): The protocols of the rows that they are compared with.
         budget (`int`): The bytes of those rows: of the generator, and of the latents of a fixed set.
-        codec_for: From a number of bytes to the codec that keeps the most worth learning from in them.
+        codec_for: From a number of bytes to the best codec for them.
     """
 
     train: ImageData
@@ -52,7 +52,7 @@ def equal_bytes(of: Comparison) -> Source:
 
 
 def equal_bytes_lossy(of: Comparison) -> Source:
-    """Class-balanced images up to `budget` bytes, in the codec for them."""
+    """Class-balanced images up to `budget` bytes, in the best codec for them."""
     codec = of.codec_for(of.budget)
     return replace(_packed("equal_bytes_lossy", of, codec), description=f"{REAL['equal_bytes']}, {codec.name}")
 
@@ -67,7 +67,7 @@ def whole(of: Comparison) -> Source:
     )
 
 
-# The functions of `REAL`, by its names.
+# The function of each control in `REAL`.
 CONTROLS: dict[str, Callable[[Comparison], Source]] = {
     "streamed": streamed,
     "random": random,
@@ -101,7 +101,7 @@ def _real(kind: str, of: Comparison, images: Callable[[int], ImageData]) -> Sour
 
 
 def _packed(kind: str, of: Comparison, codec: Codec) -> Source:
-    """Images that are kept in a container of at most `budget` bytes, and read back from it."""
+    """Images that were stored in a container of at most `budget` bytes and read back."""
 
     @cache
     def container(seed: int) -> bytes:

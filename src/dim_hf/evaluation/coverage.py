@@ -11,7 +11,7 @@ from ..classifiers import logits_and_features
 @torch.no_grad()
 def last_features(classifier: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
     """
-    What the last feature layer of a classifier makes of images.
+    The outputs of a classifier's last feature layer for images.
 
     Args:
         classifier: As [`build_classifier`] makes it, in `eval()`, trained on real images.
@@ -47,7 +47,7 @@ def density(real: torch.Tensor, generated: torch.Tensor, neighbours: int = 5) ->
     eq. 3). About 1 for images drawn from the same distribution; it may be larger.
 
     Args:
-        real, generated, neighbours: Those of [`recall`].
+        real, generated, neighbours: As in [`recall`].
     """
     reach = _reach(real, neighbours)
     return ((torch.cdist(generated, real) <= reach).float().sum(dim=1) / neighbours).mean().item()

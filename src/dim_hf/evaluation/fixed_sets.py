@@ -48,7 +48,7 @@ def kmeans_medoids(features: torch.Tensor, count: int, seed: int = 0) -> torch.T
     rows = features.cpu().double()
     clusters = KMeans(count, n_init=1, random_state=seed).fit(rows.numpy())
     distances = torch.cdist(rows, torch.from_numpy(clusters.cluster_centers_))
-    # Of equal rows there are fewer clusters than asked for; an empty one takes what no other has.
+    # Duplicate rows give fewer clusters than asked for; an empty one takes an unused row.
     cluster_of = torch.from_numpy(clusters.labels_)
     free = torch.ones(len(rows), dtype=torch.bool)
     for cluster in torch.bincount(cluster_of, minlength=count).argsort(descending=True).tolist():
@@ -99,8 +99,8 @@ def choose_latents(
         ipc (`int`): Images per class.
         selection (`str`):
             `"random"`: the first that a stream of this seed makes. `"kmeans"` and `"herding"`: [`kmeans_medoids`] or
-            [`herding`] of each class among the first `candidates * ipc`, on what the last feature layer of the
-            teacher makes of them.
+            [`herding`] of each class among the first `candidates * ipc`, by their features in the last layer of the
+            teacher.
         seed (`int`): Seeds the noise and the first centres.
         candidates (`int`, *optional*, defaults to 100): Samples per image that is kept.
         teacher (`torch.nn.Module`, *optional*): As [`build_classifier`] makes it, in `eval()`, on the generator's
@@ -164,7 +164,7 @@ def optimise_latents(
     Args:
         generator ([`DiMGenerator`]): In `eval()`.
         latents (`torch.Tensor` of shape `(n, latent_dim)`), labels (`torch.Tensor` of shape `(n,)`):
-            Those of the set, as many of each class, class by class.
+            Those of the set, equally many of each class, class by class.
         data ([`ImageData`]): Real images, with every class.
         pool (`Sequence[torch.nn.Module]`): Frozen classifiers, as [`build_pool`] makes them.
         steps (`int`): Steps of Adam.
@@ -208,7 +208,7 @@ def optimise_latents(
 
 
 def fixed_set(pipeline: DiffusionPipeline, latents: torch.Tensor, labels: torch.Tensor) -> ImageData:
-    """The images that a pipeline makes of latents `(n, latent_dim)` and labels `(n,)`, on the device of the labels."""
+    """The images of latents `(n, latent_dim)` and labels `(n,)`, on the device of the labels."""
     images = pipeline(class_labels=labels, latents=latents, output_type="pt").images
     digest = hashlib.sha256(latents.cpu().numpy().tobytes() + labels.cpu().numpy().tobytes())
     pixels = (images * 255).round().to(torch.uint8).to(labels.device)
@@ -219,8 +219,8 @@ def save_latents(
     path: str | os.PathLike, latents: torch.Tensor, labels: torch.Tensor, settings: dict[str, Any]
 ) -> None:
     """
-    Writes latents and labels of a fixed set as safetensors, and in its header the settings that made them and a digest
-    of all. The folder is made, and a file that was there is whole until the new one is.
+    Writes latents and labels of a fixed set as safetensors, with the settings that made them and a digest of
+    everything in the header. Creates the folder; an older file stays until the new one is complete.
     """
     content = {"latents": latents.cpu().contiguous(), "labels": labels.cpu()}
     text = json.dumps(settings, sort_keys=True)
@@ -248,7 +248,7 @@ def latents_settings(path: str | os.PathLike) -> dict[str, Any]:
 def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
     try:
         with safe_open(path, framework="pt") as file:
-            # Copies: a file that is written over would change what was read.
+            # Copied, because overwriting the file would change tensors that are mapped from it.
             content = {name: file.get_tensor(name).clone() for name in ("latents", "labels")}
             header = file.metadata()
         latents, labels = content["latents"], content["labels"]

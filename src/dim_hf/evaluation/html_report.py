@@ -30,7 +30,7 @@ from .tables import Row, results_cells, scores_cells
 TEMPLATE = Path(__file__).parent / "report.html"
 # Names of classes and models are not formulas; equal figures give equal files.
 SETTINGS: Any = {"text.parse_math": False, "svg.hashsalt": "dim_hf", "font.size": 9}
-# How many classes at most show samples beside real images, and numbers in the confusion matrix.
+# Most classes with which samples are shown beside real images, and the confusion matrix has numbers.
 CLASSES_SHOWN, CLASSES_NUMBERED = 10, 20
 SAMPLES_PER_CLASS = 4
 
@@ -60,12 +60,12 @@ def write_html_report(
     Writes `report.html`, with the picture `samples.png` that lies in the folder.
 
     Args:
-        folder: Of the report.
+        folder: The folder of the report.
         rows (`Sequence[Row]`): The table.
         protocol (`str`): How the figures were made, in words.
-        pipeline ([`DiMPipeline`]): Makes the samples that are shown beside real images.
-        train ([`ImageData`]): Those real images, of the pipeline's size and channels.
-        scores: Those of [`scores`].
+        pipeline ([`DiMPipeline`]): Makes the samples.
+        train ([`ImageData`]): Real images to compare with, of the pipeline's size and channels.
+        scores: From [`scores`].
         confusion (`tuple[Row, torch.Tensor]`, *optional*):
             A row, and of shape `(classes, classes)` how many images of each class (rows) its classifiers took for
             which (columns), in all its seeds.
@@ -122,7 +122,7 @@ def accuracy_by_ipc(rows: Sequence[Row]) -> Picture:
 
 
 def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
-    """Accuracy against what has to be stored, a panel per classifier."""
+    """Accuracy against stored bytes, a panel per classifier."""
     figure, panels = _panels(rows)
     every_ipc = sorted({row.ipc for row in rows})
     for axes, of_classifier in panels:
@@ -142,7 +142,7 @@ def accuracy_by_bytes(rows: Sequence[Row]) -> Picture:
     )
     if len(every_ipc) > 1:
         caption += f" The larger a point, the larger its ipc: {', '.join(map(str, every_ipc))}."
-    return _finish(figure, panels, "Accuracy by what has to be stored", caption)
+    return _finish(figure, panels, "Accuracy by stored bytes", caption)
 
 
 def training_curves(records: Sequence[dict[str, Any]]) -> Picture:
@@ -244,7 +244,7 @@ def nearest_real(images: torch.Tensor, data: ImageData, block_size: int = 4096) 
 
 
 def _panels(rows: Sequence[Row]) -> tuple[Figure, list[tuple[Axes, list[Row]]]]:
-    """A figure with a panel for each classifier, two in a line, and the rows that belong there."""
+    """A figure with a panel for each classifier, two per line, and the rows of each panel."""
     classifiers = list(dict.fromkeys(row.classifier for row in rows))
     columns, lines = min(2, len(classifiers)), -(-len(classifiers) // 2)
     figure = Figure(figsize=(max(7, 5 * columns), 3.6 * lines + 1), layout="constrained")
@@ -278,7 +278,7 @@ def _style(row: Row, colour: Any) -> dict[str, Any]:
 
 
 def _spreads(line: Sequence[Row]) -> list[float]:
-    """The error bars of points; of a single seed none is drawn."""
+    """The error bars of points; none for a single seed."""
     return [math.nan if row.std is None else 100 * row.std for row in line]
 
 

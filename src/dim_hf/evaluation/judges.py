@@ -66,14 +66,14 @@ def train_classifier(
     Args:
         stream: Gives `batches(epoch)` of images in [-1, 1] and labels, hard ones or probabilities.
         name (`str`): A classifier that [`build_classifier`] knows.
-        recipe ([`DeploymentRecipe`]): How.
+        recipe ([`DeploymentRecipe`]): How it is trained.
         channels (`int`), size (`int`): Of the images.
         seed (`int`): Seeds the weights, the crops and any dropout; with the stream it decides the result.
         device (`torch.device` or `str`): Where the classifier is trained.
         augment (`bool`, *optional*, defaults to `True`): Whether images are moved by [`random_crop`].
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
         on_epoch (`Callable`, *optional*): Called after each epoch with its number, from 0, and the classifier in
-            `eval()`; what it trains to is the same with and without.
+            `eval()`; does not affect the result.
 
     Returns:
         The classifier after the last epoch, in `eval()`.
@@ -163,7 +163,7 @@ def evaluate_accuracy(classifier: nn.Module, data: ImageData, batch_size: int = 
     The accuracy of a classifier on real images, in [0, 1]; it is scored in `eval()`.
 
     Args:
-        classifier, data, batch_size: Those of [`predict`].
+        classifier, data, batch_size: As in [`predict`].
     """
     return (predict(classifier, data, batch_size) == data.labels).sum().item() / len(data)
 

@@ -33,9 +33,9 @@ class SetsRecipe:
 
     Args:
         selections (`Sequence[str]`): Any of `SELECTIONS`.
-        latent_steps (`Sequence[int]`): Each selection is there with its latents moved for each number of steps.
+        latent_steps (`Sequence[int]`): Steps of optimising the latents; a set of each selection for each number.
         candidates (`int`): Samples per image that k-means or herding keeps.
-        pool (`Sequence[PoolEntry]`): Networks that latents are moved for; the last one chooses.
+        pool (`Sequence[PoolEntry]`): Networks that latents are optimised for; the last one chooses.
         pool_steps (`int`): Training steps of each.
     """
 

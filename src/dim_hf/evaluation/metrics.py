@@ -21,7 +21,7 @@ else:
     class Metric:
         """A class of metrics that becomes one of `evaluate.Metric` when its first metric is made."""
 
-        # To import evaluate imports the pipelines of transformers: 11 CPU seconds.
+        # Importing evaluate imports the pipelines of transformers: 11 CPU seconds.
         def __new__(cls, *args: Any, **kwargs: Any) -> Any:
             import evaluate
 

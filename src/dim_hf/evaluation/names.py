@@ -1,4 +1,4 @@
-"""What the rows of an evaluation are called. This module loads no library, so that `--help` answers at once."""
+"""Names of the rows of an evaluation. This module loads no library, so that `--help` answers at once."""
 
 PROTOCOLS = {
     "A": "Protocol A: a fixed set of ipc images per class, made once, the same in every epoch.",
@@ -6,7 +6,7 @@ PROTOCOLS = {
     "C": "Protocol C, legacy: the deployment of DiM's released code, the best of five evaluations on the test images "
     "and batch norm in training mode; for comparison with its own figures only.",
 }
-# Those whose rows are trained alike and compared with the same controls, see `protocols.py`.
+# Protocols whose rows are trained alike and compared with the same controls, see `protocols.py`.
 COMPARED = ("A", "B")
 # How the images of a fixed set are chosen, see `fixed_sets.py`.
 SELECTIONS = ("random", "kmeans", "herding")

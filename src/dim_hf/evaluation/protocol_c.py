@@ -4,7 +4,7 @@ Protocol C, legacy: the deployment of DiM's released code, rewritten, for compar
 It differs from protocol B in what makes it unfit for other comparisons: the best of five evaluations *on the test
 split* counts; classifiers are never put in `eval()`, so that batch norm uses the statistics of test batches; labels
 are drawn at random; the learning rate is constant; and colours are augmented. Two of its defects are left out: zero
-steps where an epoch is smaller than a batch, and test images that are normalised unlike the training images.
+steps where an epoch is smaller than a batch, and test images that are normalised differently from those of train.
 """
 
 import math
@@ -112,7 +112,7 @@ def change_colours(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def batch_accuracy(classifier: nn.Module, data: ImageData) -> float:
-    """The accuracy of a classifier, in [0, 1], in the mode that it is in, training mode included."""
+    """The accuracy of a classifier, in [0, 1], in its current mode, which may be training mode."""
     right = 0
     for indices in torch.arange(len(data), device=data.labels.device).split(BATCH_SIZE):
         images, labels = data.batch(indices)

@@ -1,7 +1,7 @@
 """
 The protocols of an evaluation: what rows each one has, and how their classifiers are trained.
 
-All rows of A, B and their controls are trained in one way, and so are comparable; protocol C has its own.
+All rows of A, B and their controls are trained alike, so they are comparable; protocol C has its own way.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,7 +35,7 @@ class Deployment:
     def train(
         self, stream: Stream, classifier: str, test: ImageData, *, seed: int, augment: bool, progress: bool
     ) -> dict[str, Any]:
-        """`accuracy` and, of at most 100 classes, `confusion`: rows are true classes, columns predictions."""
+        """`accuracy` and, for at most 100 classes, `confusion`: rows are true classes, columns predictions."""
         network = train_classifier(
             stream,
             classifier,
@@ -126,7 +126,7 @@ def list_sources(
             for name, each in (selections_before or {}).items()
         ]
     if fair := ", ".join(sorted({*protocols} & {*COMPARED})):
-        # Of the protocols that are compared with the same real images, the larger budget counts.
+        # A and B are compared with the same real images, so the larger budget counts.
         budget = module_bytes(pipeline.generator)
         if "A" in protocols:
             config = pipeline.generator.config

@@ -8,7 +8,7 @@ from ..arguments import check_choice, check_integer, check_number
 @dataclass(frozen=True)
 class DeploymentRecipe:
     """
-    How a classifier is trained: SGD with momentum, one-cycle learning rate, random crops, hard labels, smoothed.
+    How a classifier is trained: SGD with momentum, one-cycle learning rate, random crops, smoothed hard labels.
 
     Args:
         epochs (`int`): Epochs; each sees `ipc` images per class.

@@ -29,7 +29,7 @@ class Draw:
     How the images of a stream are drawn from a generator: what can be tuned without training it again.
 
     Args:
-        noise_scale (`float`), max_attempts (`int`), min_confidence (`float`): Those of [`DiMDataset`].
+        noise_scale (`float`), max_attempts (`int`), min_confidence (`float`): As in [`DiMDataset`].
     """
 
     noise_scale: float = 1.0
@@ -38,12 +38,12 @@ class Draw:
 
     @property
     def filtered(self) -> bool:
-        """Whether a teacher chooses among the images, which then has to be kept too."""
+        """Whether a teacher chooses among the images, and so must be stored too."""
         return self.max_attempts > 1
 
     @property
     def title(self) -> str:
-        """What a row adds to its name; empty for the usual draw."""
+        """The addition to a row's name; empty for the usual draw."""
         parts = [f"noise x {self.noise_scale:g}"] if self.noise_scale != 1 else []
         if self.filtered:
             confidence = f", confidence {self.min_confidence:g}" if self.min_confidence else ""
@@ -106,13 +106,13 @@ class Source:
         return identity
 
     def train(self, classifier: str, test: ImageData, seed: int, progress: bool = False) -> dict[str, Any]:
-        """The figures of one classifier: `accuracy`, in [0, 1], and what else its judge finds."""
+        """The figures of one classifier: `accuracy`, in [0, 1], and others of its judge."""
         return self.judge.train(
             self.stream(seed), classifier, test, seed=seed, augment=self.augment, progress=progress
         )
 
     def row(self, classifier: str, seed: int, results: Sequence[dict[str, Any]]) -> Row:
-        """The row of results with `accuracy` and `seconds`, one per seed; `seed` is that of its counts and bytes."""
+        """The row of results with `accuracy` and `seconds`, one per seed; `seed` determines its counts and bytes."""
         stream = self.stream(seed)
         return Row(
             source=self.description,

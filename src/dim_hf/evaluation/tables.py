@@ -28,8 +28,8 @@ class Row:
         ipc (`int`): Images per class and epoch; of a fixed set, images per class.
         steps (`int`): Optimiser steps of each.
         distinct_images (`int`): Different images that each one saw.
-        bytes (`int`): All that has to be kept of the source: weights as saved with what belongs to them, or real
-            images with their labels in a container.
+        bytes (`int`): Everything of the source that must be stored: weights as saved with latents or soft labels, or
+            real images with their labels in a container.
         num_classes (`int`): Of the data set.
         accuracies (`list[float]`): In [0, 1], one per seed.
         seconds (`float`): Mean time to train and score one, without making the generator or a fixed set.
@@ -55,7 +55,7 @@ class Row:
 
     @property
     def title(self) -> str:
-        """What the classifiers were trained on, and how, where it is not as usual."""
+        """What the classifiers were trained on, with soft labels or missing augmentation."""
         return row_title(self.source, self.labels, self.augment)
 
     @property
@@ -218,7 +218,7 @@ def describe_protocol(
         test ([`ImageData`]): What classifiers were scored on.
         scored_on (`str`): What that is called.
         stored (`int`): Bytes of the generator.
-        as_many_images (`float`): Real images that take as many bytes.
+        as_many_images (`float`): Number of real images that take these bytes.
     """
     parts = [PROTOCOLS[name] for name in sorted(protocols)]
     recipe = next(iter(recipes.values()))
@@ -238,18 +238,18 @@ def describe_protocol(
     if len(seeds) > 1:
         # The standard error of a normal sample's standard deviation is about 1 / sqrt(2 (n - 1)) of it.
         spread = (
-            f"mean and standard deviation over the seeds {', '.join(map(str, seeds))} (a deviation over {len(seeds)} "
-            f"seeds is itself known to some {100 / math.sqrt(2 * (len(seeds) - 1)):.0f} %)"
+            f"mean and standard deviation over the seeds {', '.join(map(str, seeds))} (over {len(seeds)} seeds "
+            f"it has itself a relative error of about {100 / math.sqrt(2 * (len(seeds) - 1)):.0f} %)"
         )
     parts.append(
-        f"Accuracy on the {len(test):,} images of {scored_on}; {spread}. A seed is one of a classifier, its noise and "
-        f"its sets of images; the generator is one, and what another run of its training gives is not in the spread. "
-        f"Real images are at the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: "
-        f"all that has to be kept: weights as saved, with the latents of a fixed set and what soft labels take, or "
-        f"real images with their labels in one container, as PNG files where the row names no other coding. Bits per "
-        f"class: 8 times the bytes, divided by the classes. The generator takes {stored:,} bytes, as many as "
-        f"{as_many_images:,.0f} real images do as PNG. s: seconds to train and score one classifier, without making "
-        f"the generator or a set."
+        f"Accuracy on the {len(test):,} images of {scored_on}; {spread}. A seed determines a classifier, its noise "
+        f"and its sets of images; the spread excludes variance between training runs of the generator. Real images "
+        f"have the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: everything that "
+        f"must be stored, which is weights as saved, with the latents of a fixed set and the teacher or probabilities "
+        f"of soft labels, or real images with their labels in one container, as PNG files unless the row names "
+        f"another coding. Bits per class: 8 times the bytes, divided by the classes. The generator takes {stored:,} "
+        f"bytes, the size of {as_many_images:,.0f} real images as PNG. s: seconds to train and score one classifier, "
+        f"without making the generator or a set."
     )
     return " ".join(parts)
 
@@ -266,8 +266,8 @@ def write_report(
 
     Args:
         protocol (`str`): How the figures were made, in words.
-        details: JSON values that go into `metrics.json` as they are: options, environment and the like.
-        scores: Those of [`scores`].
+        details: JSON values to add to `metrics.json`: options, environment and the like.
+        scores: From [`scores`].
     """
     folder = Path(folder)
     metrics = details | {

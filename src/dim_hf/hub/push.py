@@ -19,7 +19,7 @@ from ..weights import stored_form
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
 
 
-# What an export consists of; anything else in a folder is somebody's.
+# The files of an export; anything else in its folder is not ours.
 EXPORTED = ("model_index.json", "pipeline.py", "generator", "labeler", "README.md", "samples.png")
 
 
@@ -43,7 +43,7 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None, re
     check_token(token, "`--push_to_hub`", "--hub_token")
     try:
         repo_id = create_repo(repo_id, private=private, token=token, repo_type=repo_type, exist_ok=True).repo_id
-        # Of a repository that exists, the client says nothing of a token that may only read it.
+        # For an existing repository the client does not report that a token is read-only.
         HfApi().auth_check(repo_id, repo_type=repo_type, token=token, write=True)
         return repo_id
     except HFValidationError as error:
@@ -120,7 +120,7 @@ def push_to_hub(
         with tempfile.TemporaryDirectory() as aside:
             folder = Path(aside)
             pipeline.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
-            # What is wrong with an argument has come up by now.
+            # Invalid arguments have raised by now.
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             existing = existing_card(ModelCard, repo_id, token)
             if not subfolder and not (variant and existing):
@@ -154,7 +154,7 @@ def export_repository(
 ) -> None:
     """
     Writes to a folder what [`push_to_hub`] uploads: the pipeline as it is stored, its model card and a sample grid.
-    The folder appears whole, in the place of an earlier export, whose card is merged as that of a repository is.
+    The folder appears whole and replaces an earlier export, whose card is merged like a repository's.
 
     Args:
         pipeline ([`DiMPipeline`]): What to write.
@@ -169,7 +169,7 @@ def export_repository(
     check_export(folder)
     folder = Path(folder)
     existing = existing_card(ModelCard, folder / "README.md")
-    # A card tells of no path of this machine.
+    # A card must not contain a path of this machine.
     name = folder.name if folder.is_absolute() else folder.as_posix()
     with whole_folder(folder) as aside:
         pipeline.save_pretrained(aside)
@@ -177,7 +177,7 @@ def export_repository(
 
 
 def check_export(folder: str | os.PathLike) -> None:
-    """Raises a `FileExistsError` if a folder holds what an export does not write and would take away."""
+    """Raises a `FileExistsError` if a folder holds files that an export would remove but has not written."""
     path = Path(folder)
     if path.is_file():
         raise FileExistsError(f"the export folder {path} is a file.")
