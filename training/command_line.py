@@ -41,7 +41,9 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
     """Help that adds the default of a flag unless its text already has it."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        untold = action.default not in (None, False, argparse.SUPPRESS) and "default:" not in (action.help or "")
+        # A default of 0 is told, too, though it equals False.
+        has_default = action.default is not None and action.default is not False
+        untold = has_default and action.default != argparse.SUPPRESS and "default:" not in (action.help or "")
         return super()._get_help_string(action) if untold else action.help
 
 

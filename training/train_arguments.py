@@ -50,7 +50,9 @@ def make_parser() -> Parser:
 
     run = parser.add_argument_group("run")
     run.add_argument("--output_dir", type=local_path, default="out/digits", help="the folder of the run")
-    run.add_argument("--storage", choices=STORAGE_FORMS, help="how weights are stored, and scored; default: float32")
+    run.add_argument(
+        "--storage", choices=STORAGE_FORMS, help="how weights are stored and scored; float32 unless the preset sets it"
+    )
     run.add_argument(
         "--rounded_steps",
         type=non_negative_int,

@@ -49,6 +49,16 @@ def test_a_fault_of_ours_shows_where_it_is():
         run_script("script.py", lambda: {}["a"], "")
 
 
+def test_help_tells_a_default_once_and_zero_too():
+    parser = Parser("A script.")
+    parser.add_argument("--zero", type=float, default=0.0, help="a weight")
+    parser.add_argument("--told", type=int, default=3, help="default: three")
+    parser.add_argument("--on", action="store_true", help="a switch")
+    parser.add_argument("--unset", help="a name")
+    text = " ".join(parser.format_help().split())
+    assert "--zero ZERO a weight (default: 0.0) --told TOLD default: three --on a switch --unset UNSET a name" in text
+
+
 def test_a_flag_is_given_whatever_its_value():
     parser = argparse.ArgumentParser()
     parser.add_argument("--a", type=int, default=1)
