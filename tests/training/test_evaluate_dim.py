@@ -357,7 +357,7 @@ BAD = [
     ("--pipeline out/nowhere", "`--pipeline` out/nowhere is not a local folder"),
     ("--pipeline out/nowhere --output_dir {tmp}/new", "`--pipeline` out/nowhere cannot be loaded: .* HF_HUB_OFFLINE"),
     ("--pipeline {tmp}/nowhere --output_dir {tmp}/new", "`--pipeline` .*nowhere is not a folder, and not an id on"),
-    ("--pipeline {tmp}/torn_index", "`--pipeline` .*torn_index cannot be loaded: .*model_index.json is no.* JSON"),
+    ("--pipeline {tmp}/torn_index", "`--pipeline` .*torn_index cannot be loaded: .*model_index.json is .*not JSON"),
     ("--pipeline {tmp}/torn_config", "`--pipeline` .*torn_config cannot be loaded: "),
     ("--pipeline {tmp}/cut_weights", "`--pipeline` .*cut_weights cannot be loaded: "),
     ("--before_matching {tmp}/empty", "`--before_matching` .*empty holds no pipeline"),

@@ -18,9 +18,11 @@ import validation
 from accelerate.state import AcceleratorState, GradientState
 from continuation import FORMER_FLAGS, may_still_change, recorded
 from presets import default_augmentation
+from run_folder import needed_bytes
 from safetensors.torch import load_file
 
 from dim_hf.files import lock_output_dir
+from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 
 
@@ -485,10 +487,50 @@ def test_losses_and_pools_are_recorded_as_they_are_typed():
 
 
 def test_a_checkpoint_may_write_losses_and_pools_in_another_form():
-    now = recorded(train_dim.parse_args(["--match_loss", "energy", "--pool", "convnet3"])) | {"adversarial_steps": 6}
+    now = recorded(train_dim.parse_args(["--match_loss", "energy", "--pool", "convnet3"]))
+    now |= {"adversarial_steps": 6, "rounded_from": None}
     then = now | {"match_loss": "energy=1", "pool": ["convnet3@1"]}
     assert {"match_loss", "pool"} <= may_still_change(8, then, now)
     assert not {"match_loss", "pool"} & may_still_change(8, now | {"match_loss": "energy=2", "pool": []}, now)
+
+
+def test_the_first_rounded_step_may_move_until_rounding_begins():
+    now = recorded(train_dim.parse_args([])) | {"adversarial_steps": 90, "rounded_from": 60}
+    for then, step, free in (
+        ({"rounded_from": 40}, 40, True),
+        ({"rounded_from": 40}, 41, False),
+        ({"rounded_from": None}, 60, True),
+        ({"rounded_from": None}, 61, False),
+        # A run of a release without it was not rounded.
+        ({}, 60, True),
+    ):
+        assert ("rounded_from" in may_still_change(step, {"adversarial_steps": 50} | then, now)) is free
+
+
+@pytest.mark.slow
+def test_the_last_steps_take_rounded_weights_and_going_on_is_exact(tiny, tmp_path):
+    def go(name, *more):
+        run(tiny(name, "--max_match_steps", "0", "--max_train_steps", "6", "--storage", "int4", *more))
+        return load_file(tmp_path / name / "checkpoint-6" / "generator" / "diffusion_pytorch_model.safetensors")
+
+    exact, rounded = go("exact"), go("rounded", "--rounded_steps", "3", "--checkpointing_steps", "2")
+    assert any(not torch.equal(exact[name], value) for name, value in rounded.items())
+    run(tiny("half", "--max_match_steps", "0", "--max_train_steps", "3", "--storage", "int4"))
+    again = go("half", "--rounded_steps", "3", "--resume_from_checkpoint", "latest")
+    assert all(torch.equal(again[name], value) for name, value in rounded.items())
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--rounded_steps", "3"], "`--rounded_steps` has no effect without int8, int7 ... int2 as `--storage`"),
+        (["--rounded_steps", "3", "--storage", "float16"], "`--rounded_steps` has no effect without"),
+        (["--rounded_steps", "900", "--storage", "int4"], "`--rounded_steps` is 900; valid are 0 to"),
+    ],
+)
+def test_rounded_steps_that_cannot_be_are_refused(tiny, more, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny("run", *more))
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(tiny, tmp_path):
@@ -636,12 +678,12 @@ def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny
 
 
 def test_checkpoints_that_give_way_need_no_space(tmp_path):
-    generator, discriminator = train_dim.DiMGenerator(2, 8, 1, 4, 4, (8,), (0,)), train_dim.DiMDiscriminator(2, 8, 1)
+    generator, discriminator = DiMGenerator(2, 8, 1, 4, 4, (8,), (0,)), DiMDiscriminator(2, 8, 1)
     one = 4 * (5 * generator.num_parameters() + 3 * discriminator.num_parameters())
     pipelines = 12 * generator.num_parameters()
 
     def needed(saves, limit):
-        return train_dim.needed_bytes(tmp_path, generator, discriminator, saves, limit) - pipelines
+        return needed_bytes(tmp_path, generator, discriminator, saves, limit) - pipelines
 
     assert needed(10, 3) == 3 * one and needed(10, 1) == 2 * one and needed(1, 3) == one
     for step in (1, 2):
