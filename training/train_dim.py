@@ -24,11 +24,9 @@ if __name__ == "__main__":
     ARGS = run_script("train_dim.py", parse_args)
 
 import argparse
-import contextlib
 import copy
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -43,11 +41,10 @@ from preparation import Data, Networks, Plan, Start, check, make_networks, make_
 from run_folder import check_restart, keep_until, needed_bytes, set_pipeline
 from torch import nn
 from tqdm.auto import tqdm
+from training_step import TrainingStep
 from validation import ValidationInterrupted, makes_finite_images, scored_part, validate
 
-from dim_hf.data import normalise
 from dim_hf.data.decoding import default_cache_dir
-from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.averages import RunningMeans, update_average
 from dim_hf.distillation.checkpointing import (
     leave_models_to_diffusers,
@@ -56,18 +53,8 @@ from dim_hf.distillation.checkpointing import (
     save_checkpoint,
 )
 from dim_hf.distillation.interruption import agreed, heeded_signals
-from dim_hf.distillation.losses import (
-    R1_INTERVAL,
-    class_loss,
-    generator_loss,
-    gradient_penalty,
-    hinge_discriminator_loss,
-    matching_loss,
-    r1_penalty,
-    wasserstein_discriminator_loss,
-)
 from dim_hf.distillation.pool import PoolRecipe, build_pool
-from dim_hf.distillation.rounding import rounded_weights
+from dim_hf.distillation.processes import over_all_processes
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
@@ -75,7 +62,6 @@ from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import describe_threads, environment, peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.streams.randomness import ShuffledOrder
 from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
@@ -170,6 +156,9 @@ def claim_folder(
 def load_or_prepare(run: Run, start: Start) -> None:
     """Prepares networks and optimisers with Accelerate; restores them and the folder from a checkpoint, if any."""
     networks, plan, progress = run.networks, run.plan, run.progress
+    if run.accelerator.num_processes > 1:
+        over_all_processes(networks.plain_generator)
+        over_all_processes(networks.plain_discriminator)
     (
         networks.generator,
         networks.discriminator,
@@ -244,16 +233,11 @@ def record_beginning(run: Run, options: dict[str, Any]) -> None:
 
 def train(run: Run, pool: Sequence[nn.Module]) -> None:
     """
-    The loop. Whatever is random in a step depends only on (seed, step, process), so a resumed run needs no random
+    The loop. Whatever is random in a step depends only on the seed and the step, so a resumed run needs no random
     state to continue exactly as the interrupted one would have.
     """
     args, accelerator, networks, plan, progress = run.args, run.accelerator, run.networks, run.plan, run.progress
-    generator, discriminator = networks.generator, networks.discriminator
-    plain_generator, plain_discriminator = networks.plain_generator, networks.plain_discriminator
-    generator_optimizer, discriminator_optimizer = networks.generator_optimizer, networks.discriminator_optimizer
-    images_in = run.data.train
-    order = ShuffledOrder(len(images_in), args.seed, accelerator.device)
-    noise = torch.Generator(accelerator.device)
+    training_step = TrainingStep(args, accelerator, run.data.train, networks, plan, pool)
     means = RunningMeans()
     began = time.perf_counter() - progress["seconds"]
     bar = tqdm(
@@ -264,81 +248,10 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
         if "pending" in progress:
             saving = progress["step"] % args.checkpointing_steps == 0
             conclude(run, progress.pop("pending"), True, saving, False, stop, began, bar)
-        for micro_step in range(
-            progress["step"] * args.gradient_accumulation_steps, plan.total_steps * args.gradient_accumulation_steps
-        ):
-            # What this step is made of.
-            step = micro_step // args.gradient_accumulation_steps
-            matching = step >= plan.adversarial_steps
-            rng = random.Random(f"{args.seed}/{micro_step}/{accelerator.process_index}")
-            noise.manual_seed(rng.getrandbits(63))
-            set_rate(generator_optimizer, args.match_learning_rate if matching else args.learning_rate)
-            set_rate(discriminator_optimizer, args.match_learning_rate if matching else args.discr_learning_rate)
-            share = micro_step * accelerator.num_processes + accelerator.process_index
-            pixels, labels = images_in.batch(order.take(share * args.train_batch_size, args.train_batch_size))
-            images = normalise(pixels)
-            latents = torch.randn(
-                len(labels), plain_generator.config.latent_dim, generator=noise, device=accelerator.device
-            )
-            augment = draw_augmentation(args.augmentation, images_in.size, rng)
-            losses = {}
-
-            def critic(images: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
-                return plain_discriminator(images, labels).logits
-
-            rounding = contextlib.nullcontext()
-            if plan.rounded_from is not None and step >= plan.rounded_from:
-                rounding = rounded_weights(plain_generator, args.storage)
-            with accelerator.accumulate(generator, discriminator):
-                with rounding:
-                    fake_images = generator(latents, labels).sample
-
-                    # The discriminator's step.
-                    critic_images = torch.cat([augment(images), augment(fake_images.detach())])
-                    output = discriminator(critic_images, labels.repeat(2), num_batches=2)
-                    real_logits, fake_logits = output.logits.float().chunk(2)
-                    if args.adversarial_loss == "hinge":
-                        losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
-                    else:
-                        mix = torch.rand(len(labels), 1, 1, 1, generator=noise, device=accelerator.device)
-                        real, fake = critic_images.chunk(2)
-                        losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
-                            gradient_penalty(critic, real, fake, mix)
-                        )
-                    discriminator_loss = losses["discriminator"]
-                    if args.class_loss_weight:
-                        losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
-                        discriminator_loss = discriminator_loss + args.class_loss_weight * losses["class_real"]
-                    if args.r1_weight and step % R1_INTERVAL == 0:
-                        losses["r1"] = r1_penalty(critic, augment(images))
-                        discriminator_loss = discriminator_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
-                    accelerator.backward(discriminator_loss)
-                    discriminator_optimizer.step()
-                    discriminator_optimizer.zero_grad()
-
-                    # The generator's step, on the same images.
-                    plain_discriminator.requires_grad_(False)
-                    output = plain_discriminator(augment(fake_images), labels)
-                    losses["generator"] = generator_loss(output.logits.float())
-                    total_loss = losses["generator"]
-                    if args.class_loss_weight:
-                        losses["class_fake"] = class_loss(output.class_logits.float(), labels)
-                        total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
-                    if matching and step % args.match_interval == 0:
-                        classifier = rng.choice(pool)
-                        with accelerator.autocast():
-                            losses["matching"] = matching_loss(
-                                args.match_loss, classifier, augment(images), augment(fake_images), labels
-                            )
-                        total_loss = total_loss + losses["matching"]
-                    accelerator.backward(total_loss)
-                plain_discriminator.requires_grad_(True)
-                generator_optimizer.step()
-                generator_optimizer.zero_grad()
-            means.add(losses)
-            if not accelerator.sync_gradients:
-                continue
-            update_average(networks.ema_generator, plain_generator, min(args.ema_decay, (1 + step) / (10 + step)))
+        for step in range(progress["step"], plan.total_steps):
+            training_step.take(step, means)
+            decay = min(args.ema_decay, (1 + step) / (10 + step))
+            update_average(networks.ema_generator, networks.plain_generator, decay)
             progress["step"] = step = step + 1
             bar.update()
 
@@ -353,11 +266,6 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
             refuse_not_finite(record, networks, step)
             conclude(run, record, due_validation, due_checkpoint, interrupted, stop, began, bar)
     accelerator.end_training()
-
-
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = rate
 
 
 def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -> None:

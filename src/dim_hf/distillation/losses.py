@@ -201,6 +201,7 @@ def matching_loss(
     real_images: torch.Tensor,
     fake_images: torch.Tensor,
     labels: torch.Tensor,
+    gather: Callable[[torch.Tensor], torch.Tensor] = lambda values: values,
 ) -> torch.Tensor:
     """
     Matching loss of one pool network on a real and a generated batch of the same labels.
@@ -213,6 +214,7 @@ def matching_loss(
         real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
             In [-1, 1], both under one shared augmentation.
         labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
+        gather: Brings the outputs of all processes together, over which the loss is computed.
     """
     forward = logits_and_features if weights.keys() & FEATURE_LOSSES.keys() else lambda c, images: (c(images), {})
     with torch.no_grad():
@@ -221,14 +223,16 @@ def matching_loss(
     total = torch.zeros((), device=labels.device)
     # Distances are small differences of large products, which bfloat16 would drown.
     with torch.autocast(labels.device.type, enabled=False):
+        labels = gather(labels)
+        real_logits, fake_logits = gather(real_logits.float()), gather(fake_logits.float())
+        features = [
+            (gather(real_features[layer].float()), gather(fake_features[layer].float())) for layer in fake_features
+        ]
         for name, weight in weights.items():
             if name in LOGIT_LOSSES:
-                loss = LOGIT_LOSSES[name](real_logits.float(), fake_logits.float(), labels)
+                loss = LOGIT_LOSSES[name](real_logits, fake_logits, labels)
             else:
-                layers = [
-                    FEATURE_LOSSES[name](real_features[layer].float(), fake_features[layer].float(), labels)
-                    for layer in fake_features
-                ]
+                layers = [FEATURE_LOSSES[name](real, fake, labels) for real, fake in features]
                 loss = torch.stack(layers).mean()
             total = total + weight * loss
     return total

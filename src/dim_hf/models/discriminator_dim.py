@@ -106,6 +106,7 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
                 layers.append(nn.LeakyReLU(0.2))
                 channels_in = channels
         self.features = nn.Sequential(*layers)
+        self.class_std = ClassStd(num_classes)
         self.batch_layer = None
         if batch_std:
             conv = nn.Conv2d(channels_in + 1, channels_in, kernel_size=3, padding=1)
@@ -139,7 +140,7 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         maps = self.features(sample)
         if self.batch_layer is not None:
             parts = zip(maps.chunk(num_batches), class_labels.chunk(num_batches), strict=True)
-            std = torch.cat([class_std(part, labels) for part, labels in parts])
+            std = torch.cat([self.class_std(part, labels) for part, labels in parts])
             channel = std.to(maps.dtype)[:, None, None, None].expand(-1, 1, *maps.shape[2:])
             maps = self.batch_layer(torch.cat([maps, channel], dim=1))
         features = self.pool(maps)
@@ -152,22 +153,32 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         return DiMDiscriminatorOutput(logits=logits, class_logits=class_logits)
 
 
-def class_std(maps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+class ClassStd(nn.Module):
     """
     The standard deviation of each activation over the images of a class, averaged over the activations.
 
     Args:
-        maps (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Activations.
-        class_labels (`torch.Tensor` of shape `(batch_size,)`): The labels of the images.
-
-    Returns:
-        `torch.Tensor` of shape `(batch_size,)`, float32: for each image the value of its class, which is 0.01 if it is
-        the only one.
+        num_classes (`int`): Number of classes.
     """
-    same = (class_labels[:, None] == class_labels[None, :]).float()
-    weights = same / same.sum(dim=1, keepdim=True)
-    with torch.autocast(maps.device.type, enabled=False):
-        flat = maps.float().flatten(1)
-        variance = weights @ (flat - weights @ flat).square()
-    # The constant keeps the gradient of the square root finite.
-    return (variance + 1e-4).sqrt().mean(dim=1)
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.num_classes = num_classes
+
+    def forward(self, maps: torch.Tensor, class_labels: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            maps (`torch.Tensor` of shape `(batch_size, channels, height, width)`): Activations.
+            class_labels (`torch.Tensor` of shape `(batch_size,)`): The labels of the images.
+
+        Returns:
+            `torch.Tensor` of shape `(batch_size,)`, float32: for each image the value of its class, which is 0.01 if
+            it is the only one.
+        """
+        same = (class_labels[:, None] == class_labels[None, :]).float()
+        weights = same / same.sum(dim=1, keepdim=True)
+        with torch.autocast(maps.device.type, enabled=False):
+            flat = maps.float().flatten(1)
+            variance = weights @ (flat - weights @ flat).square()
+        # The constant keeps the gradient of the square root finite.
+        return (variance + 1e-4).sqrt().mean(dim=1)
