@@ -210,7 +210,7 @@ def test_a_teacher_and_its_code_are_on_the_card():
     card = model_card(make_pipeline(labeler=DiMLabeler(3, 8, 1, width=4)), "me/cats", existing=without)
     assert "labeler" not in without.text
     assert "`pipeline.py`, `generator/generator_dim.py` and\n`labeler/labeler_dim.py`" in part(card, "start")
-    assert "a teacher, in `labeler/`" in part(card, "model")
+    assert "`labeler/` holds a teacher" in part(card, "model")
     # The results are of the generator, which is the same.
     assert part(card, "results") == part(without, "results") != ""
 
