@@ -30,17 +30,10 @@ from ..files import whole_cache_file
 from ..weights import is_finite
 from .augmentation import draw_augmentation
 from .checkpointing import writing
-from .pool_recipe import PoolEntry, PoolRecipe, pool_entry
+from .pool_recipe import PoolEntry, PoolRecipe
 
 
 POOL_FORMAT = 2
-
-
-def split_entry(entry: str) -> PoolEntry:
-    """[`pool_entry`], which also refuses a classifier that is unknown."""
-    parsed = pool_entry(entry)
-    check_classifier(parsed.classifier)
-    return parsed
 
 
 def build_pool(
