@@ -24,9 +24,11 @@ if __name__ == "__main__":
     ARGS = run_script("train_dim.py", parse_args)
 
 import argparse
+import contextlib
 import copy
 import json
 import math
+import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -41,10 +43,11 @@ from preparation import Data, Networks, Plan, Start, check, make_networks, make_
 from run_folder import check_restart, keep_until, needed_bytes, set_pipeline
 from torch import nn
 from tqdm.auto import tqdm
-from training_step import TrainingStep
 from validation import ValidationInterrupted, makes_finite_images, scored_part, validate
 
+from dim_hf.data import normalise
 from dim_hf.data.decoding import default_cache_dir
+from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.averages import RunningMeans, update_average
 from dim_hf.distillation.checkpointing import (
     leave_models_to_diffusers,
@@ -53,8 +56,19 @@ from dim_hf.distillation.checkpointing import (
     save_checkpoint,
 )
 from dim_hf.distillation.interruption import agreed, heeded_signals
+from dim_hf.distillation.losses import (
+    R1_INTERVAL,
+    class_loss,
+    generator_loss,
+    gradient_penalty,
+    hinge_discriminator_loss,
+    matching_loss,
+    r1_penalty,
+    wasserstein_discriminator_loss,
+)
 from dim_hf.distillation.pool import PoolRecipe, build_pool
-from dim_hf.distillation.processes import over_all_processes
+from dim_hf.distillation.processes import gather, over_all_processes
+from dim_hf.distillation.rounding import rounded_weights
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
@@ -62,6 +76,7 @@ from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import describe_threads, environment, peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
+from dim_hf.streams.randomness import ShuffledOrder
 from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
@@ -237,7 +252,13 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
     state to continue exactly as the interrupted one would have.
     """
     args, accelerator, networks, plan, progress = run.args, run.accelerator, run.networks, run.plan, run.progress
-    training_step = TrainingStep(args, accelerator, run.data.train, networks, plan, pool)
+    generator, discriminator = networks.generator, networks.discriminator
+    plain_generator, plain_discriminator = networks.plain_generator, networks.plain_discriminator
+    generator_optimizer, discriminator_optimizer = networks.generator_optimizer, networks.discriminator_optimizer
+    images_in = run.data.train
+    order = ShuffledOrder(len(images_in), args.seed, accelerator.device)
+    noise = torch.Generator(accelerator.device)
+    together = gather if accelerator.num_processes > 1 else lambda values: values
     means = RunningMeans()
     began = time.perf_counter() - progress["seconds"]
     bar = tqdm(
@@ -249,9 +270,83 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
             saving = progress["step"] % args.checkpointing_steps == 0
             conclude(run, progress.pop("pending"), True, saving, False, stop, began, bar)
         for step in range(progress["step"], plan.total_steps):
-            training_step.take(step, means)
+            # What this step is made of. All processes draw the same for the whole global batch; each takes its part,
+            # in as many batches as it accumulates.
+            matching = step >= plan.adversarial_steps
+            rng = random.Random(f"{args.seed}/{step}/0")
+            noise.manual_seed(rng.getrandbits(63))
+            set_rate(generator_optimizer, args.match_learning_rate if matching else args.learning_rate)
+            set_rate(discriminator_optimizer, args.match_learning_rate if matching else args.discr_learning_rate)
+            batches = draw_batches(run, step, order, noise)
+            augment = draw_augmentation(args.augmentation, images_in.size, rng)
+            classifier = rng.choice(pool) if matching and step % args.match_interval == 0 else None
+            rounding: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+            if plan.rounded_from is not None and step >= plan.rounded_from:
+                rounding = rounded_weights(plain_generator, args.storage)
+
+            with rounding:
+                # The discriminator's step.
+                fakes: list[torch.Tensor] = []
+                for batch in batches:
+                    losses, labels = {}, batch.labels
+
+                    def critic(images: torch.Tensor, labels: torch.Tensor = labels) -> torch.Tensor:
+                        return plain_discriminator(images, labels).logits
+
+                    # The graph of a single batch serves the generator's step too; several would not fit in memory.
+                    with torch.set_grad_enabled(len(batches) == 1):
+                        fake_images = generator(batch.latents, labels).sample
+                    fakes.append(fake_images)
+                    with accelerator.accumulate(discriminator):
+                        critic_images = torch.cat([augment(batch.images), augment(fake_images.detach())])
+                        output = discriminator(critic_images, labels.repeat(2), num_batches=2)
+                        real_logits, fake_logits = output.logits.float().chunk(2)
+                        if args.adversarial_loss == "hinge":
+                            losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
+                        else:
+                            real, fake = critic_images.chunk(2)
+                            losses["discriminator"] = wasserstein_discriminator_loss(real_logits, fake_logits) + 10 * (
+                                gradient_penalty(critic, real, fake, batch.mix)
+                            )
+                        total_loss = losses["discriminator"]
+                        if args.class_loss_weight:
+                            losses["class_real"] = class_loss(output.class_logits.float().chunk(2)[0], labels)
+                            total_loss = total_loss + args.class_loss_weight * losses["class_real"]
+                        if args.r1_weight and step % R1_INTERVAL == 0:
+                            losses["r1"] = r1_penalty(critic, augment(batch.images))
+                            total_loss = total_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
+                        accelerator.backward(total_loss)
+                    means.add(losses)
+                discriminator_optimizer.step()
+                discriminator_optimizer.zero_grad()
+
+                # The generator's step, judged by the discriminator as it is now.
+                plain_discriminator.requires_grad_(False)
+                for batch, fake_images in zip(batches, fakes, strict=True):
+                    losses, labels = {}, batch.labels
+                    with accelerator.accumulate(generator):
+                        if len(batches) > 1:
+                            fake_images = generator(batch.latents, labels).sample
+                        output = plain_discriminator(augment(fake_images), labels)
+                        losses["generator"] = generator_loss(output.logits.float())
+                        total_loss = losses["generator"]
+                        if args.class_loss_weight:
+                            losses["class_fake"] = class_loss(output.class_logits.float(), labels)
+                            total_loss = total_loss + args.class_loss_weight * losses["class_fake"]
+                        if classifier is not None:
+                            real = augment(batch.images)
+                            with accelerator.autocast():
+                                losses["matching"] = matching_loss(
+                                    args.match_loss, classifier, real, augment(fake_images), labels, together
+                                )
+                            total_loss = total_loss + losses["matching"]
+                        accelerator.backward(total_loss)
+                    means.add(losses)
+                plain_discriminator.requires_grad_(True)
+            generator_optimizer.step()
+            generator_optimizer.zero_grad()
             decay = min(args.ema_decay, (1 + step) / (10 + step))
-            update_average(networks.ema_generator, networks.plain_generator, decay)
+            update_average(networks.ema_generator, plain_generator, decay)
             progress["step"] = step = step + 1
             bar.update()
 
@@ -266,6 +361,40 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
             refuse_not_finite(record, networks, step)
             conclude(run, record, due_validation, due_checkpoint, interrupted, stop, began, bar)
     accelerator.end_training()
+
+
+@dataclass
+class Batch:
+    """What a process sees at once of a step: all of its images, or a part of them with gradient accumulation."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+    latents: torch.Tensor
+    # Where between a real and a generated image the gradient penalty is taken.
+    mix: torch.Tensor
+
+
+def draw_batches(run: Run, step: int, order: ShuffledOrder, noise: torch.Generator) -> list[Batch]:
+    """
+    The batches of a process in a step. Latents are drawn for the global batch and images are in one order, so that it
+    does not matter how they are divided.
+    """
+    args, accelerator, count = run.args, run.accelerator, run.plan.global_batch_size
+    latent_dim = run.networks.plain_generator.config.latent_dim
+    latents = torch.randn(count, latent_dim, generator=noise, device=accelerator.device)
+    mix = torch.rand(count, 1, 1, 1, generator=noise, device=accelerator.device)
+    batches = []
+    for number in range(args.gradient_accumulation_steps):
+        start = (number * accelerator.num_processes + accelerator.process_index) * args.train_batch_size
+        own = slice(start, start + args.train_batch_size)
+        pixels, labels = run.data.train.batch(order.take(step * count + start, args.train_batch_size))
+        batches.append(Batch(normalise(pixels), labels, latents[own], mix[own]))
+    return batches
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = rate
 
 
 def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -> None:

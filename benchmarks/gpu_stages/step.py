@@ -1,9 +1,8 @@
 """
 The adversarial step of `training/train_dim.py` as a function, in several execution modes, and its measurement.
 
-The script's step is in training/training_step.py. [`Run.step`] is the same code without matching and accumulation:
-the same functions of the library in the same order, under Accelerate, with the same presets. A `Way` decides only how
-the device executes it.
+[`Run.step`] is the code of the script's loop without matching and accumulation: the same functions of the library in
+the same order, under Accelerate, with the same presets. A `Way` decides only how the device executes it.
 """
 
 import copy
