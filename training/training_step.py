@@ -84,7 +84,7 @@ class TrainingStep:
         set_rate(networks.generator_optimizer, args.match_learning_rate if matching else args.learning_rate)
         set_rate(networks.discriminator_optimizer, args.match_learning_rate if matching else args.discr_learning_rate)
         draws = self.draw(step, matching and step % args.match_interval == 0)
-        rounding = contextlib.nullcontext()
+        rounding: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if plan.rounded_from is not None and step >= plan.rounded_from:
             rounding = rounded_weights(networks.plain_generator, args.storage)
         with rounding:
