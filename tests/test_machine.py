@@ -2,9 +2,10 @@
 
 import os
 
+import pytest
 import torch
 
-from dim_hf.machine import describe_threads
+from dim_hf.machine import check_bfloat16, choose_precision, describe_threads, find_bfloat16_unit
 
 
 def test_threads_of_cores_and_how_to_get_all():
@@ -19,3 +20,53 @@ def test_threads_of_cores_and_how_to_get_all():
         assert describe_threads(cores).endswith(f"of {cores} core{'s' * (cores > 1)}")
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("flags", "capability", "unit"),
+    [
+        ("fpu avx512f avx512_bf16 amx_bf16 amx_tile", "AVX512", "AMX"),
+        ("fpu avx512f avx512_bf16", "AVX512", "AVX512-BF16"),
+        ("fpu avx2 avx512f avx512bw", "AVX512", None),
+        ("fpu avx2", "AVX2", None),
+        # PyTorch was told to do without.
+        ("fpu avx512f avx512_bf16 amx_bf16 amx_tile", "AVX2", None),
+    ],
+)
+def test_what_multiplies_bfloat16(flags, capability, unit):
+    cpuinfo = f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: {flags}\nbugs\t\t: amx_bf16\n"
+    assert find_bfloat16_unit(cpuinfo * 2, capability) == unit
+    # As where there is no /proc/cpuinfo.
+    assert find_bfloat16_unit("", capability) is None
+
+
+@pytest.mark.parametrize(
+    ("asked", "configured", "begun", "unit", "precision", "said"),
+    [
+        (None, None, None, None, "no", ""),
+        (None, "no", None, "AMX", "bf16", "precision: bf16, since this processor has AMX; --mixed_precision no for"),
+        ("no", None, None, "AMX", "no", ""),
+        (None, "fp16", None, "AMX", "fp16", ""),
+        ("bf16", "fp16", None, None, "bf16", ""),
+        # A run goes on as it was begun, on any processor, unless a flag says otherwise.
+        (None, None, "no", "AMX", "no", "precision: no, as the run was begun; here it would be bf16"),
+        (None, None, "bf16", None, "bf16", "precision: bf16, as the run was begun; here it would be no"),
+        (None, "no", "bf16", "AMX", "bf16", ""),
+        ("bf16", None, "no", None, "bf16", "precision: bf16; the run was begun in no"),
+        ("no", None, "no", "AMX", "no", ""),
+    ],
+)
+def test_who_chooses_the_precision(monkeypatch, asked, configured, begun, unit, precision, said):
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    if configured:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", configured)
+    found, line = choose_precision(asked, begun, unit)
+    assert found == precision and line.startswith(said) and bool(line) == bool(said)
+
+
+def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    with pytest.raises(ValueError, match="'bf16', which Tesla V100 does not compute in; valid there are no"):
+        check_bfloat16("bf16", torch.device("cuda"))
+    check_bfloat16("fp16", torch.device("cuda"))

@@ -90,7 +90,9 @@ def check_accelerator(accelerator: Accelerator, args: argparse.Namespace) -> Non
     """Refuses settings that the device or accelerate's configuration would silently change."""
     device = accelerator.device.type
     if accelerator.mixed_precision == "fp16" and device == "cpu":
-        whose = "`--mixed_precision`" if args.mixed_precision else "accelerate's configuration"
+        configured = os.environ.get("ACCELERATE_MIXED_PRECISION") == "fp16"
+        whose = "accelerate's configuration" if configured else "the checkpoint"
+        whose = "`--mixed_precision`" if args.mixed_precision else whose
         raise ValueError(f"{whose} asks for fp16, which a CPU does not train in; valid here are no and bf16.")
     if accelerator.gradient_accumulation_steps != args.gradient_accumulation_steps:
         raise ValueError(

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn, TypeVar
 
@@ -34,6 +35,7 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
+        end_if_told(status=2)
         super().error(one_line(message, 500))
 
 
@@ -271,13 +273,45 @@ def run_script(script: str, program: Callable[[], T], kept: str = "Nothing was w
     try:
         return program()
     except KeyboardInterrupt:
+        end_if_told(status=130)
         print(f"\n{script}: interrupted. {kept}", file=sys.stderr)
         raise SystemExit(130) from None
     except (ValueError, OSError, FloatingPointError) as error:
+        end_if_told()
         raise SystemExit(f"{script}: {error}") from error
     except RuntimeError as error:
         from accelerate.utils.memory import should_reduce_batch_size
 
+        if lost_a_process(error):
+            end_if_told()
+            raise SystemExit(f"{script}: another process of this job has ended. {kept}") from error
         if not should_reduce_batch_size(error):
             raise
         raise SystemExit(f"{script}: out of memory; lower the batch size or the resolution.") from error
+
+
+def lost_a_process(error: RuntimeError) -> bool:
+    """Whether an error of a collective says that another process is gone."""
+    from torch.distributed import DistError
+
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return several and (isinstance(error, DistError) or "gloo" in str(error) or "by peer" in str(error))
+
+
+def end_if_told(status: int = 1) -> None:
+    """Ends this process if another one of the job has told why it ends; the launcher's store keeps count."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
+    # The launcher ends the others when one has ended.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    from torch.distributed import TCPStore
+
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=5), wait_for_workers=False)
+        told = store.add("dim_hf/told", 1) > 1
+    except (KeyError, ValueError, RuntimeError):
+        # There is no launcher, or it has gone.
+        return
+    if told:
+        raise SystemExit(status)

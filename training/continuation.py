@@ -2,6 +2,7 @@
 
 import argparse
 import math
+from collections.abc import Collection
 from typing import Any
 
 from train_arguments import STRUCTURED
@@ -34,15 +35,46 @@ def recorded(args: argparse.Namespace) -> dict[str, Any]:
     return settings | {"match_loss": " ".join(losses), "pool": [str(entry) for entry in args.pool]}
 
 
+# Where a process finds its files, which may be on another machine.
+OF_A_MACHINE = {"output_dir", "cache_dir", "dataset_name", "train_data_dir", "dataloader_num_workers", "given"}
+
+
+def shared(args: argparse.Namespace) -> dict[str, Any]:
+    """The arguments that all processes of a run must have in common."""
+    return {name: value for name, value in recorded(args).items() if name not in OF_A_MACHINE}
+
+
 def deciding(options: dict[str, Any]) -> dict[str, Any]:
     """The options that decide what is trained."""
     return {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
 
 
-def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any]) -> set[str]:
-    """The settings that differ only in form, or have decided nothing when a checkpoint is taken after `step` steps."""
+def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any], given: Collection[str] = ()) -> set[str]:
+    """
+    The settings that differ only in form, or have decided nothing when a checkpoint is taken after `step` steps; and
+    the precision, where a flag asks for another.
+
+    Args:
+        given: The flags of the present command line.
+
+    Raises:
+        ValueError: If other processes than before would not see the same images in a step.
+    """
     former = FORMER_FLAGS | {f"discr_adam_beta{i}": now[f"adam_beta{i}"] for i in (1, 2)}
     same = {name for name, value in former.items() if then.get(name) == value}
+    same |= {"mixed_precision"}.intersection(given)
+    # However the images of a step are divided among processes, they are the same.
+    batch, batch_now = (each["train_batch_size"] * each["num_processes"] for each in (then, now))
+    if batch == batch_now:
+        same |= {"train_batch_size", "num_processes"}
+    elif then["num_processes"] != now["num_processes"]:
+        fitting, left = divmod(batch, now["num_processes"])
+        valid = f"a number of processes that divides {batch}" if left else f"{fitting}, for the same {batch} images"
+        raise ValueError(
+            f"the checkpoint is of {then['num_processes']} processes with `--train_batch_size` "
+            f"{then['train_batch_size']}, and now there are {now['num_processes']} with {now['train_batch_size']}; "
+            f"valid is {valid}."
+        )
     # Nor did runs of that time record a precision of accelerate's configuration.
     if then.get("mixed_precision") is None:
         same.add("mixed_precision")

@@ -100,7 +100,11 @@ def make_parser() -> Parser:
         default=DeploymentRecipe.learning_rate,
         help="the largest of the one-cycle schedule",
     )
-    protocol.add_argument("--mixed_precision", choices=["no", "bf16"], help="default: accelerate's configuration")
+    protocol.add_argument(
+        "--mixed_precision",
+        choices=["no", "bf16"],
+        help="default: accelerate's configuration, or bf16 on a CPU that has AMX or AVX512-BF16",
+    )
 
     draws = parser.add_argument_group(
         "draws of images (protocol B)",

@@ -63,7 +63,7 @@ from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scor
 from dim_hf.files import append_json_line, lock_output_dir, read_json_lines
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import export_repository, prepare_repository
-from dim_hf.machine import environment, warn_of_slow_precision
+from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, environment
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, warn_of_storage, weights_digest
 
@@ -77,11 +77,14 @@ def main(args: argparse.Namespace) -> list[Row]:
     check_args(args)
     folders = check_folders(args)
     # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
+    precision, chosen = choose_precision(args.mixed_precision, unit=bfloat16_unit())
     accelerator = Accelerator(
-        mixed_precision=args.mixed_precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
+        mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
     )
     if accelerator.is_main_process:
-        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
+        check_bfloat16(accelerator.mixed_precision, accelerator.device)
+        if chosen:
+            print(chosen)
     recipes = {
         ipc: DeploymentRecipe(
             epochs=epochs,

@@ -21,6 +21,7 @@ from checks import (
     check_precision,
     read_config,
 )
+from continuation import shared
 from presets import default_augmentation, network_configs
 from run_folder import check_folder, is_branch
 from torch import nn
@@ -28,7 +29,8 @@ from validation import MOST_IPC, ValidationPlan, count_operations, plan_validati
 
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.distillation.checkpointing import find_checkpoint
-from dim_hf.machine import warn_of_slow_precision
+from dim_hf.distillation.processes import check_same
+from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 
 
@@ -110,9 +112,14 @@ def check(args: argparse.Namespace) -> Start:
     )
     check_precision(args.mixed_precision)
     output_dir, resume = Path(args.output_dir), args.resume_from_checkpoint
+    checkpoint, damaged = find_checkpoint(output_dir, resume) if resume else (None, [])
+    begun = None
+    if checkpoint:
+        begun = json.loads((checkpoint / "progress.json").read_text())["options"].get("mixed_precision")
+    precision, chosen = choose_precision(args.mixed_precision, begun, bfloat16_unit())
     accelerator = Accelerator(
         gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
+        mixed_precision=precision,
         log_with=None if args.report_to == "none" else args.report_to,
         project_dir=output_dir / "logs",
         kwargs_handlers=[
@@ -122,14 +129,16 @@ def check(args: argparse.Namespace) -> Start:
         ],
     )
     check_accelerator(accelerator, args)
-    checkpoint, damaged = find_checkpoint(output_dir, resume) if resume else (None, [])
+    check_same(accelerator, shared(args) | {"resume_from_checkpoint": checkpoint and checkpoint.name})
     branched = is_branch(checkpoint, output_dir)
     goes_on = bool(resume) and not branched
     if accelerator.is_main_process:
         check_folder(output_dir, checkpoint, goes_on)
         for reason in damaged:
             print(f"{reason}; going on from {checkpoint}.")
-        warn_of_slow_precision(accelerator.mixed_precision, accelerator.device)
+        check_bfloat16(accelerator.mixed_precision, accelerator.device)
+        if chosen:
+            print(chosen)
     return Start(accelerator, output_dir, configs, checkpoint, branched, goes_on)
 
 
@@ -152,6 +161,11 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
     check_classifiers(args, data)
     check_batch_memory(args.train_batch_size, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
+    if accelerator.num_processes > len(train):
+        raise ValueError(
+            f"accelerate's `--num_processes` is {accelerator.num_processes}, and there are {len(train)} images to "
+            f"train on; valid are at most as many processes as images."
+        )
     if args.augmentation is None:
         args.augmentation = default_augmentation(len(train))
     return Data(train, validation, data.fingerprint)

@@ -67,7 +67,11 @@ def make_parser() -> Parser:
     run.add_argument(
         "--gradient_accumulation_steps", type=positive_int, default=1, help="batches of one optimiser step"
     )
-    run.add_argument("--mixed_precision", choices=["no", "fp16", "bf16"], help="default: accelerate's configuration")
+    run.add_argument(
+        "--mixed_precision",
+        choices=["no", "fp16", "bf16"],
+        help="default: accelerate's configuration, or bf16 on a CPU that has AMX or AVX512-BF16",
+    )
     run.add_argument("--logging_steps", type=positive_int, default=50, help="steps between records of the log")
     run.add_argument("--report_to", default="tensorboard", help="a tracker that accelerate knows, 'all' or 'none'")
     run.add_argument("--checkpointing_steps", type=positive_int, default=1000, help="steps between checkpoints")

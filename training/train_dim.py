@@ -32,6 +32,7 @@ import random
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ from dim_hf.distillation.losses import (
     wasserstein_discriminator_loss,
 )
 from dim_hf.distillation.pool import PoolRecipe, build_pool
-from dim_hf.distillation.processes import gather, over_all_processes
+from dim_hf.distillation.processes import check_same, gather, make_equal, over_all_processes
 from dim_hf.distillation.rounding import rounded_weights
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
@@ -133,11 +134,14 @@ def begin_or_go_on(
     validation = {"ipc": plan.validation.ipc, "images": plan.validation.images}
     progress = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding(options)}
     progress["validation"] = validation
+    # Machines may differ in the data that they read and in the precision that they choose.
+    check_same(start.accelerator, deciding(options))
     if start.checkpoint is None:
         if start.goes_on:
             check_restart(start.output_dir, deciding(options))
         return options, progress
-    progress = read_progress(start.checkpoint, deciding(options), may_still_change) | {"validation": validation}
+    may_differ = partial(may_still_change, given=args.given)
+    progress = read_progress(start.checkpoint, deciding(options), may_differ) | {"validation": validation}
     if progress["step"] > plan.total_steps or (start.branched and progress["step"] == plan.total_steps):
         raise ValueError(
             f"`--resume_from_checkpoint` {start.checkpoint} is of step {progress['step']:,}, and the run ends at step "
@@ -174,6 +178,8 @@ def load_or_prepare(run: Run, start: Start) -> None:
     if run.accelerator.num_processes > 1:
         over_all_processes(networks.plain_generator)
         over_all_processes(networks.plain_discriminator)
+        # Accelerate sees to the other two.
+        make_equal([networks.ema_generator])
     (
         networks.generator,
         networks.discriminator,
@@ -215,7 +221,7 @@ def make_pool(run: Run) -> Sequence[nn.Module]:
     if not run.plan.match_steps:
         return []
     with run.accelerator.main_process_first():
-        return build_pool(
+        pool = build_pool(
             run.args.pool,
             run.data.train,
             PoolRecipe(steps=run.args.pool_steps),
@@ -224,6 +230,10 @@ def make_pool(run: Run) -> Sequence[nn.Module]:
             device=run.accelerator.device,
             show_progress=run.accelerator.is_main_process,
         )
+    if run.accelerator.num_processes > 1:
+        # Another machine trains its own where it does not find them in the cache.
+        make_equal(pool)
+    return pool
 
 
 def record_beginning(run: Run, options: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from accelerate.utils import parse_flag_from_env
 
 
 def environment() -> dict[str, Any]:
@@ -52,11 +53,66 @@ def describe_threads(processes: int = 1) -> str:
     )
 
 
-def warn_of_slow_precision(precision: str, device: torch.device) -> None:
-    """Warns if bfloat16 would be emulated, as on x86 without AVX-512, which is some 15 times slower than float32."""
+def choose_precision(asked: str | None, begun: str | None = None, unit: str | None = None) -> tuple[str | None, str]:
+    """
+    The precision of a script's networks. A flag decides; then a configuration of accelerate that asks for one; then
+    the run that goes on; then, on a CPU, whether the processor multiplies bfloat16.
+
+    Args:
+        asked (`str`, *optional*): What `--mixed_precision` says.
+        begun (`str`, *optional*): The precision of the run that goes on.
+        unit (`str`, *optional*): See [`bfloat16_unit`].
+
+    Returns:
+        The precision as `Accelerator` takes it, and a line for the user, which is empty where it is as expected.
+    """
+    # `accelerate launch` says "no" where nobody asked for anything.
+    configured = os.environ.get("ACCELERATE_MIXED_PRECISION", "no")
+    asked = asked or (configured if configured != "no" else None)
+    usual = "bf16" if unit else "no"
+    if asked:
+        changed = begun is not None and begun != asked
+        return asked, f"precision: {asked}; the run was begun in {begun}" if changed else ""
+    if begun is not None:
+        return begun, f"precision: {begun}, as the run was begun; here it would be {usual}" if begun != usual else ""
+    if unit:
+        return usual, f"precision: bf16, since this processor has {unit}; --mixed_precision no for float32"
+    return usual, ""
+
+
+def bfloat16_unit() -> str | None:
+    """What multiplies bfloat16 where networks are on a CPU: `"AMX"`, `"AVX512-BF16"`, or `None` if nothing does."""
+    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return None
+    info = Path("/proc/cpuinfo")
+    return find_bfloat16_unit(info.read_text() if info.exists() else "", torch.backends.cpu.get_cpu_capability())
+
+
+def find_bfloat16_unit(cpuinfo: str, capability: str) -> str | None:
+    """[`bfloat16_unit`] by the content of /proc/cpuinfo and by the instructions that PyTorch may use."""
+    flags = next((line.split(":", 1)[1].split() for line in cpuinfo.splitlines() if line.startswith("flags")), [])
+    if not capability.startswith("AVX512"):
+        return None
+    return "AMX" if "amx_bf16" in flags else "AVX512-BF16" if "avx512_bf16" in flags else None
+
+
+def check_bfloat16(precision: str, device: torch.device) -> None:
+    """
+    Warns if bfloat16 would be emulated on a CPU, as on x86 without AVX-512, some 15 times slower than float32.
+
+    Raises:
+        ValueError: If it would be on a GPU.
+    """
+    if precision != "bf16":
+        return
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise ValueError(
+            f"`--mixed_precision` is 'bf16', which {torch.cuda.get_device_name(device)} does not compute in; valid "
+            "there are no and fp16."
+        )
     capability = torch.backends.cpu.get_cpu_capability()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
-    if precision == "bf16" and device.type == "cpu" and x86 and not capability.startswith("AVX512"):
+    if device.type == "cpu" and x86 and not capability.startswith("AVX512"):
         warnings.warn(
             f"bf16 is emulated on this processor ({capability}, no AVX-512) and some 15 times slower than float32; "
             "--mixed_precision no is faster.",

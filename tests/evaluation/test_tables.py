@@ -100,8 +100,8 @@ def test_environment_names_versions_and_machine():
 def test_bfloat16_that_is_emulated_is_warned_of():
     # torch reads from the environment which instructions it may use.
     code = (
-        "import torch, warnings; from dim_hf.machine import warn_of_slow_precision as check; "
-        "warnings.simplefilter('error'); check('no', torch.device('cpu')); check('bf16', torch.device('cuda')); "
+        "import torch, warnings; from dim_hf.machine import check_bfloat16 as check; "
+        "warnings.simplefilter('error'); check('no', torch.device('cpu')); check('bf16', torch.device('mps')); "
         "warnings.simplefilter('always'); check('bf16', torch.device('cpu'))"
     )
     run = subprocess.run(

@@ -222,12 +222,9 @@ def save_checkpoint(
         for old in outdated + earlier[: max(0, min(len(earlier) - 1, len(earlier) - total_limit + 1))]:
             _remove(old)
         aside.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    with writing(aside):
-        accelerator.save_state(str(aside))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
         with writing(aside):
+            # The other processes have nothing of their own: no step depends on a random state.
+            accelerator.save_state(str(aside))
             for name, model in models.items():
                 model.save_pretrained(aside / name)
             (aside / "progress.json").write_text(json.dumps(progress, indent=2))

@@ -4,11 +4,17 @@ deviation within each class, and losses of pairs of images. Gradients pass throu
 that processes which average their gradients train what one with all of their images would.
 """
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
 from torch import nn
 from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
+from ..messages import listed
 from ..models.discriminator_dim import ClassStd
 
 
@@ -28,6 +34,31 @@ def gather(values: torch.Tensor) -> torch.Tensor:
     return all_reduce(torch.cat(parts))
 
 
+def check_same(accelerator: Accelerator, settings: dict[str, Any]) -> None:
+    """
+    Refuses settings that differ between processes; to be called by every process.
+
+    Raises:
+        ValueError: In each of them, naming the first setting that differs and two of its values.
+    """
+    first, *others = gather_object([settings])
+    for rank, other in enumerate(others, 1):
+        for name, value in other.items():
+            if value != first.get(name):
+                raise ValueError(
+                    f"`--{name}` is {listed([repr(first.get(name))])} in process 0 and {listed([repr(value)])} in "
+                    f"process {rank}; it must be the same in all {accelerator.num_processes}."
+                )
+
+
+@torch.no_grad()
+def make_equal(networks: Iterable[nn.Module]) -> None:
+    """Gives networks on all processes the weights and buffers that they have on the first."""
+    for network in networks:
+        for value in network.state_dict().values():
+            torch.distributed.broadcast(value, 0)
+
+
 def over_all_processes(network: nn.Module) -> None:
     """Makes a network's batch norms and [`ClassStd`] use the batches of all processes; they are of equal sizes."""
     for module in network.modules():
@@ -45,6 +76,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         if not self.training:
             return super().forward(input)
         assert self.num_batches_tracked is not None and self.running_mean is not None and self.running_var is not None
+        assert self.momentum is not None
         values, processes = input.float(), torch.distributed.get_world_size()
         own_variance, own_mean = torch.var_mean(values, (0, 2, 3), correction=0)
         # By deviations from the common mean: a difference of mean squares would lose digits.
