@@ -1,7 +1,7 @@
 # Needs Python (3.10 or later) and make, and nothing else.
 #
 ## make demo      distil the embedded digits and train classifiers on the result (minutes on two cores)
-## make space     open a page on the digits: generate, train, draw (distils them first if need be)
+## make space     open a page on the pipelines in distilled/: draw a digit, generate, train
 ## make test      quality checks and all tests
 ## make style     format the code and fix what can be fixed
 ## make quality   check format, lint and types
@@ -17,9 +17,6 @@ INSTALLED := .venv/installed
 LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $$($(BIN)/python -c "import os; print(os.cpu_count())")
 
-DISTIL_DIGITS := $(LAUNCH) training/train_dim.py --output_dir out/digits --max_train_steps 1500 --validation_steps 500 \
-	--resume_from_checkpoint latest
-
 .PHONY: help demo space test pytest style quality clean chromium
 
 help:
@@ -32,15 +29,13 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 
 # An interrupted demo goes on where it was.
 demo: $(INSTALLED)
-	$(DISTIL_DIGITS)
+	$(LAUNCH) training/train_dim.py --output_dir out/digits --max_train_steps 1500 --validation_steps 500 \
+		--resume_from_checkpoint latest
 	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 300 --controls streamed random
 	@echo 'pipeline out/digits, to be loaded with DiMPipeline.from_pretrained("out/digits")'
 
-out/digits/model_index.json: | $(INSTALLED)
-	$(DISTIL_DIGITS)
-
-# DIM_PIPELINE=out/fashion DIM_DATASET=... make space shows another pipeline.
-space: $(INSTALLED) $(if $(DIM_PIPELINE),,out/digits/model_index.json)
+# DIM_PIPELINE=out/flowers DIM_DATASET=path/to/flowers make space shows another pipeline beside them.
+space: $(INSTALLED)
 	$(BIN)/python space/app.py
 
 # The page is tested in Debian's chromium. Where this cannot install it, that test is skipped and says so.

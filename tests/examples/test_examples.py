@@ -47,3 +47,17 @@ def test_both_accuracies_of_scarce_real_data_are_printed(pipeline, capsys):
     assert accuracies["only 100 real digits"] > max(0.5, accuracies["with generated ones"])
     printed = re.findall(r"(\d+\.\d\d) % of 360 real test images", capsys.readouterr().out)
     assert printed == [f"{100 * accuracy:.2f}" for accuracy in accuracies.values()]
+
+
+def test_the_first_block_of_the_readme_trains_on_what_is_shipped(monkeypatch, capsys):
+    monkeypatch.chdir(EXAMPLES.parent)
+    (language, code) = re.search(
+        r"^```(\w+)\n(.*?)^```$", Path("README.md").read_text(), re.DOTALL | re.MULTILINE
+    ).groups()
+    assert language == "python"
+    names: dict = {}
+    exec(code, names)
+    right = re.findall(r"^(.+): (\d+) of 20 generated images", capsys.readouterr().out, re.MULTILINE)
+    assert [name for name, _ in right] == names["pipe"].class_names and len(right) == 10
+    # Shirts and coats are mistaken for each other; the whole is far from the 20 of guessing.
+    assert sum(int(count) for _, count in right) > 140
