@@ -83,7 +83,7 @@ def assert_same_training(one, two):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), step
     expected, found = weights(one), weights(two)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.slow
