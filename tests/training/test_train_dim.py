@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import preparation
 import processes
 import pytest
 import torch
@@ -31,6 +32,14 @@ TINY = [
     "--validation_steps", "100", "--validation_epochs", "1", "--checkpointing_steps", "100",
     "--pool_steps", "4", "--match_interval", "1", "--report_to", "none",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float32():
+    """What is chosen by itself on any processor, so that the tests are the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "bfloat16_unit", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="module")

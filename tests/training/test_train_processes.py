@@ -274,7 +274,9 @@ def run_on_two_machines(arguments):
         assert [launcher.returncode for launcher in launchers] == [0, 0], errors
     finally:
         for launcher in launchers:
-            launcher.kill()
+            # The launcher ends its own processes.
+            launcher.terminate()
+            launcher.wait()
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
