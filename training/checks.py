@@ -5,6 +5,8 @@ import copy
 import inspect
 import json
 import os
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType
+from accelerate.utils import DynamoBackend, LoggerType
 from diffusers.models.modeling_utils import ModelMixin
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
@@ -99,6 +101,19 @@ def check_accelerator(accelerator: Accelerator, args: argparse.Namespace) -> Non
             f"`--gradient_accumulation_steps` is {args.gradient_accumulation_steps}, and accelerate's configuration "
             f"asks for {accelerator.gradient_accumulation_steps}; they must be equal."
         )
+    compilers = needed_compilers(device)
+    if accelerator.state.dynamo_plugin.backend == DynamoBackend.INDUCTOR and not any(map(shutil.which, compilers)):
+        raise ValueError(
+            f"accelerate's `--dynamo_backend` is inductor, which needs the compiler {' or '.join(compilers)}, and it "
+            f"is not there; valid without one is no."
+        )
+
+
+def needed_compilers(device: str) -> list[str]:
+    """What Inductor compiles with, on a CPU, or Triton, on a GPU; any of them will do."""
+    if device != "cpu":
+        return [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return [os.environ.get("CXX", {"darwin": "clang++", "win32": "cl"}.get(sys.platform, "g++"))]
 
 
 def read_config(argument: str, path: str | None, network: type[ModelMixin]) -> dict[str, Any]:

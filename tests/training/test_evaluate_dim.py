@@ -40,6 +40,14 @@ def make_pipeline(folder, seed=0, id2label=DIGITS, **config):
     DiMPipeline(generator, id2label).save_pretrained(folder)
 
 
+@pytest.fixture(autouse=True, scope="module")
+def float32():
+    """What is chosen by itself on any processor, so that the tests are the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_dim, "bfloat16_unit", lambda: None)
+        yield
+
+
 @pytest.fixture
 def evaluate(tmp_path):
     make_pipeline(tmp_path / "run")

@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import preparation
 import processes
 import pytest
 import torch
@@ -33,6 +34,14 @@ TINY = [
     "--validation_steps", "100", "--validation_epochs", "1", "--checkpointing_steps", "100",
     "--pool_steps", "4", "--match_interval", "1", "--report_to", "none",
 ]  # fmt: skip
+
+
+@pytest.fixture(autouse=True, scope="module")
+def float32():
+    """What is chosen by itself on any processor, so that the tests are the same everywhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(preparation, "bfloat16_unit", lambda: None)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -444,13 +453,34 @@ def test_a_lone_image_that_batch_norm_cannot_take_is_refused(tiny, tmp_path):
         ("ACCELERATE_MIXED_PRECISION", "fp16", "accelerate's configuration asks for fp16, which a CPU does not"),
         ("ACCELERATE_MIXED_PRECISION", "fp8", "accelerate's configuration asks for the precision 'fp8'; valid are no"),
         ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "`--gradient_accumulation_steps` is 1, and accelerate's"),
+        ("CXX", "no-compiler", "`--dynamo_backend` is inductor, which needs the compiler no-compiler, and it is not"),
     ],
 )
 def test_what_accelerates_configuration_would_change_is_refused(tiny, tmp_path, monkeypatch, name, value, message):
     monkeypatch.setenv(name, value)
+    if name == "CXX":
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
     with pytest.raises(ValueError, match=message):
         run(tiny("run"))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="Inductor compiles with g++")
+def test_a_compiled_step_with_its_penalty_is_the_eager_one(tiny, tmp_path, monkeypatch):
+    # The first step has the R1 penalty, whose second derivative compiled code cannot take.
+    length = ["--max_train_steps", "2", "--max_match_steps", "1", "--logging_steps", "1"]
+    run(tiny("eager", *length))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    run(tiny("compiled", *length))
+    records = [
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("eager", "compiled")
+    ]
+    assert "loss/r1" in records[0][0] and "loss/matching" in records[0][2]
+    for eager, compiled in zip(*records, strict=True):
+        losses = {name: value for name, value in eager.items() if name.startswith("loss/")}
+        assert {name: compiled[name] for name in losses} == pytest.approx(losses, rel=1e-3, abs=1e-5)
 
 
 def test_folders_trackers_and_tokens_are_looked_at_before_data(tiny, tmp_path, monkeypatch):

@@ -83,7 +83,7 @@ def assert_same_training(one, two):
         assert found == pytest.approx(expected, rel=1e-4, abs=1e-5), step
     expected, found = weights(one), weights(two)
     for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, n=name: f"{n}: {text}")
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-5, msg=lambda text, n=name: f"{n}: {text}")
 
 
 @pytest.mark.slow
@@ -274,7 +274,9 @@ def run_on_two_machines(arguments):
         assert [launcher.returncode for launcher in launchers] == [0, 0], errors
     finally:
         for launcher in launchers:
-            launcher.kill()
+            # The launcher ends its own processes.
+            launcher.terminate()
+            launcher.wait()
         for name in names:
             subprocess.run(["ip", "netns", "del", name], capture_output=True)
 
