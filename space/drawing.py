@@ -25,8 +25,8 @@ def is_of_digits(pipeline: DiMPipeline) -> bool:
 def to_digit(drawing: np.ndarray) -> torch.Tensor | None:
     """
     Reduces a drawing to 28x28 pixels in the way MNIST was made (LeCun et al., 1998): the inked area is cut out and
-    scaled, with its shape kept and edges smoothed, to fit a box of 20x20 pixels, whose centre of mass is put on the pixel
-    in row and column 14.
+    scaled, with its shape kept and edges smoothed, to fit a box of 20x20 pixels, whose centre of mass is put on the
+    pixel in row and column 14.
 
     Args:
         drawing (`np.ndarray` of shape `(height, width, 4)`): RGBA, uint8; dark strokes on transparent or white.
