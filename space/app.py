@@ -43,7 +43,7 @@ def main() -> None:
 
 def answers(address: str, patience: float = LONGEST_WAIT) -> bool:
     """Whether an HTTP server, behind any proxy of the environment, answers at all within `patience` seconds."""
-    answered = []
+    answered: list[bool] = []
 
     def ask() -> None:
         try:

@@ -1,7 +1,7 @@
 """The page: pick a pipeline, look at its images, train a classifier on them, and have a drawn digit read."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
@@ -95,11 +95,11 @@ def generated_grid(pipeline: DiMPipeline, labels: list[int], ipc: float | None, 
 
 
 def train_and_score(
-    pipeline: DiMPipeline, unseen: ImageData, ipc: int, seed: int
+    pipeline: DiMPipeline, unseen: ImageData, ipc: int, seed: int, is_wanted: Callable[[], bool] = lambda: True
 ) -> Iterator[tuple[int, float, nn.Module | None]]:
     """
-    Trains a ConvNet-3 only on generated images, fresh in every epoch, for about `TRAINING_STEPS` steps. Training ends
-    soon after the iterator is closed.
+    Trains a ConvNet-3 only on generated images, fresh in every epoch, for about `TRAINING_STEPS` steps. It is given up
+    after the epoch in which the iterator is closed or `is_wanted` becomes false.
 
     Yields:
         During training: the step, the accuracy on `unseen` in [0, 1], and None. The last item has the classifier
@@ -112,7 +112,7 @@ def train_and_score(
     closed = False
 
     def score(epoch: int, classifier: nn.Module) -> None:
-        if closed:
+        if closed or not is_wanted():
             raise CancelledError
         if (epoch + 1) % epochs_per_point == 0 and epoch + 1 < recipe.epochs:
             points.put(((epoch + 1) * stream.steps_per_epoch, evaluate_accuracy(classifier, unseen)))
@@ -135,6 +135,8 @@ def train_and_score(
                 yield *point, None
         finally:
             closed = True
+    if not is_wanted():
+        return
     classifier = training.result()
     yield recipe.epochs * stream.steps_per_epoch, evaluate_accuracy(classifier, unseen), classifier
 
@@ -169,27 +171,33 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
         unseen (`dict[str, ImageData]`): Images to score on, by name of a pipeline. Others are added when needed.
     """
     first, pipeline = next(iter(pipelines.items()))
+    # What each browser shows, by its session.
+    picked: dict[str | None, str] = {}
     paper = np.full((CANVAS, CANVAS, 4), 255, np.uint8)
 
     def show_grid(name: str, labels: list[int], ipc: float | None, seed: float | None) -> Image.Image:
         return generated_grid(pipelines[name], labels, ipc, seed)
 
-    def show_pipeline(name: str) -> tuple[Any, ...]:
-        picked = pipelines[name]
-        labels = first_labels(picked)
+    def show_pipeline(name: str, request: gr.Request) -> tuple[Any, ...]:
+        picked[request.session_hash] = name
+        shown = pipelines[name]
+        labels = first_labels(shown)
         return (
-            about(picked),
-            gr.CheckboxGroup(choices(picked), value=labels),
-            generated_grid(picked, labels, 10, 0),
+            about(shown),
+            gr.CheckboxGroup(choices(shown), value=labels),
+            generated_grid(shown, labels, 10, 0),
             as_curve([]),
             NOTHING_TRAINED,
             None,
-            gr.Column(visible=is_of_digits(picked)),
+            gr.Column(visible=is_of_digits(shown)),
         )
 
     def show_training(
-        name: str, ipc: float | None, seed: float | None
+        name: str, ipc: float | None, seed: float | None, request: gr.Request
     ) -> Iterator[tuple[pd.DataFrame, str, nn.Module | None]]:
+        def is_wanted() -> bool:
+            return picked.get(request.session_hash, first) == name
+
         ipc = check_whole("Images per class and epoch", ipc, MAX_IPC)
         seed = check_whole("Seed", seed, MAX_SEED, lowest=0)
         if name not in unseen:
@@ -197,11 +205,17 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
             unseen[name] = unseen_images(pipelines[name])
         images = unseen[name]
         points: list[tuple[int, float]] = []
-        for step, accuracy, classifier in train_and_score(pipelines[name], images, ipc, seed):
+        for step, accuracy, classifier in train_and_score(pipelines[name], images, ipc, seed, is_wanted):
+            if not is_wanted():
+                break
             points.append((step, 100 * accuracy))
             state = "Trained" if classifier else "Training"
             text = f"{state}: step {step}, accuracy **{100 * accuracy:.1f} %** on {len(images):,} {images.origin}."
             yield as_curve(points), text, classifier
+        # A classifier of one pipeline does not outlive the choice of another. (Gradio's own `cancels` would leave the
+        # thread running, and the next training waiting for it.)
+        if not is_wanted():
+            yield as_curve([]), NOTHING_TRAINED, None
 
     def show_reading(drawn: dict, classifier: nn.Module | None) -> tuple[Image.Image, dict[str, float]]:
         # A canvas that was just cleared has no content.
@@ -296,20 +310,18 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
         generate.click(show_grid, inputs, grid, show_progress="hidden")
         page.load(show_grid, inputs, grid, show_progress="hidden")
         # One run at a time: a second press of the button does nothing until the first is done.
-        training = train.click(
+        train.click(
             show_training,
             [choice, train_ipc, train_seed],
             [curve, progress, trained],
             show_progress="hidden",
             trigger_mode="once",
         )
-        # A classifier of one pipeline does not outlive it.
         choice.change(
             show_pipeline,
             choice,
             [facts, labels, grid, curve, progress, trained, draw],
             show_progress="hidden",
-            cancels=training,
         )
         # With an image on the canvas the brush is selected.
         drawing.clear(lambda: paper, None, drawing, show_progress="hidden")

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.utils import httpx
 
 from dim_hf import DiMDataset, DiMPipeline
 from dim_hf.data import ImageData, load_image_data
-from dim_hf.hub.card import HUB_ERRORS, existing_card
+from dim_hf.hub.card import existing_card
 from dim_hf.messages import one_line
 
 
@@ -30,8 +31,8 @@ def unseen_images(pipeline: DiMPipeline) -> ImageData:
         if dataset := dataset_of_card(str(pipeline.name_or_path)):
             return real_images(pipeline, dataset)
         reason = "the pipeline's card names no data set on the Hub"
-    # A network, the Hub and a data set can fail in any of these ways, and the page goes on.
-    except (*HUB_ERRORS, ValueError) as error:
+    # What a network, the Hub, a card or a data set raises; the page goes on.
+    except (OSError, httpx.HTTPError, ValueError) as error:
         reason = f"{dataset or 'the card'} could not be read: {one_line(error)}"
     return replace(held_out_images(pipeline), origin=f"held-out *generated* images (no real ones: {reason})")
 
@@ -39,7 +40,7 @@ def unseen_images(pipeline: DiMPipeline) -> ImageData:
 def dataset_of_card(source: str) -> str | None:
     """The Hub id of the data set that the card of a pipeline, in a folder or on the Hub, names first."""
     card = existing_card(ModelCard, Path(source) / "README.md" if os.path.isdir(source) else source)
-    named = (card.data.datasets if card else None) or []
+    named = (card.data.get("datasets") if card else None) or []
     return ([named] if isinstance(named, str) else named)[0] if named else None
 
 

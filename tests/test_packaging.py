@@ -91,6 +91,7 @@ def test_sdist_holds_the_scripts_and_the_tests(built):
     for path in (
         "training/train_dim.py",
         "space/app.py",
+        "distilled/mnist/model_index.json",
         "tests/test_packaging.py",
         "constraints.txt",
         "Makefile",

@@ -3,6 +3,7 @@
 import re
 import socket
 import threading
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -315,6 +316,13 @@ def test_training_ends_when_its_page_is_left(pipeline, digits, monkeypatch):
     assert len(scored) < 1000
 
 
+@dataclass
+class Request:
+    """What the page asks of a `gr.Request`."""
+
+    session_hash: str
+
+
 def handler(name, pipelines, images):
     """The function behind a part of the page."""
     (found,) = (each.fn for each in page.build_page(pipelines, images).fns.values() if each.name == name)
@@ -326,7 +334,7 @@ def test_refusals_of_training(pipeline):
     train = handler("show_training", {"own": pipeline}, images)
     for ipc, seed, message in ((0, 0, "Images per class and epoch is 0"), (1, -1, "Seed is -1")):
         with pytest.raises(gr.Error, match=message):
-            next(train("own", ipc, seed))
+            next(train("own", ipc, seed, Request("a")))
     assert images == {}, "images were looked for before the numbers were read"
 
 
@@ -334,7 +342,7 @@ def test_the_page_says_what_is_scored_and_looks_for_it_once(pipeline, tmp_path, 
     monkeypatch.setattr(page, "TRAINING_STEPS", 10)
     made, images = saved(pipeline, tmp_path, ""), {}
     train = handler("show_training", {"own": made}, images)
-    texts = [text for _, text, _ in train("own", 1, 0)]
+    texts = [text for _, text, _ in train("own", 1, 0, Request("a"))]
     assert texts[0] == "Looking for real test images..." and len(texts) == 2
     assert re.fullmatch(
         r"Trained: step 10, accuracy \*\*[\d.]+ %\*\* on 500 held-out \*generated\* images \(no real ones: "
@@ -342,7 +350,7 @@ def test_the_page_says_what_is_scored_and_looks_for_it_once(pipeline, tmp_path, 
         texts[1],
     )
     found = images["own"]
-    assert [text for _, text, _ in train("own", 1, 0)] == texts[1:] and images["own"] is found
+    assert [text for _, text, _ in train("own", 1, 0, Request("a"))] == texts[1:] and images["own"] is found
 
 
 def test_another_pipeline_takes_the_place_of_all_that_belongs_to_the_first(pipeline):
@@ -355,6 +363,19 @@ def test_another_pipeline_takes_the_place_of_all_that_belongs_to_the_first(pipel
     assert labels.value == list(range(10))
     assert grid.tobytes() == sample_grid(other, list(range(10)), 10, seed=0).tobytes()
     assert (len(curve), progress, trained, draw.visible) == (0, "Nothing is trained yet.", None, False)
+
+
+def test_training_is_given_up_for_another_pipeline_in_the_same_browser(pipeline, digits, monkeypatch):
+    monkeypatch.setattr(page, "TRAINING_STEPS", 100_000)
+    built = page.build_page({"a": pipeline, "b": pipeline}, {"a": digits})
+    functions = {each.name: each.fn for each in built.fns.values()}
+    training = functions["show_training"]("a", 1, 0, Request("mine"))
+    assert "Training: step 10," in next(training)[1]
+    functions["show_pipeline"]("b", Request("another"))
+    assert "Training: step 20," in next(training)[1]
+    functions["show_pipeline"]("b", Request("mine"))
+    *_, (curve, text, classifier) = training
+    assert (len(curve), text, classifier) == (0, "Nothing is trained yet.", None)
 
 
 def test_reading_needs_a_drawing_and_a_classifier(pipeline):
