@@ -7,7 +7,7 @@ import torch
 from presets import PRESETS, network_configs
 
 from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
-from dim_hf.models.discriminator_dim import class_std
+from dim_hf.models.discriminator_dim import ClassStd
 
 
 @pytest.mark.parametrize("preset", sorted(PRESETS))
@@ -72,7 +72,7 @@ def test_batch_std_is_that_of_the_class_within_its_own_batch():
     maps = torch.tensor([0.0, 2.0, 5.0, 1.0, 1.0, 7.0]).reshape(6, 1, 1, 1)
     labels = torch.tensor([0, 0, 1, 0, 0, 1])
     expected = (torch.tensor([1.0, 1.0, 0.0]).square() + 1e-4).sqrt()
-    assert torch.allclose(class_std(maps[:3], labels[:3]), expected)
+    assert torch.allclose(ClassStd(10)(maps[:3], labels[:3]), expected)
 
     network = DiMDiscriminator(2, 8, 1, (4, 8), (0, 0), batch_std=True).eval()
     images, other = torch.randn(6, 1, 8, 8), torch.randn(6, 1, 8, 8)
