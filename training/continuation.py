@@ -75,7 +75,7 @@ def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any], given
             f"{then['train_batch_size']}, and now there are {now['num_processes']} with {now['train_batch_size']}; "
             f"valid is {valid}."
         )
-    # Nor did runs of that time record a precision of accelerate's configuration.
+    # Those runs did not record a precision from accelerate's configuration either.
     if then.get("mixed_precision") is None:
         same.add("mixed_precision")
     same |= {name for name, read in STRUCTURED.items() if name in then and read(then[name]) == read(now[name])}

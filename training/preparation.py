@@ -182,7 +182,7 @@ def make_networks(args: argparse.Namespace, start: Start, data: Data) -> Network
     discriminator_config |= {"auxiliary": args.class_loss_weight > 0} | start.configs[1]
     generator, discriminator = build_networks(args, generator_config, discriminator_config, images)
     if device.type == "cpu":
-        # A step takes an eighth less time (docs/results.md). What is saved has ordinary strides all the same.
+        # A step takes an eighth less time (docs/performance.md). Saved weights have ordinary strides.
         generator.to(memory_format=torch.channels_last)
         discriminator.to(memory_format=torch.channels_last)
     ema_generator = copy.deepcopy(generator).to(device).eval().requires_grad_(False)
@@ -216,7 +216,7 @@ def make_plan(args: argparse.Namespace, start: Start, data: Data, networks: Netw
     if args.validation_epochs:
         settings = (args.validation_epochs, MOST_IPC, held_out)
     elif start.checkpoint:
-        # Scores that are compared are of classifiers that were trained alike, however long the run is now.
+        # Scores are compared, so their classifiers must be trained alike, however long the run is now.
         settings = recorded_settings(json.loads((start.checkpoint / "progress.json").read_text()), held_out)
     validation = plan_validations(
         count_operations(networks.ema_generator, networks.plain_discriminator, args.validation_classifier, data.train),

@@ -3,7 +3,7 @@ Distils a labelled image data set into a class-conditional generator (DiM, arXiv
 
 Phase 1 trains the generator against a discriminator. Phase 2 is the same step with the matching loss switched on: the
 logits that a classifier drawn from a pool gives on a real and on a generated batch of the same labels. The base preset
-has no steps of phase 2, for the reason in docs/results.md; `--max_match_steps` gives it some. What is kept is the
+has no steps of phase 2, for the reason in docs/ablations.md; `--max_match_steps` adds them. What is kept is the
 generator whose images train the best classifier, as scored on a part of the training images that was held out.
 
     accelerate launch training/train_dim.py                        # the embedded digits, minutes on a CPU
@@ -278,7 +278,16 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
         stop_all = agreed(stop, accelerator)
         if "pending" in progress:
             saving = progress["step"] % args.checkpointing_steps == 0
-            conclude(run, progress.pop("pending"), True, saving, False, stop, began, bar)
+            conclude(
+                run,
+                progress.pop("pending"),
+                validating=True,
+                saving=saving,
+                interrupted=False,
+                stop=stop,
+                began=began,
+                bar=bar,
+            )
         for step in range(progress["step"], plan.total_steps):
             # What this step is made of. All processes draw the same for the whole global batch; each takes its part,
             # in as many batches as it accumulates.
@@ -369,7 +378,16 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
                 continue
             record = {f"loss/{name}": value for name, value in means.read(accelerator).items()}
             refuse_not_finite(record, networks, step)
-            conclude(run, record, due_validation, due_checkpoint, interrupted, stop, began, bar)
+            conclude(
+                run,
+                record,
+                validating=due_validation,
+                saving=due_checkpoint,
+                interrupted=interrupted,
+                stop=stop,
+                began=began,
+                bar=bar,
+            )
     accelerator.end_training()
 
 
@@ -426,6 +444,7 @@ def not_finite(what: str, step: int) -> FloatingPointError:
 def conclude(
     run: Run,
     record: dict[str, float],
+    *,
     validating: bool,
     saving: bool,
     interrupted: bool,
@@ -446,7 +465,7 @@ def conclude(
             try:
                 record = record | select(run, stop, bar)
             except ValidationInterrupted:
-                # The continuation begins with it.
+                # The resumed run starts with it.
                 progress["pending"] = record
         pending = torch.tensor(float("pending" in progress), device=accelerator.device)
         if accelerator.reduce(pending) > 0:

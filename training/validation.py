@@ -24,7 +24,7 @@ from dim_hf.streams.generated import GeneratedStream
 
 # Of the operations of the training, for all validations together.
 SHARE = 0.1
-# What there is at most: validations in a run, epochs of a classifier, images per class and epoch.
+# Upper bounds: validations in a run, epochs of a classifier, images per class and epoch.
 MOST_VALIDATIONS, MOST_EPOCHS, MOST_IPC = 8, 100, 10
 # A classifier that sees fewer images, unless the most is less than twice as many, ranks generators too poorly: rather
 # fewer of them are trained.
@@ -83,7 +83,7 @@ def count_operations(
     images = torch.zeros(2, data.channels, data.size, data.size)
     with torch.random.fork_rng(devices=[]):
         judge = build_classifier(classifier, data.num_classes, data.channels, data.size)
-    # Neither statistics of a batch norm nor vectors of a spectral norm move.
+    # On copies and in `eval()`, so that no batch-norm statistic or spectral-norm vector changes.
     make = _forward(copy.deepcopy(generator), latents, labels)
     look = _forward(copy.deepcopy(discriminator), images.to(discriminator.device), labels.to(discriminator.device))
     judged = _forward(judge, images)
@@ -138,7 +138,7 @@ def plan_validations(
     least = min(LEAST_IMAGES, MOST_EPOCHS * MOST_IPC * num_classes // 2)
     for count in (MOST_VALIDATIONS, 4, 2):
         plan = planned(count)
-        # Of what is given there is nothing to choose.
+        # Given settings leave nothing to choose.
         enough = settings is not None or plan.epochs * plan.ipc * num_classes >= least
         if steps or (enough and plan.share <= 1.01 * SHARE):
             return plan

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 @contextmanager
 def heeded_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether Ctrl-C or SIGTERM came; a second or a later one acts as it did before."""
+    """Gives a function that tells whether Ctrl-C or SIGTERM was received; a second one has its usual effect."""
     received = []
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
 

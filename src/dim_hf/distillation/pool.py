@@ -91,7 +91,7 @@ def _cache_file(name: str, data: ImageData, recipe: PoolRecipe, seed: int, cache
 
 
 def _read_snapshots(path: Path) -> dict[str, torch.Tensor] | None:
-    """The weights in a file of the cache; `None` if there is none, or if it was damaged, which is said."""
+    """The weights in a file of the cache; `None`, with a warning, if it is damaged; `None` if there is none."""
     if not path.exists():
         return None
     try:
@@ -125,7 +125,7 @@ def _train_snapshots(
     weights: dict[str, torch.Tensor] = {}
     # Dropout draws from the global generators, as initial weights do.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # A judge of the same seed does not begin as a network of the pool.
+        # So that a judge with the same seed does not start from the weights of a pool network.
         torch.manual_seed(random.Random(f"pool/{seed}").getrandbits(63))
         network = build_classifier(name, data.num_classes, data.channels, data.size).to(device).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
