@@ -102,17 +102,19 @@ def train_and_score(
     after the epoch in which the iterator is closed or `is_wanted` becomes false.
 
     Yields:
-        During training: the step, the accuracy on `unseen` in [0, 1], and None. The last item has the classifier
-        instead of None.
+        During training: the step, the accuracy on `unseen` in [0, 1], and None. Unless it is given up, the last item
+        has the classifier instead of None.
     """
     stream = GeneratedStream(pipeline.generator, ipc, seed, DeploymentRecipe.batch_size)
     recipe = DeploymentRecipe(epochs=math.ceil(TRAINING_STEPS / stream.steps_per_epoch))
     epochs_per_point = math.ceil(STEPS_PER_POINT / stream.steps_per_epoch)
     points: SimpleQueue[tuple[int, float] | None] = SimpleQueue()
-    closed = False
+    given_up = False
 
     def score(epoch: int, classifier: nn.Module) -> None:
-        if closed or not is_wanted():
+        nonlocal given_up
+        given_up = given_up or not is_wanted()
+        if given_up:
             raise CancelledError
         if (epoch + 1) % epochs_per_point == 0 and epoch + 1 < recipe.epochs:
             points.put(((epoch + 1) * stream.steps_per_epoch, evaluate_accuracy(classifier, unseen)))
@@ -133,9 +135,10 @@ def train_and_score(
         try:
             while point := points.get():
                 yield *point, None
-        finally:
-            closed = True
-    if not is_wanted():
+        except GeneratorExit:
+            given_up = True
+            raise
+    if given_up:
         return
     classifier = training.result()
     yield recipe.epochs * stream.steps_per_epoch, evaluate_accuracy(classifier, unseen), classifier
@@ -205,8 +208,10 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
             unseen[name] = unseen_images(pipelines[name])
         images = unseen[name]
         points: list[tuple[int, float]] = []
+        classifier: nn.Module | None = None
         for step, accuracy, classifier in train_and_score(pipelines[name], images, ipc, seed, is_wanted):
             if not is_wanted():
+                classifier = None
                 break
             points.append((step, 100 * accuracy))
             state = "Trained" if classifier else "Training"
@@ -214,7 +219,7 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
             yield as_curve(points), text, classifier
         # A classifier of one pipeline does not outlive the choice of another. (Gradio's own `cancels` would leave the
         # thread running, and the next training waiting for it.)
-        if not is_wanted():
+        if classifier is None:
             yield as_curve([]), NOTHING_TRAINED, None
 
     def show_reading(drawn: dict, classifier: nn.Module | None) -> tuple[Image.Image, dict[str, float]]:

@@ -356,7 +356,7 @@ def test_the_page_says_what_is_scored_and_looks_for_it_once(pipeline, tmp_path, 
 def test_another_pipeline_takes_the_place_of_all_that_belongs_to_the_first(pipeline):
     other = build_pipeline(12, list("abcdefghijkl"))
     facts, labels, grid, curve, progress, trained, draw = handler("show_pipeline", {"a": pipeline, "b": other}, {})(
-        "b"
+        "b", Request("a")
     )
     assert "replace the training images of 12 classes" in facts
     assert labels.choices == [(name, label) for label, name in enumerate("abcdefghijkl")]
