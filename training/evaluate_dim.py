@@ -49,6 +49,7 @@ from tqdm.auto import tqdm
 from dim_hf.classifiers import public_name
 from dim_hf.data import ImageData
 from dim_hf.data.decoding import default_cache_dir
+from dim_hf.distillation.processes import check_same
 from dim_hf.evaluation.codec_search import best_codec
 from dim_hf.evaluation.codecs import CODECS, Codec, png_bytes
 from dim_hf.evaluation.html_report import write_html_report
@@ -81,6 +82,8 @@ def main(args: argparse.Namespace) -> list[Row]:
     accelerator = Accelerator(
         mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
     )
+    # Machines may choose differently.
+    check_same(accelerator, {"mixed_precision": accelerator.mixed_precision})
     if accelerator.is_main_process:
         check_bfloat16(accelerator.mixed_precision, accelerator.device)
         if chosen:
