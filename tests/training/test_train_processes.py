@@ -20,10 +20,10 @@ from continuation import may_still_change, recorded
 from preparation import read_data
 from safetensors.torch import load_file
 from test_train_dim import SCRIPT, run, tiny_arguments
-from training_step import TrainingStep
 
 from dim_hf.data import load_image_data
 from dim_hf.distillation.checkpointing import damage
+from dim_hf.streams.randomness import ShuffledOrder
 
 
 # The losses of every step, in both phases, one of them of pairs and one of features.
@@ -135,32 +135,30 @@ def test_the_division_of_a_step_among_processes_is_looked_at():
 
 def test_a_step_is_the_same_however_it_is_divided():
     data = load_image_data("digits", "train")
-    noise_size, steps = SimpleNamespace(config=SimpleNamespace(latent_dim=5)), (0, 7)
+    networks = SimpleNamespace(plain_generator=SimpleNamespace(config=SimpleNamespace(latent_dim=5)))
+    order = ShuffledOrder(len(data), 3, torch.device("cpu"))
 
     def draws(num_processes, batches, batch_size, step):
-        args = argparse.Namespace(
-            seed=3, adversarial_loss="wgan-gp", augmentation=["shift", "color"],
-            gradient_accumulation_steps=batches, train_batch_size=batch_size,
-        )  # fmt: skip
-        plan = SimpleNamespace(global_batch_size=12)
         by_rank = []
         for rank in range(num_processes):
-            place = SimpleNamespace(num_processes=num_processes, process_index=rank, device=torch.device("cpu"))
-            networks = SimpleNamespace(plain_generator=noise_size)
-            by_rank.append(TrainingStep(args, place, data, networks, plan, ["a", "b", "c"]).draw(step, True))
-        parts = [drawn.batches[number] for number in range(batches) for drawn in by_rank]
-        together = [torch.cat([getattr(part, name) for part in parts]) for name in ("labels", "latents", "mix")]
-        images = [drawn.augment(batch.images) for number in range(batches) for drawn in by_rank
-                  for batch in [drawn.batches[number]]]  # fmt: skip
-        return torch.cat(images), *together, {drawn.classifier for drawn in by_rank}
+            drawn = SimpleNamespace(
+                args=argparse.Namespace(gradient_accumulation_steps=batches, train_batch_size=batch_size),
+                accelerator=SimpleNamespace(
+                    num_processes=num_processes, process_index=rank, device=torch.device("cpu")
+                ),
+                plan=SimpleNamespace(global_batch_size=12),
+                data=SimpleNamespace(train=data),
+                networks=networks,
+            )
+            by_rank.append(train_dim.draw_batches(drawn, step, order, torch.Generator().manual_seed(step)))
+        parts = [drawn[number] for number in range(batches) for drawn in by_rank]
+        return [torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels", "latents", "mix")]
 
-    for step in steps:
+    for step in (0, 7):
         expected = draws(1, 1, 12, step)
-        assert len(expected[0]) == 12 and len(expected[4]) == 1
+        assert len(expected[0]) == 12
         for division in ((2, 1, 6), (1, 3, 4), (2, 3, 2), (12, 1, 1)):
-            *found, classifiers = draws(*division, step)
-            assert classifiers == expected[4]
-            for value, other in zip(expected, found, strict=False):
+            for value, other in zip(expected, draws(*division, step), strict=True):
                 assert torch.equal(value, other), division
     assert not torch.equal(draws(1, 1, 12, 0)[2], draws(1, 1, 12, 7)[2])
 
