@@ -1,0 +1,419 @@
+"""The class-conditional generator that stores a distilled data set, and how its weights are stored.
+
+A distilled repository on the Hub holds this file, so it imports only torch and diffusers.
+"""
+
+import copy
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import nn
+
+
+# Forms of storage of the weights. `intN`: codes of N bits, with a float16 scale per channel.
+STORAGE_FORMS = ("float32", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))
+
+
+@dataclass
+class DiMGeneratorOutput(BaseOutput):
+    """
+    Output of [`DiMGenerator`].
+
+    Args:
+        sample (`torch.Tensor` of shape `(batch_size, out_channels, sample_size, sample_size)`):
+            Generated images in [-1, 1].
+    """
+
+    sample: torch.Tensor
+
+
+class DiMGenerator(ModelMixin, ConfigMixin):
+    """
+    Maps standard normal noise and a class to an image: linear layer, then blocks that double the size with transposed
+    convolutions, batch norm and ReLU, then tanh. Its arguments cover the network of the DiM paper (arXiv 2303.04707)
+    and smaller ones of the DCGAN family (arXiv 1511.06434).
+
+    Args:
+        num_classes (`int`): Number of classes; labels are `0 .. num_classes - 1`.
+        sample_size (`int`): Height and width of the images in pixels.
+        out_channels (`int`, *optional*, defaults to 3): 1 (grey) or 3 (RGB).
+        latent_dim (`int`, *optional*, defaults to 100): Length of the noise vector.
+        class_embed_dim (`int`, *optional*, defaults to 64):
+            Length of the class embedding that is concatenated with the noise. `0` overwrites the first `num_classes`
+            entries of the noise with the one-hot label instead, as the paper's released network does.
+        block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(128, 64)`):
+            Channels of each block, from the coarsest; every block doubles the size.
+        layers_per_block (`tuple[int, ...]`, *optional*, defaults to `(0, 0)`):
+            3x3 convolutions that follow in each block at its own size.
+        residual (`bool`, *optional*, defaults to `False`): Whether those 3x3 convolutions are added to their input.
+        upsample_output (`bool`, *optional*, defaults to `True`):
+            Whether the output layer is a transposed convolution that doubles the size once more; otherwise it is a
+            3x3 convolution at the size of the last block.
+    """
+
+    _supports_gradient_checkpointing = False
+    # Form of the file that the weights were loaded from, and of the next save; `None`: the dtype in memory.
+    storage: str | None = None
+
+    @register_to_config
+    def __init__(
+        self,
+        num_classes: int,
+        sample_size: int,
+        out_channels: int = 3,
+        latent_dim: int = 100,
+        class_embed_dim: int = 64,
+        block_out_channels: tuple[int, ...] = (128, 64),
+        layers_per_block: tuple[int, ...] = (0, 0),
+        residual: bool = False,
+        upsample_output: bool = True,
+    ):
+        super().__init__()
+        if len(layers_per_block) != len(block_out_channels):
+            raise ValueError(
+                f"`layers_per_block` {tuple(layers_per_block)} must have one entry per block of `block_out_channels` "
+                f"{tuple(block_out_channels)}."
+            )
+        if out_channels not in (1, 3):
+            raise ValueError(f"`out_channels` is {out_channels}; valid are 1 (grey) and 3 (RGB).")
+        if class_embed_dim == 0 and num_classes > latent_dim:
+            raise ValueError(
+                f"`class_embed_dim` 0 writes the label into the noise, so `num_classes` ({num_classes}) can be at "
+                f"most `latent_dim` ({latent_dim}); use a class embedding for more classes."
+            )
+        doublings = len(block_out_channels) - 1 + int(upsample_output)
+        self.bottom_size, remainder = divmod(sample_size, 2**doublings)
+        if remainder or self.bottom_size < 1:
+            raise ValueError(
+                f"`sample_size` {sample_size} cannot be reached by {doublings} doublings of a whole number of pixels; "
+                f"it must be a multiple of {2**doublings}."
+            )
+
+        self.class_embedding = nn.Embedding(num_classes, class_embed_dim) if class_embed_dim else None
+        self.proj_in = nn.Linear(latent_dim + class_embed_dim, block_out_channels[0] * self.bottom_size**2)
+        self.blocks = nn.ModuleList()
+        in_channels = block_out_channels[0]
+        for i, (channels, layers) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
+            self.blocks.append(GeneratorBlock(in_channels, channels, layers, residual, upsample=i > 0))
+            in_channels = channels
+        self.conv_out: nn.Module
+        if upsample_output:
+            self.conv_out = nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1)
+        else:
+            self.conv_out = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # Ignoring an entry would build a different network.
+        valid = cls._get_init_keys(cls) - {"self"}
+        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
+            raise ValueError(
+                f"the generator's {cls.config_name} has the unknown entries {', '.join(unknown)}; valid are "
+                f"{', '.join(sorted(valid))}."
+            )
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
+        changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
+        return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        storage: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Saves the network as [`ModelMixin.save_pretrained`] does. Weights in memory do not change.
+
+        Args:
+            storage (`str`, *optional*):
+                How the weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`: codes of that many bits
+                with a scale per channel. The default is the form that the weights were loaded from, or else their
+                dtype in memory.
+            save_directory, is_main_process, save_function, safe_serialization, variant, max_shard_size, push_to_hub:
+                See [`ModelMixin.save_pretrained`]; codes are stored in one file.
+
+        Raises:
+            ValueError: If the form is unknown or cannot hold the weights.
+        """
+        form = self.storage if storage is None else storage
+        saved = self
+        if form is not None:
+            if not safe_serialization:
+                raise ValueError(f"`safe_serialization` is False; only True is valid with `storage` {form!r}.")
+            self.check_storage(form, max_shard_size)
+            content = self.stored_state(form)
+            # diffusers saves what `state_dict` returns; a shallow copy returns the stored form.
+            saved = copy.copy(self)
+            saved.state_dict = lambda: content  # type: ignore[method-assign, assignment]
+        super(DiMGenerator, saved).save_pretrained(
+            save_directory,
+            is_main_process,
+            save_function,
+            safe_serialization,
+            variant,
+            "10GB" if max_shard_size is None else max_shard_size,
+            push_to_hub,
+            **kwargs,
+        )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """
+        Loads the network as [`ModelMixin.from_pretrained`] does, from a file in any form of storage.
+
+        Raises:
+            ValueError: If the weights in the file are not exactly those of the network that its config describes.
+        """
+        with_info = kwargs.pop("output_loading_info", False)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        # diffusers leaves weights that are missing from a file at their random initial values.
+        for kind in ("missing", "unexpected", "mismatched"):
+            if keys := info[f"{kind}_keys"]:
+                raise ValueError(f"the generator's weights have {kind} tensors: {_listed(sorted(map(str, keys)))}.")
+        return (model, info) if with_info else model
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
+        # diffusers calls this with the content of a file, before it uses any of it.
+        super()._fix_state_dict_keys_on_load(state_dict)
+        weights, self.storage = self.read_state(state_dict)
+        state_dict.clear()
+        state_dict.update(weights)
+
+    def check_storage(self, storage: str, max_shard_size: int | str | None = None) -> None:
+        """Raises a `ValueError` if the weights cannot be stored in this form."""
+        if storage not in STORAGE_FORMS:
+            raise ValueError(f"`storage` is {storage!r}; valid are {', '.join(map(repr, STORAGE_FORMS))}.")
+        if not storage.startswith("int"):
+            return
+        if max_shard_size is not None:
+            raise ValueError(
+                f"`max_shard_size` is {max_shard_size!r}; valid with `storage` {storage!r}, one file, is None."
+            )
+        for name, value in self.state_dict().items():
+            # Written so that NaN is refused too.
+            if value.ndim > 1 and not value.abs().max() <= torch.finfo(torch.float16).max:
+                raise ValueError(
+                    f"`storage` {storage!r} cannot hold {name}: its largest weight is {value.abs().max():.3g}; valid "
+                    "are finite ones up to 65504."
+                )
+
+    def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
+        """
+        The content of a file in one of [`STORAGE_FORMS`]. `intN` stores a weight as `NAME.intN`, its packed codes, and
+        `NAME.scale`; the few one-dimensional tensors are in float16, or in float32 where float16 would overflow.
+        """
+        content = {}
+        for name, value in self.state_dict().items():
+            if not value.is_floating_point():
+                content[name] = value
+            elif storage.startswith("int") and value.ndim > 1:
+                bits = int(storage[3:])
+                codes, scale = quantise(self.channels_first(name, value.float()).flatten(1), bits)
+                content[f"{name}.{storage}"] = pack(codes.flatten(), bits)
+                content[f"{name}.scale"] = scale
+            else:
+                half = value.half()
+                content[name] = value.float() if storage == "float32" or half.isinf().any() else half
+        return content
+
+    def read_state(self, content: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str | None]:
+        """
+        The inverse of [`stored_state`].
+
+        Returns:
+            The float32 weights by name, and the form of storage, which is `None` for plain float32.
+
+        Raises:
+            ValueError: If the content does not fit this network, naming the first tensor that is wrong.
+        """
+        left, weights = dict(content), {}
+        forms: set[str] = set()
+        for name, expected in self.state_dict().items():
+            shape = expected.shape
+            if name in left:
+                value = _checked(name, left.pop(name), shape, expected.is_floating_point())
+                weights[name] = value.float() if value.is_floating_point() else value
+                if value.dtype == torch.float16 and value.ndim > 1:
+                    forms.add("float16")
+                continue
+            found = [form for form in STORAGE_FORMS if form.startswith("int") and f"{name}.{form}" in left]
+            if len(found) != 1 or f"{name}.scale" not in left:
+                other = sorted(key for key in left if key.startswith(f"{name}."))
+                raise ValueError(
+                    f"the generator's weights lack {name}"
+                    + (f" and have {_listed(other)}" if other else "")
+                    + f"; valid is {name}, or its codes {name}.int8 to {name}.int2 and {name}.scale."
+                )
+            bits = int(found[0][3:])
+            forms.add(found[0])
+            rows = self.channels_first(name, expected).shape
+            size = (shape.numel() * bits + 7) // 8
+            packed = _checked(f"{name}.{found[0]}", left.pop(f"{name}.{found[0]}"), torch.Size([size]), False)
+            scale = _checked(f"{name}.scale", left.pop(f"{name}.scale"), rows[:1], True)
+            if packed.dtype != torch.uint8 or scale.dtype != torch.float16 or bool((scale < 0).any()):
+                raise ValueError(
+                    f"the generator's {name} has {packed.dtype} codes and {scale.dtype} scales, the smallest "
+                    f"{scale.min():.3g}; valid are torch.uint8, and torch.float16 from 0."
+                )
+            codes = unpack(packed, bits, shape.numel()).reshape(rows[0], -1)
+            weights[name] = self.channels_first(name, dequantise(codes, scale, bits).reshape(rows)).contiguous()
+        if left:
+            raise ValueError(f"the generator's weights hold the unknown {_listed(sorted(left))}.")
+        if len(forms) > 1:
+            raise ValueError(
+                f"the generator's weights are stored as {' and '.join(sorted(forms))}; valid is one form."
+            )
+        return weights, forms.pop() if forms else None
+
+    def channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
+        """Moves the output channels of a weight, which have a scale each, to the first dimension, and back."""
+        module = self.get_submodule(name.rpartition(".")[0])
+        return value.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else value
+
+    def forward(
+        self, latents: torch.Tensor, class_labels: torch.Tensor, return_dict: bool = True
+    ) -> DiMGeneratorOutput | tuple[torch.Tensor]:
+        """
+        Args:
+            latents (`torch.Tensor` of shape `(batch_size, latent_dim)`): Standard normal noise.
+            class_labels (`torch.Tensor` of shape `(batch_size,)`): Integer labels.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return a [`DiMGeneratorOutput`].
+
+        Returns:
+            [`DiMGeneratorOutput`], or a tuple with the images in [-1, 1] when `return_dict` is `False`.
+        """
+        if self.class_embedding is not None:
+            hidden = torch.cat([latents, self.class_embedding(class_labels).to(latents.dtype)], dim=1)
+        else:
+            one_hot = nn.functional.one_hot(class_labels, self.config.num_classes).to(latents.dtype)
+            hidden = torch.cat([one_hot, latents[:, self.config.num_classes :]], dim=1)
+        hidden = self.proj_in(hidden).unflatten(1, (-1, self.bottom_size, self.bottom_size))
+        for block in self.blocks:
+            hidden = block(hidden)
+        sample = self.conv_out(hidden).tanh()
+        if not return_dict:
+            return (sample,)
+        return DiMGeneratorOutput(sample=sample)
+
+
+class GeneratorBlock(nn.Module):
+    """Batch norm and ReLU at one size, reached by a transposed convolution unless it is the coarsest."""
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, residual: bool, upsample: bool):
+        super().__init__()
+        self.residual = residual
+        self.upsample = (
+            nn.ConvTranspose2d(in_channels, out_channels, kernel_size=4, stride=2, padding=1, bias=False)
+            if upsample
+            else nn.Identity()
+        )
+        self.norm = nn.BatchNorm2d(out_channels)
+        self.layers = nn.ModuleList(
+            nn.Sequential(
+                nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+                nn.BatchNorm2d(out_channels),
+            )
+            for _ in range(layers)
+        )
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.upsample(hidden)).relu()
+        for layer in self.layers:
+            update = layer(hidden)
+            hidden = (hidden + update if self.residual else update).relu()
+        return hidden
+
+
+def quantise(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Rounds each row to `2**bits` evenly spaced values, symmetric about zero. The largest of them, the row's scale, is
+    the fraction of its largest weight, from a grid, with the least squared error: clipping pays off with few bits.
+    Rows that were rounded before are unchanged, bit for bit: their largest weight is the scale.
+
+    Args:
+        rows (`torch.Tensor` of shape `(num_rows, length)`): float32, within the range of float16.
+        bits (`int`): 2 to 8.
+
+    Returns:
+        uint8 codes of shape `(num_rows, length)`, and float16 scales of shape `(num_rows,)`. The scale is zero if the
+        largest weight of the row is below `2**-14`, where float16 loses digits.
+    """
+    top = 2**bits - 1
+
+    def positions(part: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        # A scale of zero gives all of its row the code just above the middle, whatever is in it.
+        divisor = scale.float().where(scale > 0, torch.inf)[:, None]
+        return (part / divisor).add_(1).mul_(top / 2).round_().clamp_(0, top)
+
+    all_codes, all_scales = [], []
+    # A few rows at a time stay in the processor's cache for all scales that are tried.
+    for part in rows.split(max(1, 2**15 // max(1, rows.shape[1]))):
+        largest = part.abs().amax(dim=1)
+        best_error = torch.full_like(largest, torch.inf)
+        best_scale = torch.zeros_like(largest, dtype=torch.float16)
+        for percent in range(100, 20, -5):
+            scale = (largest * (percent / 100)).half()
+            scale[scale < torch.finfo(torch.float16).tiny] = 0
+            rounded = positions(part, scale).mul_(2).sub_(top).div_(top).mul_(scale.float()[:, None])
+            error = rounded.sub_(part).square_().sum(dim=1)
+            # The first of equal ones, so that an error of zero keeps the scale that gave it.
+            better = error < best_error
+            best_error = torch.where(better, error, best_error)
+            best_scale = torch.where(better, scale, best_scale)
+        all_codes.append(positions(part, best_scale).to(torch.uint8))
+        all_scales.append(best_scale)
+    return torch.cat(all_codes), torch.cat(all_scales)
+
+
+def dequantise(codes: torch.Tensor, scale: torch.Tensor, bits: int) -> torch.Tensor:
+    """The inverse of [`quantise`]: float32 weights."""
+    # The outermost values are exactly the scale, so rounding twice is the same as rounding once.
+    levels = torch.arange(2**bits, dtype=torch.float32, device=codes.device) * 2 - (2**bits - 1)
+    return (levels / (2**bits - 1))[codes.long()] * scale.float()[:, None]
+
+
+def pack(codes: torch.Tensor, bits: int) -> torch.Tensor:
+    """Packs a one-dimensional uint8 tensor of codes of `bits` bits into bytes, lowest bit first."""
+    ones = (codes[:, None] >> torch.arange(bits, dtype=torch.uint8, device=codes.device)) & 1
+    ones = nn.functional.pad(ones.flatten(), (0, -len(codes) * bits % 8)).reshape(-1, 8)
+    return (ones << torch.arange(8, dtype=torch.uint8, device=codes.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
+    """The inverse of [`pack`], for `count` codes."""
+    ones = (packed[:, None] >> torch.arange(8, dtype=torch.uint8, device=packed.device)) & 1
+    ones = ones.flatten()[: count * bits].reshape(count, bits)
+    return (ones << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(dim=1, dtype=torch.uint8)
+
+
+def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) -> torch.Tensor:
+    """Returns a tensor of a file if it has the expected shape and kind of numbers, and all are finite."""
+    if value.shape != shape or value.is_floating_point() is not floating:
+        kind = "floating-point" if floating else "whole"
+        raise ValueError(
+            f"the generator's {name} is {value.dtype} of shape {tuple(value.shape)}; valid are {kind} numbers of "
+            f"shape {tuple(shape)}."
+        )
+    if floating and not bool(value.isfinite().all()):
+        raise ValueError(f"the generator's {name} holds numbers that are not finite.")
+    return value
+
+
+def _listed(names: list[str]) -> str:
+    """At most five names, for a message."""
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
