@@ -43,6 +43,13 @@ def test_the_three_are_shipped_and_nothing_but_exports(name):
     # Neither a discriminator, nor a labeler, nor anything else of a run.
     assert set(sizes) == FILES
     assert sum(sizes.values()) <= MOST_BYTES
+    # The code of this version, not of the one that made the export.
+    root = DISTILLED.parent
+    for copy, source in (
+        ("pipeline.py", "pipelines/pipeline_dim.py"),
+        ("generator/generator_dim.py", "src/dim_hf/models/generator_dim.py"),
+    ):
+        assert (DISTILLED / name / copy).read_bytes() == (root / source).read_bytes(), f"export {name} again"
 
 
 def test_what_the_name_promises_is_what_loads(name):
