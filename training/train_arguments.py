@@ -79,11 +79,18 @@ def make_parser() -> Parser:
     run.add_argument("--resume_from_checkpoint", type=local_path, help="'latest', a checkpoint's name, or its path")
 
     adversarial = parser.add_argument_group("adversarial step")
-    adversarial.add_argument("--adversarial_loss", choices=["hinge", "wgan-gp"], help="of both networks")
+    adversarial.add_argument(
+        "--adversarial_loss",
+        choices=["hinge", "wgan-gp", "relativistic"],
+        help="of both networks; relativistic needs R1 and R2",
+    )
     adversarial.add_argument(
         "--class_loss_weight", type=non_negative_float, help="auxiliary class loss of both networks; 0: none"
     )
-    adversarial.add_argument("--r1_weight", type=non_negative_float, help="R1 penalty of the discriminator; 0: none")
+    adversarial.add_argument(
+        "--r1_weight", type=non_negative_float, help="gradient penalty of the discriminator at real images; 0: none"
+    )
+    adversarial.add_argument("--r2_weight", type=non_negative_float, help="the same at generated images; 0: none")
     adversarial.add_argument(
         "--augmentation",
         nargs="*",

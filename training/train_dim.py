@@ -65,6 +65,8 @@ from dim_hf.distillation.losses import (
     hinge_discriminator_loss,
     matching_loss,
     r1_penalty,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
     wasserstein_discriminator_loss,
 )
 from dim_hf.distillation.pool import PoolRecipe, build_pool
@@ -306,6 +308,7 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
             with rounding:
                 # The discriminator's step.
                 fakes: list[torch.Tensor] = []
+                reals: list[torch.Tensor] = []
                 for batch in batches:
                     losses, labels = {}, batch.labels
 
@@ -320,7 +323,10 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
                         critic_images = torch.cat([augment(batch.images), augment(fake_images.detach())])
                         output = discriminator(critic_images, labels.repeat(2), num_batches=2)
                         real_logits, fake_logits = output.logits.float().chunk(2)
-                        if args.adversarial_loss == "hinge":
+                        reals.append(real_logits.detach())
+                        if args.adversarial_loss == "relativistic":
+                            losses["discriminator"] = relativistic_discriminator_loss(real_logits, fake_logits)
+                        elif args.adversarial_loss == "hinge":
                             losses["discriminator"] = hinge_discriminator_loss(real_logits, fake_logits)
                         else:
                             real, fake = critic_images.chunk(2)
@@ -334,6 +340,9 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
                         if args.r1_weight and step % R1_INTERVAL == 0:
                             losses["r1"] = r1_penalty(critic, augment(batch.images))
                             total_loss = total_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
+                        if args.r2_weight and step % R1_INTERVAL == R1_INTERVAL // 2:
+                            losses["r2"] = r1_penalty(critic, augment(fake_images))
+                            total_loss = total_loss + args.r2_weight * R1_INTERVAL * losses["r2"]
                         accelerator.backward(total_loss)
                     means.add(losses)
                 discriminator_optimizer.step()
@@ -341,13 +350,16 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
 
                 # The generator's step, judged by the discriminator as it is now.
                 plain_discriminator.requires_grad_(False)
-                for batch, fake_images in zip(batches, fakes, strict=True):
+                for batch, fake_images, real_logits in zip(batches, fakes, reals, strict=True):
                     losses, labels = {}, batch.labels
                     with accelerator.accumulate(generator):
                         if len(batches) > 1:
                             fake_images = generator(batch.latents, labels).sample
                         output = plain_discriminator(augment(fake_images), labels)
-                        losses["generator"] = generator_loss(output.logits.float())
+                        if args.adversarial_loss == "relativistic":
+                            losses["generator"] = relativistic_generator_loss(real_logits, output.logits.float())
+                        else:
+                            losses["generator"] = generator_loss(output.logits.float())
                         total_loss = losses["generator"]
                         if args.class_loss_weight:
                             losses["class_fake"] = class_loss(output.class_logits.float(), labels)

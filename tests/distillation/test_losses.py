@@ -23,6 +23,8 @@ from dim_hf.distillation.losses import (
     matching_loss,
     pairwise_matching_loss,
     r1_penalty,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
     sample_matching_loss,
     standardised_matching_loss,
     wasserstein_discriminator_loss,
@@ -38,6 +40,14 @@ def test_hinge_by_hand():
 def test_wasserstein_and_generator_by_hand():
     assert wasserstein_discriminator_loss(torch.tensor([1.0, 3.0]), torch.tensor([0.0, -4.0])).item() == -4.0
     assert generator_loss(torch.tensor([1.0, 4.0])).item() == -2.5
+
+
+def test_relativistic_losses_compare_pairs():
+    # Only differences within a pair count: both are log(1 + exp(x)) of x = 0 and x = +-3.
+    real, fake = torch.tensor([5.0, -1.0]), torch.tensor([5.0, -4.0])
+    behind, ahead = math.log1p(math.exp(-3)), math.log1p(math.exp(3))
+    assert relativistic_discriminator_loss(real, fake).item() == pytest.approx((math.log(2) + behind) / 2)
+    assert relativistic_generator_loss(real, fake).item() == pytest.approx((math.log(2) + ahead) / 2)
 
 
 def test_class_loss_of_uniform_logits_is_log_of_classes():

@@ -263,6 +263,8 @@ def test_ema_off_keeps_the_generator_itself(tiny, tmp_path):
     [
         ["--mixed_precision", "bf16"],
         ["--adversarial_loss", "wgan-gp"],
+        ["--adversarial_loss", "relativistic"],
+        ["--r2_weight", "1"],
         ["--class_loss_weight", "1"],
         ["--r1_weight", "1", "--augmentation", "shift", "cutout", "color"],
         ["--match_loss", "pairwise", "--match_interval", "2"],

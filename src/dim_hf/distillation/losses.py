@@ -24,6 +24,20 @@ def generator_loss(fake_logits: torch.Tensor) -> torch.Tensor:
     return -fake_logits.mean()
 
 
+def relativistic_discriminator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """
+    Relativistic pairing (arXiv 1807.00734, RSGAN): how much more real the i-th real image looks than the i-th
+    generated one, which shares its label. It needs R1 and R2 to converge (arXiv 2501.05441). Logits of shape
+    `(batch_size,)`.
+    """
+    return F.softplus(fake_logits - real_logits).mean()
+
+
+def relativistic_generator_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor) -> torch.Tensor:
+    """Generator loss that belongs to it (arXiv 1807.00734). Logits of shape `(batch_size,)`."""
+    return F.softplus(real_logits - fake_logits).mean()
+
+
 def gradient_penalty(
     critic: Callable[[torch.Tensor], torch.Tensor],
     real_images: torch.Tensor,
@@ -43,13 +57,17 @@ def gradient_penalty(
     return (gradient.flatten(1).norm(dim=1) - 1).square().mean()
 
 
-# Steps between R1 penalties, each of which is that many times as strong (lazy regularisation, arXiv 1912.04958).
+# Steps between R1 penalties, each of which is that many times as strong (lazy regularisation, arXiv 1912.04958). R2
+# is due halfway between them.
 R1_INTERVAL = 16
 
 
-def r1_penalty(critic: Callable[[torch.Tensor], torch.Tensor], real_images: torch.Tensor) -> torch.Tensor:
-    """R1 penalty without its factor (arXiv 1801.04406, eq. 9): `|grad critic(x)|^2 / 2` at real images."""
-    points = real_images.detach().requires_grad_(True)
+def r1_penalty(critic: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> torch.Tensor:
+    """
+    `|grad critic(x)|^2 / 2`, without its factor: the R1 penalty at real images, R2 at generated ones (arXiv
+    1801.04406, eq. 9 and 10).
+    """
+    points = images.detach().requires_grad_(True)
     (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
     return gradient.flatten(1).square().sum(dim=1).mean() / 2
 
