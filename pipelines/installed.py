@@ -14,12 +14,15 @@ from dim_hf.files import NEXT_PIPELINE, read_json
 from dim_hf.hub_errors import clear_hub_errors
 from dim_hf.messages import listed
 from dim_hf.models import DiMGenerator, DiMLabeler
+from dim_hf.models.generator_dim import MOST_WEIGHTS
 
 from . import pipeline_dim
 
 
 Pipeline = TypeVar("Pipeline", bound="DiMPipeline")
 
+# Of a file of weights: some 10,000 tensors.
+_MOST_HEADER_BYTES = 2**20
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -52,10 +55,19 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
                 f"`use_safetensors` is {shown(kwargs['use_safetensors'])}; only True is valid, since pickled weights "
                 "can run code."
             )
+        if kwargs.get("custom_pipeline") is not None:
+            raise ValueError(
+                f"`custom_pipeline` is {shown(kwargs['custom_pipeline'])}; only None is valid, since this class runs "
+                "no code of a repository. `diffusers.DiffusionPipeline` does."
+            )
+        # The installed classes are in the place of all that a repository could bring.
+        kwargs["trust_remote_code"] = False
         name = _folder_or_repo_id(pretrained_model_name_or_path)
         if subfolder is not None:
             if not isinstance(subfolder, str | os.PathLike):
                 raise ValueError(f"`subfolder` is {shown(subfolder)}; valid is the path of a folder, or None.")
+            if os.path.isabs(subfolder) or ".." in Path(subfolder).parts:
+                raise ValueError(f"`subfolder` is {shown(subfolder)}; valid is a path within {shown(name)}, or None.")
             if not os.path.isdir(name):
                 hub_arguments = ("cache_dir", "force_download", "local_files_only", "token", "revision")
                 arguments = {key: kwargs.pop(key) for key in hub_arguments if key in kwargs}
@@ -87,24 +99,30 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         """Raises an `OSError` that names missing files, or pickled weights; `passed` components need none."""
         missing = []
         components = ["generator"]
+        _check_link(folder / "model_index.json", folder)
         if (folder / "model_index.json").is_file():
             config = cls._dict_from_json_file(folder / "model_index.json")
-            components += ["labeler"] if (config.get("labeler") or [None])[0] else []
+            components += ["labeler"] if config.get("labeler") not in (None, [None, None]) else []
         else:
             missing.append("model_index.json")
         for component in (name for name in components if name not in passed):
             below = folder / component
+            for path in (below, *(below.iterdir() if below.is_dir() else ())):
+                _check_link(path, folder)
             if not (below / "config.json").is_file():
                 missing.append(f"{component}/config.json")
             # diffusers reads the shards that an index names, and unpickles those that are not safetensors.
-            indexes = [_json_object(path) for path in below.glob("*.safetensors.index*.json")]
-            shards = {below / name for index in indexes for name in index.get("weight_map", {}).values()}
+            shards = {
+                below / name for path in below.glob("*.safetensors.index*.json") for name in _shards_of_index(path)
+            }
             pickled = {path for path in shards if path.suffix != ".safetensors"}
-            if not list(below.glob("*.safetensors")):
+            weights = [path for path in below.glob("*.safetensors") if path.is_file()]
+            if not weights:
                 missing.append(f"{component}/diffusion_pytorch_model.safetensors")
                 pickled |= {path for path in below.rglob("*") if path.suffix in _PICKLED}
             if pickled:
                 raise OSError(f"{min(pickled)} is pickled, and reading it can run code; only safetensors are read.")
+            _check_sizes(weights)
         if missing:
             raise FileNotFoundError(f"{folder} does not hold a DiMPipeline: {', '.join(missing)} is missing.")
 
@@ -116,7 +134,9 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         found = config.get("_class_name")
         if found not in ("DiMPipeline", ["pipeline", "DiMPipeline"]):
             raise ValueError(f"{json_file} describes a pipeline {shown(found)}; valid is a DiMPipeline.")
-        return config | {"_class_name": cls.__name__}
+        # Other entries of this kind are orders to diffusers.
+        known = {name: value for name, value in config.items() if not name.startswith("_")}
+        return known | {"_class_name": cls.__name__}
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -125,10 +145,21 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
             raise ValueError(
                 f"{cls.config_name} has the unknown entries {listed(unknown)}; valid are {listed(sorted(valid))}."
             )
+        names = config_dict.get("id2label")
+        words = list(names.values()) if isinstance(names, dict) else names
+        if words is not None and not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+            raise ValueError(f"{cls.config_name} has the id2label {shown(names)}; valid is a name for each label.")
+        for name in ("generator", "labeler"):
+            entry = config_dict.get(name, ["", ""])
+            named = isinstance(entry, list | tuple) and len(entry) == 2 and len({type(each) for each in entry}) == 1
+            if not named or not isinstance(entry[0], str | None):
+                raise ValueError(
+                    f"{cls.config_name} has the {name} {shown(entry)}; valid is a list of its file and class."
+                )
         installed = {
             name: [network.__module__, network.__name__]
             for name, network in (("generator", DiMGenerator), ("labeler", DiMLabeler))
-            if name in config_dict
+            if config_dict.get(name, [None])[0] is not None
         }
         return super().extract_init_dict(config_dict | installed, **kwargs)
 
@@ -168,3 +199,40 @@ def _json_object(path: str | os.PathLike) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise OSError(f"{path} holds {shown(content)}; valid is a JSON object.")
     return content
+
+
+def _shards_of_index(path: Path) -> list[str]:
+    """The files that an index of shards names; each must lie beside it."""
+    index = _json_object(path)
+    entries = index.get("weight_map")
+    names = list(entries.values()) if isinstance(entries, dict) else []
+    if not names or not isinstance(index.get("metadata"), dict) or not all(isinstance(name, str) for name in names):
+        raise OSError(f"{path} is damaged; valid is an object with `metadata` and a `weight_map` from names to files.")
+    for name in names:
+        if Path(name).suffix == ".safetensors" and Path(name).name != name:
+            raise OSError(f"{path} names the file {shown(name)}; valid are files beside it.")
+    return names
+
+
+def _check_link(path: Path, folder: Path) -> None:
+    """Refuses a link that leaves the folder; those of the Hub's cache lead to the files of the same repository."""
+    root = folder.resolve()
+    for parent in root.parents:
+        if parent.name == "snapshots" and (parent.parent / "blobs").is_dir():
+            root = parent.parent
+            break
+    if not path.resolve().is_relative_to(root):
+        raise OSError(f"{path} is a link that leaves {folder}; valid are files within it, so put a copy there.")
+
+
+def _check_sizes(weights: list[Path]) -> None:
+    """Refuses files of weights with more in them than any network of ours has."""
+    for path in weights:
+        with path.open("rb") as file:
+            header = int.from_bytes(file.read(8), "little")
+        if header > _MOST_HEADER_BYTES and header < path.stat().st_size:
+            raise OSError(f"{path} has a header of {header:,} bytes; valid are at most {_MOST_HEADER_BYTES:,}.")
+    # In float32, with room for their names.
+    most = 4 * MOST_WEIGHTS + 2**20
+    if (size := sum(path.stat().st_size for path in weights)) > most:
+        raise OSError(f"{weights[0].parent} holds weights of {size:,} bytes; valid are at most {most:,}.")

@@ -20,6 +20,8 @@ from urllib.request import Request, urlopen
 SHIPPED = Path(__file__).resolve().parents[1] / "distilled"
 # Seconds that a page without a network takes longer to open, at most.
 LONGEST_WAIT = 4.0
+# Runs that wait for their turn, and browsers whose classifier is kept.
+MOST_WAITING = 32
 
 
 def main() -> None:
@@ -27,7 +29,10 @@ def main() -> None:
     # a network that swallows packets would keep them waiting for minutes.
     if "HF_HUB_OFFLINE" not in os.environ and not answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from guard import MOST_BYTES, Guard
     from page import CSS, build_page, load_pipelines, theme
+    from PIL import Image
+    from starlette.middleware import Middleware
     from unseen import real_images
 
     named = os.environ.get("DIM_PIPELINE") or None
@@ -38,7 +43,21 @@ def main() -> None:
         unseen = {first: real_images(pipelines[first], dataset)} if dataset else {}
     except (OSError, ValueError) as error:
         raise SystemExit(str(error)) from error
-    build_page(pipelines, unseen).launch(share=False, footer_links=[], theme=theme(), css=CSS)
+    # Pillow refuses twice as many pixels: a few bytes may say that they are a huge image.
+    Image.MAX_IMAGE_PIXELS = 2**24
+    page = build_page(pipelines, unseen)
+    # One run of each kind at a time; calls that would pass the queue are not taken.
+    page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
+    page.launch(
+        share=False,
+        footer_links=[],
+        theme=theme(),
+        css=CSS,
+        app_kwargs={"middleware": [Middleware(Guard)]},
+        max_file_size=MOST_BYTES,
+        state_session_capacity=MOST_WAITING,
+        enable_monitoring=False,
+    )
 
 
 def answers(address: str, patience: float = LONGEST_WAIT) -> bool:

@@ -20,6 +20,7 @@ from dim_hf import DiMPipeline
 from dim_hf.data import ImageData
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.sample_grid import sample_grid
+from dim_hf.messages import one_line
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.weights import module_bytes
 
@@ -29,6 +30,8 @@ MAX_CLASSES = 20
 TRAINING_STEPS = 200
 STEPS_PER_POINT = 10
 CANVAS = 320
+# Whose choice of a pipeline is known, and seconds for which a classifier is kept.
+MOST_SESSIONS, KEPT = 1000, 3600
 # On which the page opens, unless a pipeline is named.
 FIRST = "mnist"
 NOTHING_TRAINED = "Nothing is trained yet."
@@ -75,8 +78,10 @@ def load_pipelines(shipped: Path, named: str | None) -> dict[str, DiMPipeline]:
 
 def check_whole(name: str, value: float | None, highest: int, lowest: int = 1) -> int:
     """Checks a number that the user gave, and returns it as an `int`."""
-    if value is None or value != int(value) or not lowest <= value <= highest:
-        raise refusal(f"{name} is {'empty' if value is None else value}; valid are {lowest} to {highest:,}.")
+    if not isinstance(value, int | float) or not lowest <= value <= highest or value != int(value):
+        raise refusal(
+            f"{name} is {'empty' if value is None else one_line(value, 40)}; valid are {lowest} to {highest:,}."
+        )
     return int(value)
 
 
@@ -183,6 +188,8 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
 
     def show_pipeline(name: str, request: gr.Request) -> tuple[Any, ...]:
         picked[request.session_hash] = name
+        while len(picked) > MOST_SESSIONS:
+            del picked[next(iter(picked))]
         shown = pipelines[name]
         labels = first_labels(shown)
         return (
@@ -239,7 +246,7 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
             with gr.Column(scale=3):
                 facts = gr.Markdown(about(pipeline), elem_id="facts")
                 gr.Markdown("Look at the images that they generate, and train a classifier that sees no others.")
-        trained = gr.State()
+        trained = gr.State(time_to_live=KEPT)
 
         gr.Markdown("## 1. Generate")
         with gr.Row():

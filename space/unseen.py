@@ -1,6 +1,7 @@
 """The images that the page's classifiers are scored on: real ones where they can be had, else generated ones."""
 
 import os
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from huggingface_hub.utils import httpx
 from dim_hf import DiMDataset, DiMPipeline
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.hub.card import existing_card
-from dim_hf.messages import one_line
+from dim_hf.messages import markdown, one_line
 
 
 # Enough to see a curve rise, and scored in a second.
@@ -33,15 +34,26 @@ def unseen_images(pipeline: DiMPipeline) -> ImageData:
         reason = "the pipeline's card names no data set on the Hub"
     # What a network, the Hub, a card or a data set raises; the page goes on.
     except (OSError, httpx.HTTPError, ValueError) as error:
-        reason = f"{dataset or 'the card'} could not be read: {one_line(error)}"
+        reason = f"{dataset or 'the card'} could not be read: {markdown(one_line(error))}"
     return replace(held_out_images(pipeline), origin=f"held-out *generated* images (no real ones: {reason})")
 
 
 def dataset_of_card(source: str) -> str | None:
-    """The Hub id of the data set that the card of a pipeline, in a folder or on the Hub, names first."""
+    """
+    The Hub id of the data set that the card of a pipeline, in a folder or on the Hub, names first.
+
+    Raises:
+        ValueError: If it names something else, such as a folder of this machine.
+    """
     card = existing_card(ModelCard, Path(source) / "README.md" if os.path.isdir(source) else source)
     named = (card.data.get("datasets") if card else None) or []
-    return ([named] if isinstance(named, str) else named)[0] if named else None
+    if not named:
+        return None
+    first = named[0] if isinstance(named, list) else named
+    valid = isinstance(first, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", first, re.ASCII)
+    if not valid or os.path.exists(first):
+        raise ValueError("it names a data set that is not the id of one on the Hub")
+    return first
 
 
 def real_images(pipeline: DiMPipeline, dataset: str) -> ImageData:

@@ -77,6 +77,13 @@ def read_training(pipeline: str) -> dict[str, Any]:
         raise ValueError(
             f"`--validation` needs {path} as train_dim.py writes it; this one lacks {listed(sorted(needed))}."
         )
+    kinds: dict[str, Any] = {"train_split": str, "max_train_samples": int | None, "data_fingerprint": str}
+    kinds |= {"validation_fraction": float, "seed": int, "dataset_name": str}
+    if wrong := [name for name, kind in kinds.items() if not isinstance(options[name], kind)]:
+        raise ValueError(
+            f"`--validation` needs {path} as train_dim.py writes it; its {wrong[0]} is "
+            f"{listed([repr(options[wrong[0]])])}."
+        )
     return options
 
 

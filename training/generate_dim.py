@@ -80,7 +80,7 @@ from dim_hf.files import (
 from dim_hf.hub.card import HUB_ERRORS, existing_card, merge_cards
 from dim_hf.hub.push import check_token, prepare_repository
 from dim_hf.hub_errors import hub_reason
-from dim_hf.messages import listed
+from dim_hf.messages import listed, markdown
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.pipelines.pipeline_dim import labelled_features
 from dim_hf.streams.generated import DiMDataset, to_pil
@@ -197,8 +197,9 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
 
 
 def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
+    classes = ", ".join(map(markdown, class_names))
     images = f"""\
-{count:,} images, {args.ipc:,} of each class ({", ".join(class_names)}), made from noise by the generator of a
+{count:,} images, {args.ipc:,} of each class ({classes}), made from noise by the generator of a
 distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
 {args.max_attempts} draws per image. The licence of the data set that the generator was trained on applies."""
     digest = hashlib.sha256(images.encode()).hexdigest()[:16]

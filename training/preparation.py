@@ -32,6 +32,7 @@ from dim_hf.distillation.checkpointing import find_checkpoint
 from dim_hf.distillation.processes import check_same
 from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.pipelines.pipeline_dim import checked_names
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,8 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
             revision=args.revision,
         )
     accelerator.print(data.describe())
+    # Here, and not when the pipeline is saved.
+    checked_names(data.class_names, data.num_classes)
     check_classifiers(args, data)
     check_batch_memory(args.train_batch_size, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))

@@ -53,6 +53,7 @@ from dim_hf.distillation.averages import RunningMeans, update_average
 from dim_hf.distillation.checkpointing import (
     leave_models_to_diffusers,
     load_models,
+    load_optimizers,
     read_progress,
     save_checkpoint,
 )
@@ -197,7 +198,7 @@ def load_or_prepare(run: Run, start: Start) -> None:
     checkpoint, best = start.checkpoint, networks.best_generator
     if checkpoint is None:
         return
-    run.accelerator.load_state(str(checkpoint))
+    load_optimizers(run.accelerator, checkpoint)
     load_models(networks.saved, checkpoint)
     validated = progress["best"]["accuracy"] >= 0
     if validated:

@@ -16,6 +16,7 @@ from itertools import islice
 from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar
+from unicodedata import category
 
 import torch
 from diffusers.configuration_utils import FrozenDict
@@ -32,6 +33,10 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 # A call keeps all of its images until the last one is made.
 _MOST_IN_MEMORY = 1_000_000
+# Of the noise and pixels of those images: 16 GiB in float32.
+_MOST_NUMBERS = 2**32
+_LONGEST_NAME = 200
+_REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 EXAMPLE_DOC_STRING = """
         Examples:
@@ -97,7 +102,7 @@ class DiMPipeline(DiffusionPipeline):
                     f"makes {made[0]}, {made[1]} and {made[2]}."
                 )
         self.register_modules(generator=generator.eval(), labeler=None if labeler is None else labeler.eval())
-        self.register_to_config(id2label=_checked_names(id2label, generator.config.num_classes))
+        self.register_to_config(id2label=checked_names(id2label, generator.config.num_classes))
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, do_resize=False)
 
     @property
@@ -241,9 +246,11 @@ class DiMPipeline(DiffusionPipeline):
             raise ValueError(f"`output_type` is {_shown(output_type)}; valid are 'pil', 'np' and 'pt'.")
         label_ids = self.get_label_ids(class_labels)
         num_images = len(label_ids) * int(ipc)
-        if num_images > _MOST_IN_MEMORY:
+        config = self.generator.config
+        numbers = config.latent_dim + config.out_channels * config.sample_size**2
+        if num_images > (most := min(_MOST_IN_MEMORY, _MOST_NUMBERS // numbers)):
             raise ValueError(
-                f"`ipc` is {_shown(ipc)}, for {len(label_ids)} classes; valid are at most {_MOST_IN_MEMORY:,} images "
+                f"`ipc` is {_shown(ipc)}, for {len(label_ids)} classes; valid are at most {most:,} images "
                 "in memory. training/generate_dim.py of dim_hf writes any number to disk."
             )
         for each in generator if isinstance(generator, list) else [generator]:
@@ -472,7 +479,7 @@ def _check_network(argument: str, network: Any, class_name: str) -> None:
         raise ValueError(f"`{argument}` is {_shown(network)}; {valid}")
 
 
-def _checked_names(id2label: Any, num_classes: int) -> dict[int, str] | None:
+def checked_names(id2label: Any, num_classes: int) -> dict[int, str] | None:
     """The name of each label. The labels of a saved pipeline are strings, as in any JSON."""
     if id2label is None:
         return None
@@ -480,8 +487,9 @@ def _checked_names(id2label: Any, num_classes: int) -> dict[int, str] | None:
         id2label = dict(enumerate(id2label))
     if not isinstance(id2label, Mapping):
         raise ValueError(f"`id2label` is {_shown(id2label)}; valid is a dict of labels and names, or a list of names.")
-    names = {str(label): name for label, name in id2label.items()}
-    if names.keys() != {str(label) for label in range(num_classes)} or len(id2label) != num_classes:
+    # Counted first, since a saved file may hold any number of them.
+    names = {str(label): name for label, name in id2label.items()} if len(id2label) == num_classes else {}
+    if names.keys() != {str(label) for label in range(num_classes)}:
         raise ValueError(
             f"`id2label` names the labels {_listed(map(repr, id2label))}; the generator has {num_classes} classes, so "
             f"valid are exactly 0 to {num_classes - 1}."
@@ -490,6 +498,13 @@ def _checked_names(id2label: Any, num_classes: int) -> dict[int, str] | None:
     for name in names.values():
         if not isinstance(name, str) or name in seen:
             raise ValueError(f"`id2label` holds {_shown(name)}; every class must have a name (`str`) of its own.")
+        # Names go into tables, pages and cards. What reorders text could make one look like another.
+        odd = [each for each in name if category(each) in ("Cc", "Cs", "Zl", "Zp") or each in _REORDERING]
+        if odd or len(name) > _LONGEST_NAME:
+            raise ValueError(
+                f"`id2label` holds the name {_shown(name)}, of {len(name):,} characters; valid is one line of at most "
+                f"{_LONGEST_NAME}, without control characters."
+            )
         seen.add(name)
     return {label: str(names[str(label)]) for label in range(num_classes)}
 

@@ -15,7 +15,7 @@ from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
-from .messages import listed
+from .messages import listed, one_line
 
 
 # Names that each script writes at the top of its output folder.
@@ -291,24 +291,38 @@ def read_json(path: str | os.PathLike) -> Any:
     The content of a JSON file, or `None` if there is no such file.
 
     Raises:
-        ValueError: If the file is not valid JSON, naming it.
+        ValueError: If the file is not valid JSON, is nested too deeply or has more than 16 MiB, naming it.
     """
     if not Path(path).is_file():
         return None
+    _check_size(path, 2**24)
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is damaged, it is not JSON: {error}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, it is not JSON: {one_line(error)}.") from error
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, Any]]:
-    """The records of a file, or none if it does not exist; skips lines that an interruption cut short."""
+    """
+    The records of a file, or none if it does not exist; skips lines that an interruption cut short.
+
+    Raises:
+        ValueError: If the file has more than 256 MiB, naming it.
+    """
+    if not Path(path).is_file():
+        return []
+    _check_size(path, 2**28)
     records = []
-    lines = Path(path).read_bytes().splitlines() if Path(path).is_file() else []
-    for line in lines:
-        with suppress(ValueError):
+    for line in Path(path).read_bytes().splitlines():
+        with suppress(ValueError, RecursionError):
             records.append(json.loads(line))
     return records
+
+
+def _check_size(path: str | os.PathLike, most: int) -> None:
+    # Of a stranger's file: what is read takes some 30 times as much memory.
+    if (size := Path(path).stat().st_size) > most:
+        raise ValueError(f"{path} has {size:,} bytes; valid are at most {most:,}.")
 
 
 def append_json_line(path: str | os.PathLike, record: dict[str, Any]) -> None:

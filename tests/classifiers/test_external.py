@@ -282,3 +282,27 @@ def test_features_of_the_fields_networks_are_the_ends_of_their_stages():
         assert torch.equal(logits, network(images))
         head = nn.Sequential(*list(network)[int(network.feature_layers[-1]) + 1 :])
         assert torch.equal(head(list(features.values())[-1]), logits)
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [
+        ({"num_hidden_layers": 10**9}, "its num_hidden_layers is 1000000000; valid are at most 1024 layers"),
+        ({"hidden_size": 2**24, "intermediate_size": 2**24, "num_attention_heads": 1}, "weights; valid are at most"),
+        ({"hidden_size": 10**12}, "cannot be made"),
+        ({"hidden_size": "x"}, ""),
+        ({"model_type": ["vit"]}, ""),
+        ({"model_type": "mine", "auto_map": {"AutoConfig": "mine.Config"}}, "no config that can be loaded"),
+        ("[" * 100_000, "no config that can be loaded"),
+        ("[]", "no config that can be loaded"),
+    ],
+    ids=range(8),
+)
+def test_a_config_of_a_stranger(tmp_path, config, said):
+    known = {"model_type": "vit", "num_hidden_layers": 1, "architectures": ["ViTForImageClassification"]}
+    (tmp_path / "config.json").write_text(config if isinstance(config, str) else json.dumps(known | config))
+    (tmp_path / "mine.py").write_text("raise SystemExit('it was run')\n")
+    with pytest.raises(ValueError) as refused:
+        check_classifier(f"transformers/{tmp_path}", 1, 8)
+    message = str(refused.value)
+    assert said in message and len(message) < 600 and "\n" not in message

@@ -1,6 +1,8 @@
 """Checkpoints: whole or named as damaged, pruned, found, and compared with the settings of a run."""
 
+import hashlib
 import json
+import os
 import shutil
 
 import pytest
@@ -16,6 +18,7 @@ from dim_hf.distillation.checkpointing import (
     find_checkpoint,
     leave_models_to_diffusers,
     load_models,
+    load_optimizers,
     read_progress,
     save_checkpoint,
     writing,
@@ -43,7 +46,7 @@ def save(tmp_path):
         progress = {"step": step, "seconds": 1.5, "best": {"accuracy": -1.0}, "options": {"seed": 0}}
         return save_checkpoint(accelerator, models, folder, progress, limit)
 
-    saved.models = models
+    saved.models, saved.accelerator = models, accelerator
     return saved
 
 
@@ -182,3 +185,35 @@ def test_a_checkpoint_of_other_settings_is_refused(save):
         read_progress(path, {"seed": 1})
     progress = read_progress(path, {"seed": 1}, lambda step, then, now: {"seed"} if step == 4 else set())
     assert progress["options"] == {"seed": 1}
+
+
+class Bomb:
+    """Ends the process when it is unpickled."""
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+@pytest.mark.parametrize("name", ["optimizer.bin", "optimizer_1.bin"])
+def test_a_checkpoint_of_a_stranger_runs_no_code(save, name):
+    path = save(3)
+    torch.save({"state": Bomb()}, path / name)
+    with pytest.raises(ValueError, match="holds more than numbers and tensors; reading it could run code"):
+        load_optimizers(save.accelerator, path)
+
+
+def test_random_states_of_a_stranger_are_left_out(save):
+    """They decide nothing, and accelerate goes on without those that it does not read."""
+    path = save(3)
+    torch.save({"random_state": Bomb()}, path / "random_states_0.pkl")
+    load_optimizers(save.accelerator, path)
+
+
+@pytest.mark.parametrize("content", ["[1]", "[" * 100_000, '{"step": "3", "seconds": 1, "best": {}, "options": {}}'])
+def test_progress_that_is_not_of_a_run_is_damage(save, content):
+    path = save(3)
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "progress.json").write_text(content)
+    digest = hashlib.sha256(content.encode()).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest | {"progress.json": [len(content), digest]}))
+    assert damage(path) is not None

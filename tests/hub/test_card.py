@@ -1,14 +1,18 @@
 """Model cards: what is on them, what never is, and what a later push changes of them."""
 
 import json
-from dataclasses import replace
+import re
+from dataclasses import asdict, replace
 
 import pytest
 import torch
 from huggingface_hub import ModelCard
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dim_hf.evaluation.tables import Row, results_table, write_report
-from dim_hf.hub.card import DIGITS, describe_data, local_or_hub, model_card
+from dim_hf.hub.card import DIGITS, PART, describe_data, existing_card, local_or_hub, merge_cards, model_card
+from dim_hf.messages import markdown
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import weights_digest
@@ -221,3 +225,114 @@ def test_a_card_of_another_kind_keeps_its_text_and_an_empty_one_gets_ours():
     assert foreign.data.license == "mit" and foreign.data.library_name == "diffusers"
     from_the_web_page = model_card(make_pipeline(), "me/cats", existing=ModelCard("---\nlicense: mit\n---\n"))
     assert "## Quick start" in from_the_web_page.text and from_the_web_page.data.license == "mit"
+
+
+# Words of strangers
+
+INJECTED = "x <!-- end of model --> <script>alert(1)</script> [free](https://evil.example) ![p](//evil.example/p) `"
+
+
+def shown(text):
+    """The card's text without code, where nothing is markup."""
+    return re.sub(r"^```.*?^```$|(?<!\\)`[^`\n]*`", "", text, flags=re.DOTALL | re.MULTILINE)
+
+
+def assert_only_ours(card):
+    text = card.text
+    assert [part[1] for part in PART.finditer(text)] == ["model", "start", "results", "training"]
+    assert text.count("<!--") == 8
+    assert not re.search(r"<(?!!--)|(?<!\\)\]\((?!https://(arxiv\.org|huggingface\.co)|samples\.png)", shown(text))
+    assert ModelCard(str(card)).data.license in (None, "cc-by-4.0")
+
+
+def test_class_names_do_not_write_the_card(tmp_path):
+    names = [INJECTED, "```", "# Mine | yours", "---"]
+    card = model_card(save_run(tmp_path, names=names), "me/x")
+    assert_only_ours(card)
+    assert r"\[free\](https://evil.example)" in part(card, "model")
+    # A later push finds the parts of the first.
+    assert str(model_card(save_run(tmp_path, names=names), "me/x", existing=card)) == str(card)
+
+
+def test_options_and_environment_do_not_write_the_card(tmp_path):
+    pipeline = save_run(tmp_path)
+    options = {"dataset_name": INJECTED, "seed": INJECTED, "pool": [f"\n```\n{INJECTED}"], "given": ["seed", "pool"]}
+    (tmp_path / "options.json").write_text(json.dumps(OPTIONS | options))
+    (tmp_path / "environment.json").write_text(json.dumps({INJECTED: f"\n\n# Mine\n{INJECTED}"}))
+    assert_only_ours(model_card(pipeline, "me/x"))
+
+
+def test_results_do_not_write_the_card(tmp_path):
+    pipeline = save_run(tmp_path)
+    evaluate(pipeline, tmp_path / "evaluation", [replace(ROWS[0], source=INJECTED, classifier=INJECTED)])
+    metrics = json.loads((tmp_path / "evaluation" / "metrics.json").read_text())
+    (tmp_path / "evaluation" / "metrics.json").write_text(json.dumps(metrics | {"protocol": INJECTED}))
+    card = model_card(pipeline, "me/x")
+    assert_only_ours(card)
+    assert card.data.eval_results[0].metric_name.count("alert") == 2
+
+
+@pytest.mark.parametrize("content", [[], {}, {"dataset_name": 5}, {"dataset_name": "digits", "given": 3}])
+def test_options_that_are_not_of_a_run(tmp_path, content):
+    pipeline = save_run(tmp_path)
+    (tmp_path / "options.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="options.json is damaged; valid are the options of train_dim.py"):
+        model_card(pipeline, "me/x")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"rows": 5},
+        {"rows": [5]},
+        {"protocol": None},
+        {"options": []},
+        {"options": {}},
+        {"rows": [asdict(ROWS[0]) | {"accuracies": []}]},
+        {"rows": [asdict(ROWS[0]) | {"accuracies": ["0.9"]}]},
+        {"rows": [asdict(ROWS[0]) | {"num_classes": 0}]},
+        {"rows": [asdict(ROWS[0]) | {"source": {"a": 1}}]},
+    ],
+    ids=range(9),
+)
+def test_metrics_that_are_not_of_an_evaluation(tmp_path, change):
+    pipeline = save_run(tmp_path)
+    evaluate(pipeline, tmp_path / "evaluation")
+    path = tmp_path / "evaluation" / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(ValueError, match="metrics.json is damaged; valid is what evaluate_dim.py writes"):
+        model_card(pipeline, "me/x")
+
+
+@pytest.mark.parametrize(
+    "text", ["---\na: " + "[" * 100_000 + "\n---\n", "---\n- 1\n---\n", "x" * (2**20 + 1), b"\xff"]
+)
+def test_a_card_that_cannot_be_read(tmp_path, text):
+    path = tmp_path / "README.md"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ValueError) as refused:
+        existing_card(ModelCard, path)
+    assert len(str(refused.value)) < 600
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.text(max_size=60), st.text(max_size=200))
+def test_any_text_is_one_line_of_text(name, words):
+    for text in (name, words, f"<!-- {name} -->\n\n{words}"):
+        line = markdown(text)
+        assert len(line.splitlines()) <= 1 and not re.search(r"[<>]|(?<!\\)(\\\\)*[`\[\]|]", line)
+
+
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(st.text(alphabet="-:&*a[]{}\"'|>!#\n ,\x00\u2028", max_size=60))
+def test_any_card_is_read_or_refused(tmp_path_factory, metadata):
+    path = tmp_path_factory.getbasetemp() / "fuzzed.md"
+    path.write_text(f"---\n{metadata}\n---\ntext\n")
+    new = ModelCard("---\ntags:\n- dim\n---\n# Ours\n")
+    try:
+        existing = existing_card(ModelCard, path)
+        merged = merge_cards(existing, new, set())
+    except ValueError as error:
+        assert len(str(error)) < 600
+    else:
+        assert "dim" in ModelCard(str(merged), ignore_metadata_errors=True).data.tags

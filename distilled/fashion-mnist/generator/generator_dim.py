@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -18,6 +19,15 @@ from torch import nn
 
 # Forms of storage of the weights. `intN`: codes of N bits, with a float16 scale per channel.
 STORAGE_FORMS = ("float32", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))
+
+# A config may come from a stranger. Limits of its file in bytes, of the numbers in it, of the weights that it asks
+# for, and of the numbers that one layer makes of one image.
+MOST_CONFIG_BYTES = 2**20
+MOST_IN_CONFIG, MOST_BLOCKS, MOST_LAYERS = 2**16, 16, 64
+MOST_WEIGHTS, MOST_ACTIVATIONS = 2**28, 2**26
+
+# Entries of a config that diffusers writes.
+_OF_DIFFUSERS = ("_class_name", "_diffusers_version")
 
 
 @dataclass
@@ -75,13 +85,25 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         upsample_output: bool = True,
     ):
         super().__init__()
+        for name, number, least in (
+            ("num_classes", num_classes, 1),
+            ("sample_size", sample_size, 1),
+            ("latent_dim", latent_dim, 1),
+            ("class_embed_dim", class_embed_dim, 0),
+        ):
+            check_entry(name, number, least)
+        check_list("block_out_channels", block_out_channels, 1, MOST_IN_CONFIG)
+        check_list("layers_per_block", layers_per_block, 0, MOST_LAYERS)
+        for name, flag in (("residual", residual), ("upsample_output", upsample_output)):
+            if not isinstance(flag, bool):
+                raise ValueError(f"`{name}` is {_shown(flag)}; valid are True and False.")
         if len(layers_per_block) != len(block_out_channels):
             raise ValueError(
                 f"`layers_per_block` {tuple(layers_per_block)} must have one entry per block of `block_out_channels` "
                 f"{tuple(block_out_channels)}."
             )
-        if out_channels not in (1, 3):
-            raise ValueError(f"`out_channels` is {out_channels}; valid are 1 (grey) and 3 (RGB).")
+        if isinstance(out_channels, bool) or out_channels not in (1, 3):
+            raise ValueError(f"`out_channels` is {_shown(out_channels)}; valid are 1 (grey) and 3 (RGB).")
         if class_embed_dim == 0 and num_classes > latent_dim:
             raise ValueError(
                 f"`class_embed_dim` 0 writes the label into the noise, so `num_classes` ({num_classes}) can be at "
@@ -94,6 +116,15 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 f"`sample_size` {sample_size} cannot be reached by {doublings} doublings of a whole number of pixels; "
                 f"it must be a multiple of {2**doublings}."
             )
+        # Before any memory is taken.
+        weights = num_classes * class_embed_dim
+        weights += (latent_dim + class_embed_dim + 1) * block_out_channels[0] * self.bottom_size**2
+        activations, size = 0, self.bottom_size
+        for i, (channels, layers) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
+            size *= 2 if i else 1
+            weights += (16 * block_out_channels[i - 1] * channels if i else 0) + (9 * channels + 2) * channels * layers
+            activations = max(activations, channels * size**2)
+        check_network_size(weights, max(activations, out_channels * sample_size**2))
 
         self.class_embedding = nn.Embedding(num_classes, class_embed_dim) if class_embed_dim else None
         self.proj_in = nn.Linear(latent_dim + class_embed_dim, block_out_channels[0] * self.bottom_size**2)
@@ -111,13 +142,31 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # Ignoring an entry would build a different network.
+        cls._check_known(config_dict)
+        return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _check_known(cls, config: dict[str, Any]) -> None:
         valid = cls._get_init_keys(cls) - {"self"}
-        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
+        if unknown := sorted(key for key in config if not key.startswith("_") and key not in valid):
             raise ValueError(
-                f"the generator's {cls.config_name} has the unknown entries {', '.join(unknown)}; valid are "
+                f"the generator's {cls.config_name} has the unknown entries {_listed(unknown)}; valid are "
                 f"{', '.join(sorted(valid))}."
             )
-        return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if os.path.isfile(json_file) and os.path.getsize(json_file) > MOST_CONFIG_BYTES:
+            raise OSError(f"{json_file} has more than {MOST_CONFIG_BYTES:,} bytes, the most that are read.")
+        try:
+            config = super()._dict_from_json_file(json_file, *args, **kwargs)
+        except (ValueError, RecursionError) as error:
+            raise OSError(f"{json_file} is damaged, it is not JSON: {_shown(str(error))}.") from error
+        if not isinstance(config, dict):
+            raise OSError(f"{json_file} holds {_shown(config)}; valid is a JSON object.")
+        # diffusers acts on some entries, such as `quantization_config`, before it asks for those of the network.
+        cls._check_known(config)
+        return {name: value for name, value in config.items() if name[0] != "_" or name in _OF_DIFFUSERS}
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
@@ -174,13 +223,16 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
         """
-        Loads the network as [`ModelMixin.from_pretrained`] does, from a file in any form of storage.
+        Loads the network as [`ModelMixin.from_pretrained`] does, from safetensors in any form of storage.
 
         Raises:
+            OSError: If a file is missing or damaged, or there are only pickled weights.
             ValueError: If the weights in the file are not exactly those of the network that its config describes.
         """
         with_info = kwargs.pop("output_loading_info", False)
-        model, info = super().from_pretrained(pretrained_model_name_or_path, output_loading_info=True, **kwargs)
+        # Pickled weights can run code.
+        kwargs |= {"use_safetensors": True, "output_loading_info": True}
+        model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         # diffusers leaves weights that are missing from a file at their random initial values.
         for kind in ("missing", "unexpected", "mismatched"):
             if keys := info[f"{kind}_keys"]:
@@ -401,6 +453,41 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return (ones << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(dim=1, dtype=torch.uint8)
 
 
+def check_entry(name: str, value: Any, least: int, most: int = MOST_IN_CONFIG) -> None:
+    """Raises a `ValueError` unless an entry of a config is a whole number in [least, most]."""
+    if not _is_whole(value, least, most):
+        raise ValueError(f"`{name}` is {_shown(value)}; valid is a whole number from {least} to {most:,}.")
+
+
+def check_list(name: str, value: Any, least: int, most: int) -> None:
+    """Raises a `ValueError` unless an entry of a config is a list of whole numbers in [least, most], one per block."""
+    fits = isinstance(value, list | tuple) and 0 < len(value) <= MOST_BLOCKS
+    if not fits or not all(_is_whole(each, least, most) for each in value):
+        raise ValueError(
+            f"`{name}` is {_shown(value)}; valid is a list of 1 to {MOST_BLOCKS} whole numbers from {least} to "
+            f"{most:,}."
+        )
+
+
+def check_network_size(weights: int, activations: int) -> None:
+    """Raises a `ValueError` for a network that no config of ours asks for, before it takes any memory."""
+    if weights > MOST_WEIGHTS or activations > MOST_ACTIVATIONS:
+        raise ValueError(
+            f"the config asks for about {weights:,} weights, and {activations:,} numbers in a layer for one image; "
+            f"valid are at most {MOST_WEIGHTS:,} and {MOST_ACTIVATIONS:,}."
+        )
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
 def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) -> torch.Tensor:
     """Returns a tensor of a file if it has the expected shape and kind of numbers, and all are finite."""
     if value.shape != shape or value.is_floating_point() is not floating:
@@ -416,4 +503,4 @@ def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) 
 
 def _listed(names: list[str]) -> str:
     """At most five names, for a message."""
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(name[:60] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
 from ..arguments import reason, shown
+from ..files import read_json
 from ..messages import listed
 from .features import logits_and_features
 from .names import split_name
@@ -27,6 +28,8 @@ from .names import split_name
 
 # Layers that feature matching reads, evenly spaced up to the last.
 NUM_FEATURE_LAYERS = 4
+# Of a config, which may come from a stranger.
+MOST_LAYERS, MOST_WEIGHTS = 1024, 2**31
 # Arguments that the data decides, or that would read weights from elsewhere.
 NOT_OPTIONS = {
     "num_classes", "in_chans", "img_size", "num_labels", "num_channels", "image_size", "checkpoint_path",
@@ -219,13 +222,21 @@ def find_source(name: str) -> Source:
         config = getattr(transformers, model)()
     else:
         try:
+            read_json(Path(model) / "config.json")
             config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-        except (OSError, ValueError) as error:
+        # Of a stranger's file: entries of other kinds than a config class expects raise anything.
+        except Exception as error:
             raise ValueError(f"classifier {name!r} has no config that can be loaded: {reason(error)}") from error
     if config.model_type not in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES:
         valid = listed(sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES))
         raise ValueError(f"classifier {name!r} is a {config.model_type}; image classifiers are {valid}.")
     attributes = config.to_dict()
+    for key, value in attributes.items():
+        deepest = max((each for each in _numbers(value)), default=0)
+        if ("layer" in key or "depth" in key or "blocks" in key) and deepest > MOST_LAYERS:
+            raise ValueError(
+                f"classifier {name!r}: its {key} is {shown(value)}; valid are at most {MOST_LAYERS} layers."
+            )
     if wrong := sorted(options.keys() - attributes.keys()):
         nearest = difflib.get_close_matches(wrong[0], attributes, n=5, cutoff=0)
         raise ValueError(f"classifier {name!r}: its config has no {wrong[0]!r}; the nearest are {', '.join(nearest)}.")
@@ -293,6 +304,8 @@ def plan(name: str, channels: int, size: int) -> Plan:
             network = source.make(2, model_channels, {})
     except Exception as error:  # Any error of a library over an option that it does not know.
         raise ValueError(f"classifier {name!r} cannot be made: {reason(error)}") from error
+    if (weights := sum(parameter.numel() for parameter in network.parameters())) > MOST_WEIGHTS:
+        raise ValueError(f"classifier {name!r} has {weights:,} weights; valid are at most {MOST_WEIGHTS:,}.")
     stem = first_convolution(network)
     enlarged = sorted({size, *(n for n in (2 * size, 4 * size) if n < source.own_size), max(size, source.own_size)})
     targets = enlarged
@@ -315,6 +328,15 @@ def plan(name: str, channels: int, size: int) -> Plan:
         f"classifier {name!r} does not take images of {' or '.join(map(str, targets))} pixels"
         + (f"; valid for `input_size`, to which images are resized: {valid}." if valid else f": {reason(fitted)}")
     )
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """The numbers in a value of a config."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _numbers(each)
 
 
 def first_convolution(network: Any) -> str | None:

@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
@@ -111,10 +112,12 @@ def damage(checkpoint: Path) -> str | None:
                 return f"{name} has {path.stat().st_size:,} of {size:,} bytes"
             if _digest(path) != digest:
                 return f"{name} has other content than was saved"
+        if not _is_progress(checkpoint / "progress.json"):
+            return "progress.json is not what was saved"
     except OSError as error:
         return f"{error.filename or checkpoint} cannot be read: {error.strerror}"
     # The manifest is a small file of ours: whatever it holds in place of what was written is damage.
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was saved"
     return None
 
@@ -126,19 +129,25 @@ def _damage_without_manifest(checkpoint: Path) -> str | None:
     for name in WITHOUT_MANIFEST:
         try:
             if name.endswith(".json"):
-                progress = json.loads((checkpoint / name).read_bytes())
-                intact = isinstance(progress, dict) and {"step", "seconds", "best", "options"} <= progress.keys()
+                intact = _is_progress(checkpoint / name)
             elif name.endswith(".bin"):
                 with zipfile.ZipFile(checkpoint / name) as archive:
                     intact = archive.testzip() is None
             else:
                 with safe_open(checkpoint / name, framework="pt"):
                     intact = True
-        except (ValueError, SafetensorError, zipfile.BadZipFile):
+        except (ValueError, RecursionError, SafetensorError, zipfile.BadZipFile):
             intact = False
         if not intact:
             return f"{name} is cut short or changed"
     return None
+
+
+def _is_progress(path: Path) -> bool:
+    """Whether a file is what [`read_progress`] reads."""
+    progress = json.loads(path.read_bytes())
+    kinds = {"step": int, "seconds": int | float, "best": dict, "options": dict}
+    return isinstance(progress, dict) and all(isinstance(progress.get(name), kind) for name, kind in kinds.items())
 
 
 def _digest(path: Path) -> str:
@@ -277,4 +286,18 @@ def leave_models_to_diffusers(accelerator: Accelerator) -> None:
 def load_models(models: dict[str, ModelMixin], checkpoint: Path) -> None:
     """Copies the weights of a checkpoint into models that exist."""
     for name, model in models.items():
-        model.load_state_dict(type(model).from_pretrained(checkpoint / name).state_dict())
+        found = type(model).from_pretrained(checkpoint / name, use_safetensors=True)
+        model.load_state_dict(found.state_dict())
+
+
+def load_optimizers(accelerator: Accelerator, checkpoint: Path) -> None:
+    """
+    Reads the state of the optimisers and of accelerate, without running code that a checkpoint may hold.
+
+    Raises:
+        ValueError: If a file holds more than numbers, lists and tensors.
+    """
+    try:
+        accelerator.load_state(str(checkpoint))
+    except UnpicklingError as error:
+        raise ValueError(f"{checkpoint} holds more than numbers and tensors; reading it could run code.") from error

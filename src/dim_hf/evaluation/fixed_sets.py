@@ -9,6 +9,7 @@ import json
 import os
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from sklearn.cluster import KMeans
 from torch import nn
 from tqdm.auto import tqdm
 
+from ..arguments import reason
 from ..classifiers import logits_and_features
 from ..data.image_data import ImageData, normalise
 from ..distillation.augmentation import draw_augmentation
@@ -31,6 +33,8 @@ from .names import SELECTIONS
 
 # A step of `optimise_latents` takes at most this many images of a class, and in total.
 PER_CLASS, PER_STEP = 16, 256
+# A file of latents that is larger is not read: a million images have some 400 MB.
+MOST_FILE_BYTES = 2**30
 
 
 def kmeans_medoids(features: torch.Tensor, count: int, seed: int = 0) -> torch.Tensor:
@@ -242,11 +246,15 @@ def load_latents(path: str | os.PathLike) -> tuple[torch.Tensor, torch.Tensor]:
 
 def latents_settings(path: str | os.PathLike) -> dict[str, Any]:
     """The settings that [`save_latents`] wrote into a file's header; raises what [`load_latents`] does."""
-    return json.loads(_read(path)[1])
+    return _read(path)[1]
 
 
-def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
+def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path} is not a file.")
     try:
+        if (size := Path(path).stat().st_size) > MOST_FILE_BYTES:
+            raise ValueError(f"it has {size:,} bytes; valid are at most {MOST_FILE_BYTES:,}")
         with safe_open(path, framework="pt") as file:
             # Copied, because overwriting the file would change tensors that are mapped from it.
             content = {name: file.get_tensor(name).clone() for name in ("latents", "labels")}
@@ -254,12 +262,18 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], str]:
         latents, labels = content["latents"], content["labels"]
         if latents.ndim != 2 or labels.shape != latents.shape[:1]:
             raise ValueError(f"latents {tuple(latents.shape)} do not fit labels {tuple(labels.shape)}")
+        kinds = latents.dtype, labels.dtype
+        if kinds != (torch.float32, torch.int64) or not latents.isfinite().all() or (labels < 0).any():
+            raise ValueError(f"{kinds[0]} latents and {kinds[1]} labels; valid are finite float32, and int64 from 0")
         # A release before 0.1 wrote no digest.
         if header.get("digest") not in (None, _digest(header["settings"], content)):
             raise ValueError("its content does not have the digest in its header")
-        return content, header["settings"]
-    except (SafetensorError, ValueError, KeyError, AttributeError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged, or is not the latents of a fixed set: {error}.") from error
+        settings = json.loads(header["settings"])
+        if not isinstance(settings, dict):
+            raise ValueError("its settings are not an object")
+        return content, settings
+    except (SafetensorError, ValueError, KeyError, AttributeError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"{path} is damaged, or is not the latents of a fixed set: {reason(error)}.") from error
 
 
 def _digest(settings: str, content: dict[str, torch.Tensor]) -> str:

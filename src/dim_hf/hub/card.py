@@ -6,20 +6,23 @@ import os
 import re
 import shlex
 from collections.abc import Collection
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard, dataset_info
-from huggingface_hub.errors import RemoteEntryNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard, dataset_info, hf_hub_download
+from huggingface_hub.constants import REPOCARD_NAME
+from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub.utils import httpx, validate_repo_id
 from yaml import YAMLError
 
+from ..arguments import reason
 from ..classifiers.names import public_name
 from ..evaluation.names import COMPARED, GENERATED
 from ..evaluation.tables import Row, results_table
 from ..files import read_json
+from ..messages import markdown, one_line
 from ..weights import module_bytes, weights_digest
 
 
@@ -41,6 +44,10 @@ PART = re.compile(r"<!-- (model|start|results|training|images) of \w+ (\w+) -->\
 OF_DATA = ("license", "license_name", "license_link", "datasets")
 Card = TypeVar("Card", bound=RepoCard)
 
+MOST_CARD_BYTES = 2**20
+# What a row of results says in words.
+WORDS_OF_ROW = ("source", "classifier", "protocol", "labels")
+
 HUB_ERRORS = (OSError, RuntimeError, httpx.HTTPError)
 
 
@@ -60,13 +67,18 @@ def existing_card(kind: type[Card], repo_id_or_path: str | Path, token: str | No
     if isinstance(repo_id_or_path, Path) and not repo_id_or_path.exists():
         return None
     try:
-        return kind.load(repo_id_or_path, token=token, ignore_metadata_errors=True)
+        path = repo_id_or_path
+        if not isinstance(path, Path):
+            path = Path(hf_hub_download(path, REPOCARD_NAME, repo_type=kind.repo_type, token=token))
+        if (size := path.stat().st_size) > MOST_CARD_BYTES:
+            raise ValueError(f"the card {repo_id_or_path} has {size:,} bytes; valid are at most {MOST_CARD_BYTES:,}.")
+        return kind.load(path, ignore_metadata_errors=True)
     except RemoteEntryNotFoundError:
         return None
-    except YAMLError as error:
-        reason = " ".join(str(error).split())
+    except (YAMLError, RecursionError) as error:
         raise ValueError(
-            f"the card {repo_id_or_path} has metadata that is not YAML ({reason}); correct it, or remove the file."
+            f"the card {repo_id_or_path} has metadata that is not YAML ({reason(error)}); correct it, or remove the "
+            "file."
         ) from error
 
 
@@ -84,16 +96,17 @@ def model_card(
     config = pipeline.generator.config
     digest = weights_digest(pipeline)
     run = Path(pipeline.name_or_path or "")
-    options = read_json(run / "options.json") if pipeline.name_or_path else None
+    options = read_options(run) if pipeline.name_or_path else None
     metrics = read_evaluation(pipeline, evaluation_dir)
     data = options or (metrics or {}).get("options")
     hub_id, data_name = describe_data(data)
     names = pipeline.config.id2label or {label: str(label) for label in range(config.num_classes)}
-    listed = [f"{label} {name}" if pipeline.config.id2label else str(label) for label, name in names.items()]
+    listed = [f"{label} {markdown(name)}" if pipeline.config.id2label else str(label) for label, name in names.items()]
     classes = ", ".join(listed[:100]) + (f" and {len(listed) - 100} more" if len(listed) > 100 else "")
     same_data = existing is None or tells_of_data(existing, digest, data_name, classes)
     kept_licence = existing.data.get("license") if existing and same_data else None
     licence = kept_licence or data_licence(data, hub_id, token)
+    licence_in_text = markdown(licence) if licence else "not known; see where it comes from"
     parameters = pipeline.generator.num_parameters()
     form = pipeline.generator.storage or str(pipeline.generator.dtype).removeprefix("torch.")
     about = [digest, names, pipeline.labeler is not None, form]
@@ -117,7 +130,7 @@ def model_card(
         about=hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16],
         labeler=pipeline.labeler is not None,
         data_name=data_name,
-        data_licence=licence if licence else "not known; see where it comes from",
+        data_licence=licence_in_text,
         size=config.sample_size,
         channels=config.out_channels,
         num_classes=config.num_classes,
@@ -126,7 +139,7 @@ def model_card(
         form=form,
         sample_rows="every class" if config.num_classes <= 10 else "the first 10 classes",
         classes=classes,
-        example_class=repr(names[0]) if pipeline.config.id2label else 0,
+        example_class=repr(names[0]).replace("<", "\\x3c") if pipeline.config.id2label else 0,
         results=describe_results(metrics),
         training=describe_training(options, read_json(run / "environment.json") if options else None),
     )
@@ -134,6 +147,25 @@ def model_card(
         return card
     known = {name for name, found in (("results", metrics), ("training", options)) if found}
     return merge_cards(existing, card, known, () if same_data else OF_DATA)
+
+
+def read_options(run: Path) -> dict[str, Any] | None:
+    """
+    The options of the run in a folder, or `None` if it holds none.
+
+    Raises:
+        ValueError: If they are not those of a run.
+    """
+    path = run / "options.json"
+    options = read_json(path)
+    kinds = {"dataset_name": str, "train_data_dir": str, "dataset_config_name": str, "given": list}
+    if options is not None and not (
+        isinstance(options, dict)
+        and isinstance(options.get("dataset_name"), str)
+        and all(isinstance(options[name], kind | None) for name, kind in kinds.items() if name in options)
+    ):
+        raise ValueError(f"{path} is damaged; valid are the options of train_dim.py.")
+    return options
 
 
 def tells_of_data(card: ModelCard, digest: str, data_name: str, classes: str) -> bool:
@@ -190,6 +222,8 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
     """
     folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
     metrics = read_json(folder / "metrics.json")
+    if metrics and not is_evaluation(metrics):
+        raise ValueError(f"{folder / 'metrics.json'} is damaged; valid is what evaluate_dim.py writes.")
     of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)
     if metrics and not of_other_weights and all(field.name in row for row in metrics["rows"] for field in fields(Row)):
         rows = [row | {"classifier": public_name(row["classifier"])} for row in metrics["rows"]]
@@ -199,6 +233,22 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
         what = f"is an evaluation {other}" if metrics else "holds no metrics.json"
         raise ValueError(f"`evaluation_dir` {folder} {what}; valid is an output folder of evaluate_dim.py.")
     return None
+
+
+def is_evaluation(metrics: Any) -> bool:
+    """Whether the parts of a metrics.json that a card reads are of the kinds that [`write_report`] writes."""
+    kinds: dict[str, Any] = {"rows": list, "protocol": str, "options": dict}
+    if not isinstance(metrics, dict) or not all(isinstance(metrics.get(name), kind) for name, kind in kinds.items()):
+        return False
+    of_field: dict[Any, Any] = {str: str, int: int, float: int | float, bool: bool, list[float]: list}
+    return isinstance(metrics["options"].get("dataset_name"), str) and all(
+        isinstance(row, dict)
+        and all(isinstance(row[field.name], of_field[field.type]) for field in fields(Row) if field.name in row)
+        and all(isinstance(accuracy, int | float) for accuracy in row.get("accuracies", [0]))
+        and row.get("num_classes", 1) > 0
+        and row.get("accuracies", [0])
+        for row in metrics["rows"]
+    )
 
 
 def describe_data(options: dict[str, Any] | None) -> tuple[str | None, str]:
@@ -211,8 +261,13 @@ def describe_data(options: dict[str, Any] | None) -> tuple[str | None, str]:
     if name == "digits":
         return None, DIGITS
     config = options.get("dataset_config_name")
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        # Whatever it is, it is no link.
+        return None, LOCAL
     return name, f"the labelled images of [{name}](https://huggingface.co/datasets/{name})" + (
-        f", configuration {config}" if config else ""
+        f", configuration {markdown(config)}" if config else ""
     )
 
 
@@ -226,7 +281,9 @@ def data_licence(options: dict[str, Any] | None, hub_id: str | None, token: str 
         return None
     stated = (card.get("license") if card else None) or []
     listed = [stated] if isinstance(stated, str) else stated
-    return listed[0] if len(listed) == 1 else None
+    # It goes into the metadata of our card.
+    known = len(listed) == 1 and isinstance(listed[0], str) and re.fullmatch(r"[\w.+-]{1,64}", listed[0], re.ASCII)
+    return listed[0] if known else None
 
 
 def describe_results(metrics: dict[str, Any] | None) -> str:
@@ -235,7 +292,9 @@ def describe_results(metrics: dict[str, Any] | None) -> str:
             "Not measured yet. `training/evaluate_dim.py --push_to_hub` of dim_hf measures it and writes a table here."
         )
     rows = [Row(**{field.name: row[field.name] for field in fields(Row)}) for row in metrics["rows"]]
-    return f"{results_table(rows)}\n\n{metrics['protocol']}"
+    words = [{name: markdown(getattr(row, name)) for name in WORDS_OF_ROW} for row in rows]
+    rows = [Row(**(asdict(row) | of_row)) for row, of_row in zip(rows, words, strict=True)]
+    return f"{results_table(rows)}\n\n{plain_prose(metrics['protocol'])}"
 
 
 def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) -> list[EvalResult]:
@@ -282,9 +341,10 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
     if options is None:
         return "Its options were not recorded."
     shown = {name: public_value(value) for name, value in sorted(options.items()) if name not in NOT_ON_CARD}
-    cells = {name: json.dumps(value).replace("|", "\\|") for name, value in shown.items() if value is not None}
+    cells = {markdown(name): in_code(json.dumps(value)) for name, value in shown.items() if value is not None}
     table = "\n".join(f"| `{name}` | `{cell}` |" for name, cell in cells.items())
-    made_with = ", ".join(f"{name} {value}" for name, value in (environment or {}).items())
+    made = environment.items() if isinstance(environment, dict) else ()
+    made_with = ", ".join(f"{markdown(name)} {markdown(value)}" for name, value in made)
     return (
         f"```bash\n{command(options)}\n```\n\nof dim_hf, which stands for\n\n"
         f"| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
@@ -302,7 +362,20 @@ def command(options: dict[str, Any]) -> str:
             words.append(
                 " ".join([f"--{name}", *("..." if each is None else shlex.quote(str(each)) for each in told)])
             )
-    return " ".join(words)
+    # One line cannot end the block of code that it is in, and no comment a part of the card.
+    return one_line(" ".join(words), 4000).replace("<!--", "<! --")
+
+
+def in_code(text: str) -> str:
+    """Text of JSON for a code span in a table; the escapes mean the same."""
+    for character in "`<":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text.replace("|", "\\|")
+
+
+def plain_prose(text: str) -> str:
+    """Prose of ours that may hold words of others, and no tag, comment or link of theirs."""
+    return one_line(text, 10_000).replace("<", "&lt;").replace("](", "]\\(")
 
 
 def public_value(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The discriminator: scores how real an image is for its class, and which class it shows."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from .generator_dim import MOST_IN_CONFIG, MOST_LAYERS, check_entry, check_list, check_network_size
 
 
 @dataclass
@@ -72,6 +75,11 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         auxiliary: bool = True,
     ):
         super().__init__()
+        check_entry("num_classes", num_classes, 1)
+        check_entry("sample_size", sample_size, 1)
+        check_entry("in_channels", in_channels, 1)
+        check_list("block_out_channels", block_out_channels, 1, MOST_IN_CONFIG)
+        check_list("layers_per_block", layers_per_block, 0, MOST_LAYERS)
         if len(layers_per_block) != len(block_out_channels):
             raise ValueError(
                 f"`layers_per_block` {tuple(layers_per_block)} must have one entry per block of `block_out_channels` "
@@ -85,6 +93,13 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         size, remainder = divmod(sample_size, 2**halvings)
         if remainder or size < 1:
             raise ValueError(f"`sample_size` {sample_size} cannot be halved {halvings} times.")
+        check_network_size(
+            sum(
+                9 * layers * channels**2 for channels, layers in zip(block_out_channels, layers_per_block, strict=True)
+            )
+            + sum(9 * before * after for before, after in pairwise((in_channels, *block_out_channels))),
+            block_out_channels[0] * (sample_size // (2 if downsample_input else 1)) ** 2,
+        )
 
         def weight_norm(module: nn.Module) -> nn.Module:
             return spectral_norm(module) if norm == "spectral" else module

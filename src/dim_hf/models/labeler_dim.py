@@ -3,7 +3,9 @@
 A distilled repository on the Hub holds this file, so it imports only torch and diffusers.
 """
 
+import os
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -11,6 +13,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
+
+
+# The limits of a generator's config.
+MOST_CONFIG_BYTES, MOST_IN_CONFIG, MOST_WEIGHTS, MOST_ACTIVATIONS = 2**20, 2**16, 2**28, 2**26
+# Entries of a config that diffusers writes.
+_OF_DIFFUSERS = ("_class_name", "_diffusers_version")
 
 
 @dataclass
@@ -42,8 +50,19 @@ class DiMLabeler(ModelMixin, ConfigMixin):
     @register_to_config
     def __init__(self, num_classes: int, sample_size: int, in_channels: int = 3, width: int = 128):
         super().__init__()
-        if sample_size < 8:
-            raise ValueError(f"`sample_size` is {sample_size}; it must be at least 8.")
+        numbers = {"num_classes": num_classes, "sample_size": sample_size, "in_channels": in_channels, "width": width}
+        for name, value in numbers.items():
+            least, most = 8 if name == "sample_size" else 1, 3 if name == "in_channels" else MOST_IN_CONFIG
+            whole = isinstance(value, Integral) and not isinstance(value, bool)
+            if not whole or not least <= int(value) <= most:
+                raise ValueError(f"`{name}` is {_shown(value)}; valid is a whole number from {least} to {most:,}.")
+        # Before any memory is taken.
+        weights, activations = 9 * width * (in_channels + 2 * width) + 16 * width * num_classes, width * sample_size**2
+        if weights > MOST_WEIGHTS or activations > MOST_ACTIVATIONS:
+            raise ValueError(
+                f"the labeler's config asks for about {weights:,} weights, and {activations:,} numbers in a layer for "
+                f"one image; valid are at most {MOST_WEIGHTS:,} and {MOST_ACTIVATIONS:,}."
+            )
         layers: list[nn.Module] = []
         channels, size = in_channels, sample_size
         for _ in range(3):
@@ -62,13 +81,62 @@ class DiMLabeler(ModelMixin, ConfigMixin):
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # Ignoring an entry would build a different network.
-        valid = cls._get_init_keys(cls) - {"self"}
-        if unknown := sorted(key for key in config_dict if not key.startswith("_") and key not in valid):
-            raise ValueError(
-                f"the labeler's {cls.config_name} has the unknown entries {', '.join(unknown)}; valid are "
-                f"{', '.join(sorted(valid))}."
-            )
+        cls._check_known(config_dict)
         return super().extract_init_dict(config_dict, **kwargs)
+
+    @classmethod
+    def _check_known(cls, config: dict[str, Any]) -> None:
+        valid = cls._get_init_keys(cls) - {"self"}
+        if unknown := sorted(key for key in config if not key.startswith("_") and key not in valid):
+            raise ValueError(
+                f"the labeler's {cls.config_name} has the unknown entries {_shown(', '.join(unknown))[1:-1]}; valid "
+                f"are {', '.join(sorted(valid))}."
+            )
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if os.path.isfile(json_file) and os.path.getsize(json_file) > MOST_CONFIG_BYTES:
+            raise OSError(f"{json_file} has more than {MOST_CONFIG_BYTES:,} bytes, the most that are read.")
+        try:
+            config = super()._dict_from_json_file(json_file, *args, **kwargs)
+        except (ValueError, RecursionError) as error:
+            raise OSError(f"{json_file} is damaged, it is not JSON: {_shown(str(error))}.") from error
+        if not isinstance(config, dict):
+            raise OSError(f"{json_file} holds {_shown(config)}; valid is a JSON object.")
+        # diffusers acts on some entries, such as `quantization_config`, before it asks for those of the network.
+        cls._check_known(config)
+        return {name: value for name, value in config.items() if name[0] != "_" or name in _OF_DIFFUSERS}
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:
+        """
+        Loads the network as [`ModelMixin.from_pretrained`] does, from safetensors.
+
+        Raises:
+            OSError: If a file is missing or damaged, or there are only pickled weights.
+            ValueError: If the weights in the file are not exactly those of the network that its config describes.
+        """
+        # Pickled weights can run code.
+        return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+
+    def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
+        # diffusers calls this with the content of a file; what is missing there it leaves at random initial values.
+        super()._fix_state_dict_keys_on_load(state_dict)
+        expected = self.state_dict()
+        if wrong := sorted(expected.keys() ^ state_dict.keys()):
+            raise ValueError(
+                f"the labeler's weights lack, or hold without need, {_shown(', '.join(wrong))[1:-1]}; valid are "
+                "exactly those of its config."
+            )
+        for name, value in state_dict.items():
+            if value.shape != expected[name].shape or not value.is_floating_point():
+                raise ValueError(
+                    f"the labeler's {name} is {value.dtype} of shape {tuple(value.shape)}; valid are floating-point "
+                    f"numbers of shape {tuple(expected[name].shape)}."
+                )
+            state_dict[name] = value.float()
+            if not bool(state_dict[name].isfinite().all()):
+                raise ValueError(f"the labeler's {name} holds numbers that are not finite.")
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
@@ -88,3 +156,9 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         if not return_dict:
             return (logits,)
         return DiMLabelerOutput(logits=logits)
+
+
+def _shown(value: Any) -> str:
+    """A value for a message: one line of at most 80 characters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 80 else f"{text[:77]}..."
