@@ -121,7 +121,7 @@ def released_once(folder: Path, read: Callable[[], ImageData], epsilon: float, d
     if spent != (epsilon, delta):
         raise ValueError(
             f"`--privacy_epsilon` {epsilon:g} and `--privacy_delta` {delta:g} are not those of the release in "
-            f"{folder}, {spent[0]:g} and {spent[1]:g}. A second release adds to the first and needs its own --output_dir."
+            f"{folder}, {spent[0]:g} and {spent[1]:g}. A second release adds to the first; it needs its own folder."
         )
     return statistics
 
