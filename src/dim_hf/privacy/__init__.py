@@ -1,0 +1,16 @@
+"""A guarantee for private images: noisy statistics are released once, and a generator is trained to match them."""
+
+from .features import RandomFeatures
+from .matching import matching_distance
+from .mechanism import check_privacy, noise_scale
+from .statistics import PrivateStatistics, release_statistics
+
+
+__all__ = [
+    "PrivateStatistics",
+    "RandomFeatures",
+    "check_privacy",
+    "matching_distance",
+    "noise_scale",
+    "release_statistics",
+]
