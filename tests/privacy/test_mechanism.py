@@ -39,11 +39,11 @@ def images_at_the_edges():
 def opposite_features(images):
     """The worst case: vectors far beyond the clip, in opposite directions by the image's first pixel."""
     sign = images[:, 0, 0, 0].float()[:, None] - 100
-    return sign * torch.tensor([[3.0, -4.0, 1e20]])
+    return sign.double() * torch.tensor([[3.0, -4.0, 1e20]])
 
 
 def random_features(images):
-    return RandomFeatures(1, 8).of_pixels(images)
+    return RandomFeatures(1, 8).double().of_pixels(images)
 
 
 FEATURES = {"random": (random_features, RandomFeatures(1, 8).width), "opposite": (opposite_features, 3)}
@@ -84,7 +84,7 @@ def test_no_neighbour_moves_the_sums_by_more_than_stated(name):
 @given(st.lists(st.floats(width=32, allow_nan=True, allow_infinity=True), min_size=4, max_size=4))
 def test_whatever_the_features_an_image_adds_at_most_its_clip(values):
     image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
-    sums = clipped_sums(image_data(image, [1]), lambda images: torch.tensor([values]), 4)
+    sums = clipped_sums(image_data(image, [1]), lambda images: torch.tensor([values]).double(), 4)
     assert sums[1, :4].norm() <= CLIP
     assert sums[1, 4] == pytest.approx(COUNT_WEIGHT, abs=1e-9)
     assert not sums[[0, 2]].any()
@@ -92,8 +92,29 @@ def test_whatever_the_features_an_image_adds_at_most_its_clip(values):
 
 def test_short_features_are_not_changed():
     image = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    sums = clipped_sums(image_data(image, [2, 2]), lambda images: torch.tensor([[0.25, -0.5]] * len(images)), 2)
+
+    def features(images):
+        return torch.tensor([[0.25, -0.5]] * len(images), dtype=torch.float64)
+
+    sums = clipped_sums(image_data(image, [2, 2]), features, 2)
     assert sums[2, :2].tolist() == pytest.approx([0.5, -1.0], abs=1e-9)
+
+
+def test_an_image_among_many_moves_the_sums_by_no_more_than_alone():
+    """All others change their place in the batches, on which the last digits of their features depend."""
+    images = torch.randint(256, (1203, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(2))
+    labels = torch.arange(1203) % CLASSES
+    all_sums = clipped_sums(image_data(images, labels), random_features, RandomFeatures(1, 8).width)
+    for position in (0, 1, 600, 1202):
+        rest = torch.arange(1203) != position
+        sums = clipped_sums(image_data(images[rest], labels[rest]), random_features, RandomFeatures(1, 8).width)
+        assert (all_sums - sums).norm() <= SENSITIVITY * (1 + 1e-9)
+
+
+def test_features_of_too_few_digits_are_refused():
+    image = torch.zeros(1, 1, 8, 8, dtype=torch.uint8)
+    with pytest.raises(TypeError, match=r"torch\.float32; the sensitivity holds for torch\.float64"):
+        clipped_sums(image_data(image, [1]), lambda images: torch.ones(1, 2), 2)
 
 
 def test_sums_do_not_depend_on_the_order_of_the_images():

@@ -3,13 +3,15 @@
 from .features import RandomFeatures
 from .matching import matching_distance
 from .mechanism import check_privacy, noise_scale
-from .statistics import PrivateStatistics, release_statistics
+from .statistics import Guarantee, PrivateStatistics, guarantee_of, release_statistics
 
 
 __all__ = [
+    "Guarantee",
     "PrivateStatistics",
     "RandomFeatures",
     "check_privacy",
+    "guarantee_of",
     "matching_distance",
     "noise_scale",
     "release_statistics",

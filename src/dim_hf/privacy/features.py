@@ -60,7 +60,8 @@ class RandomFeatures(nn.Module):
 
     def of_pixels(self, images: torch.Tensor) -> torch.Tensor:
         """[`forward`] for uint8 images."""
-        return self(normalise(images.to(self.kernels[0].device)))
+        weights = self.kernels[0]
+        return self(normalise(images.to(weights.device)).to(weights.dtype))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(batch_size, channels, size, size)` in [-1, 1] to features `(batch_size, width)`."""
@@ -87,7 +88,7 @@ def edge_strengths(images: torch.Tensor) -> torch.Tensor:
     smooth = grey.new_tensor([1, 4, 6, 4, 1]) / 16
     slope = grey.new_tensor([-1, -2, 0, 2, 1]) / 8
     filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
-    turns = torch.arange(_DIRECTIONS, device=grey.device) * (2 * math.pi / _DIRECTIONS)
+    turns = torch.arange(_DIRECTIONS, dtype=grey.dtype, device=grey.device) * (2 * math.pi / _DIRECTIONS)
     # Both derivatives, turned into the eight directions.
     filters = torch.einsum("kd,dihw->kihw", torch.stack([turns.cos(), turns.sin()], dim=1), filters)
     strengths = F.adaptive_avg_pool2d(F.conv2d(grey, filters).relu(), min(images.shape[-1] // 4, 7))

@@ -1,5 +1,6 @@
 """What is released of private images, and its files. Nothing else of them leaves this module."""
 
+import copy
 import json
 import os
 from dataclasses import asdict, dataclass, fields
@@ -19,7 +20,6 @@ from .mechanism import (
     COUNT_WEIGHT,
     SENSITIVITY,
     SENSITIVITY_REPLACE,
-    check_privacy,
     clipped_sums,
     epsilon_for_replacement,
     noise_scale,
@@ -52,6 +52,7 @@ class Guarantee:
     unit: str = "one image with its label"
     neighbours: str = "add or remove one"
     mechanism: str = "Gaussian, one release; noise from the operating system"
+    public: str = "number and names of the classes, size and channels of the images"
 
     def describe(self) -> str:
         """One line for logs and the card."""
@@ -60,6 +61,17 @@ class Guarantee:
             f"{self.epsilon_replace_one:.2f} if replaced); Gaussian mechanism, sensitivity {self.sensitivity:g}, "
             f"noise {self.noise_std:.3f}"
         )
+
+
+def guarantee_of(epsilon: float, delta: float) -> Guarantee:
+    """
+    What a release with this budget promises; it does not depend on any data.
+
+    Raises:
+        ValueError: If epsilon or delta is not valid, or if the accountant is not installed.
+    """
+    std = noise_scale(epsilon, delta)
+    return Guarantee(epsilon, delta, epsilon_for_replacement(std, delta), std)
 
 
 @dataclass(frozen=True)
@@ -164,19 +176,20 @@ def release_statistics(
         ValueError: If epsilon or delta is not valid, if `features` are of other images, or if the accountant is not
             installed.
     """
-    check_privacy(epsilon, delta)
+    guarantee = guarantee_of(epsilon, delta)
     features = RandomFeatures(data.channels, data.size) if features is None else features
     if (features.channels, features.size) != (data.channels, data.size):
         raise ValueError(
             f"`features` take images of {features.channels} x {features.size} x {features.size}; those of the data "
             f"set are {data.channels} x {data.size} x {data.size}."
         )
-    std = noise_scale(epsilon, delta)
-    noisy = noisy_sums(clipped_sums(data, features.of_pixels, features.width), std)
+    noisy = noisy_sums(
+        clipped_sums(data, copy.deepcopy(features).cpu().double().of_pixels, features.width), guarantee.noise_std
+    )
     return PrivateStatistics(
         sums=noisy[:, :-1].contiguous(),
         counts=noisy[:, -1] / COUNT_WEIGHT,
         class_names=data.class_names,
         features=features,
-        guarantee=Guarantee(epsilon, delta, epsilon_for_replacement(std, delta), std),
+        guarantee=guarantee,
     )
