@@ -32,7 +32,7 @@ LOCAL = "a labelled image data set of a local folder"
 NOT_ON_CARD = {
     "dataset_name", "train_data_dir", "output_dir", "logging_dir", "cache_dir", "report_to", "logging_steps",
     "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "data_fingerprint", "given", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
+    "data_fingerprint", "given", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "privacy",
 }  # fmt: skip
 
 # A part of a card that a push replaces when more is known, or when it describes other weights or images.
