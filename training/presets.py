@@ -55,8 +55,8 @@ PRESETS |= {
 }
 # Over any preset, with `--privacy_epsilon`.
 PRIVATE: dict[str, Any] = {
-    "train_batch_size": 200,
-    "max_train_steps": 3000,
+    "train_batch_size": 100,
+    "max_train_steps": 10_000,
     "learning_rate": 3e-3,
     "adam_beta1": 0.5,
     "adam_beta2": 0.99,

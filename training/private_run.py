@@ -54,12 +54,10 @@ from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import describe_threads, environment, peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.privacy import PrivateStatistics, guarantee_of, matching_distance, release_statistics
+from dim_hf.privacy import MeanMatching, PrivateStatistics, guarantee_of, release_statistics
 from dim_hf.weights import is_finite, stored_form
 
 
-# Generated images of a class in a step, where the batch has room for as many.
-IMAGES_PER_CLASS = 20
 WARMUP_STEPS = 20
 # Settings that may differ in a continuation, because they do not change what is trained. The data set is not among
 # them: once its statistics are released, there is nothing to compare another one with.
@@ -104,10 +102,11 @@ class Start:
 
 @dataclass
 class Networks:
-    """The generator, its optimiser and its average, which is what is kept."""
+    """The generator, its optimiser, its loss, and its average, which is what is kept."""
 
     generator: Any
     optimizer: Any
+    matching: MeanMatching
     ema_generator: DiMGenerator
 
     def saved(self, accelerator: Accelerator) -> dict[str, Any]:
@@ -222,7 +221,9 @@ def make_networks(args: argparse.Namespace, start: Start, statistics: PrivateSta
     ema_generator = copy.deepcopy(plain).to(start.accelerator.device).eval().requires_grad_(False)
     optimizer = torch.optim.Adam(plain.parameters(), lr=args.learning_rate, betas=(args.adam_beta1, args.adam_beta2))
     generator, optimizer = start.accelerator.prepare(plain, optimizer)
-    networks = Networks(generator, optimizer, ema_generator)
+    matching = MeanMatching(statistics.means()).to(start.accelerator.device)
+    start.accelerator.register_for_checkpointing(matching)
+    networks = Networks(generator, optimizer, matching, ema_generator)
     leave_models_to_diffusers(start.accelerator)
     if start.checkpoint:
         start.accelerator.load_state(str(start.checkpoint))
@@ -254,8 +255,9 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
     """
     accelerator, progress, steps = start.accelerator, start.progress, args.max_train_steps
     device, generator, optimizer = accelerator.device, networks.generator, networks.optimizer
-    features, targets = statistics.features.to(device), statistics.means().to(device)
-    classes_at_once, images_each = batch_shape(len(targets), args.train_batch_size)
+    features, num_classes = statistics.features.to(device), len(statistics.class_names)
+    classes_at_once = min(num_classes, args.train_batch_size)
+    images_each = args.train_batch_size // classes_at_once
     noise, means = torch.Generator(device), RunningMeans()
     began = time.perf_counter() - progress["seconds"]
     generator.train()
@@ -267,13 +269,13 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
             rate = args.learning_rate * min(1, (step + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            classes = torch.tensor(rng.sample(range(len(targets)), classes_at_once), device=device)
+            classes = torch.tensor(rng.sample(range(num_classes), classes_at_once), device=device)
             labels = classes.repeat_interleave(images_each)
             latents = torch.randn(
                 len(labels), networks.ema_generator.config.latent_dim, generator=noise, device=device
             )
             images = generator(latents, labels).sample
-            loss = matching_distance(features(images).unflatten(0, (classes_at_once, -1)), targets[classes])
+            loss = networks.matching(features(images).unflatten(0, (classes_at_once, -1)), classes)
             optimizer.zero_grad()
             accelerator.backward(loss)
             optimizer.step()
@@ -307,13 +309,6 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
                     f"and --resume_from_checkpoint latest; this does not read the images again."
                 )
                 raise SystemExit(130)
-
-
-def batch_shape(num_classes: int, batch_size: int) -> tuple[int, int]:
-    """How many classes a step has, and how many images of each: at least two, for an unbiased distance."""
-    images_each = max(2, min(IMAGES_PER_CLASS, batch_size // 2) if num_classes > 1 else batch_size)
-    classes_at_once = min(num_classes, max(1, batch_size // images_each))
-    return classes_at_once, max(images_each, batch_size // classes_at_once)
 
 
 def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -> None:

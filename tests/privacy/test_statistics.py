@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from dim_hf.data import ImageData
-from dim_hf.privacy import PrivateStatistics, RandomFeatures, matching_distance, release_statistics
+from dim_hf.privacy import MeanMatching, PrivateStatistics, RandomFeatures, release_statistics
 
 
 def private_images(number=300, seed=0):
@@ -117,14 +117,23 @@ def test_gradients_are_finite_on_flat_images():
     assert images.grad.isfinite().all()
 
 
-def test_matching_distance_is_that_of_all_pairs():
-    features = torch.randn(2, 4, 5)
-    targets = torch.randn(2, 5)
-    expected = 0.0
-    for images, target in zip(features, targets, strict=True):
-        pairs = [images[i] @ images[j] for i in range(4) for j in range(4) if i != j]
-        expected += sum(pairs) / len(pairs) - 2 * images.mean(dim=0) @ target
-    assert matching_distance(features, targets) == pytest.approx(float(expected / 2), abs=1e-5)
+def test_matching_is_the_distance_of_running_means():
+    rng = torch.Generator().manual_seed(0)
+    targets = torch.randn(3, 5, generator=rng)
+    matching, classes = MeanMatching(targets), torch.tensor([2, 0])
+    means = torch.zeros(2, 5)
+    for step in range(12):
+        features = torch.randn(2, 4, 5, generator=rng, requires_grad=True)
+        kept = min(0.9, step / (step + 1))
+        means = kept * means + (1 - kept) * features.detach().mean(dim=1)
+        gaps = means - targets[classes]
+        loss = matching(features, classes)
+        loss.backward()
+        assert loss.item() == pytest.approx(float(gaps.square().sum(dim=1).mean()), abs=1e-5)
+        # Each of the four images has a quarter of the gradient of its class, which has half of the loss.
+        assert torch.allclose(features.grad, (2 * gaps / 4 / 2)[:, None].expand(2, 4, 5), atol=1e-5)
+    assert matching.steps.flatten().tolist() == [12, 0, 12]
+    assert not matching.means[1].any()
 
 
 def test_features_are_the_kernel():

@@ -14,9 +14,9 @@ from ..data import normalise
 # (descriptor, bandwidth, number of frequencies, share of the squared norm) of each kernel. The bandwidth is the root
 # mean square difference between the entries of two descriptors at which the kernel is exp(-1/2).
 KERNELS = (
-    ("pixels", 0.10, 1500, 1 / 3),
+    ("pixels", 0.10, 1000, 1 / 3),
     ("pixels", 0.21, 500, 1 / 6),
-    ("edges", 0.03, 1500, 1 / 3),
+    ("edges", 0.03, 1000, 1 / 3),
     ("edges", 0.06, 500, 1 / 6),
 )
 _DIRECTIONS = 8
@@ -87,10 +87,11 @@ def edge_strengths(images: torch.Tensor) -> torch.Tensor:
     grey = F.pad(images.mean(dim=1, keepdim=True), (2, 2, 2, 2), mode="replicate")
     smooth = grey.new_tensor([1, 4, 6, 4, 1]) / 16
     slope = grey.new_tensor([-1, -2, 0, 2, 1]) / 8
-    filters = torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None]
+    derivatives = F.conv2d(grey, torch.stack([torch.outer(smooth, slope), torch.outer(slope, smooth)])[:, None])
     turns = torch.arange(_DIRECTIONS, dtype=grey.dtype, device=grey.device) * (2 * math.pi / _DIRECTIONS)
-    # Both derivatives, turned into the eight directions.
-    filters = torch.einsum("kd,dihw->kihw", torch.stack([turns.cos(), turns.sin()], dim=1), filters)
-    strengths = F.adaptive_avg_pool2d(F.conv2d(grey, filters).relu(), min(images.shape[-1] // 4, 7))
+    directions = torch.stack([turns.cos(), turns.sin()], dim=1)
+    strengths = F.adaptive_avg_pool2d(
+        F.conv2d(derivatives, directions[:, :, None, None]).relu(), min(images.shape[-1] // 4, 7)
+    )
     # The root's slope is infinite at 0.
     return ((strengths + 1e-3).sqrt() - 1e-3**0.5).flatten(1)

@@ -1,20 +1,50 @@
 """The loss with which a generator matches released statistics."""
 
 import torch
+from torch import nn
 
 
-def matching_distance(features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+# Share of a running mean that remains in a step.
+MOMENTUM = 0.9
+
+
+class MeanMatching(nn.Module):
     """
-    The squared distance between the mean features of generated images and their targets (maximum mean discrepancy),
-    averaged over classes; without the targets' own squared norm, which is constant. It is unbiased: the mean of a
-    few images lies farther from the target than that of the generator, and that part is left out.
+    The squared distance between the mean features of generated images and the released ones (maximum mean
+    discrepancy). The mean of the few images of a step lies far from that of the generator by chance, so the distance
+    is that of a running mean over steps; the gradient goes through the images of the present one. The running means
+    are buffers, to be saved with a checkpoint.
 
     Args:
-        features (`torch.Tensor` of shape `(num_classes, images, width)`): Features of at least two images per class.
         targets (`torch.Tensor` of shape `(num_classes, width)`): Released means.
     """
-    count = features.shape[1]
-    means = features.mean(dim=1)
-    # Mean inner product of two different images: that of an image with itself is left out.
-    pairs = (count * means.square().sum(dim=1) - features.square().sum(dim=2).mean(dim=1)) / (count - 1)
-    return (pairs - 2 * (means * targets).sum(dim=1)).mean()
+
+    def __init__(self, targets: torch.Tensor):
+        super().__init__()
+        self.register_buffer("targets", targets, persistent=False)
+        self.register_buffer("means", torch.zeros_like(targets))
+        self.register_buffer("steps", targets.new_zeros(len(targets), 1))
+        self.targets: torch.Tensor
+        self.means: torch.Tensor
+        self.steps: torch.Tensor
+
+    def forward(self, features: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            features (`torch.Tensor` of shape `(len(classes), images, width)`): Of generated images.
+            classes (`torch.Tensor`): Distinct labels.
+
+        Returns:
+            The distance, averaged over `classes`.
+        """
+        now = features.mean(dim=1)
+        with torch.no_grad():
+            steps = self.steps[classes]
+            # The plain mean of the first steps.
+            kept = (steps / (steps + 1)).clamp(max=MOMENTUM)
+            self.means[classes] = torch.lerp(now, self.means[classes], kept)
+            self.steps[classes] = steps + 1
+            gaps = self.means[classes] - self.targets[classes]
+        # Of value zero, with the gradient of the squared distance as if the running mean moved with this one.
+        pull = 2 * (gaps * (now - now.detach())).sum(dim=1)
+        return (gaps.square().sum(dim=1) + pull).mean()
