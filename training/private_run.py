@@ -70,16 +70,18 @@ FREE_ON_RESUME = {
 def main(args: argparse.Namespace) -> None:
     # 1. Settings and folders, before an image is read.
     start = check(args)
-    release = start.output_dir / "release"
     # 2. The private images, unless their statistics have been released; this opens them for the only time.
-    images = None if release.is_dir() else read_images(args)
+    source = start.released or read_images(args)
     lock = claim_folder(args, start)
     try:
         # 3. From here on files are written. The release spends the budget; what follows it sees nothing else.
         if start.checkpoint is None:
             record_beginning(start)
-        statistics = released_once(release, images, args.privacy_epsilon, args.privacy_delta)
-        del images
+        if isinstance(source, ImageData):
+            statistics = release_once(start, source, args.privacy_epsilon, args.privacy_delta)
+        else:
+            statistics = source
+        del source
         networks = make_networks(args, start, statistics)
         print(describe(args, start, statistics, networks))
         train(args, start, statistics, networks)
@@ -96,6 +98,8 @@ class Start:
     output_dir: Path
     checkpoint: Path | None
     goes_on: bool
+    # The release in the folder, if it has been made.
+    released: PrivateStatistics | None
     options: dict[str, Any]
     progress: dict[str, Any]
 
@@ -125,7 +129,7 @@ def check(args: argparse.Namespace) -> Start:
             f"`--resume_from_checkpoint` {resume} is of another folder; valid with `--privacy_epsilon` are latest and "
             f"the checkpoints in `--output_dir` {output_dir}."
         )
-    # Accelerate's configuration may ask for another precision; sums of rounded images would be of no use.
+    # Accelerate's configuration may ask for another precision, which has too few digits for differences of means.
     accelerator = Accelerator(mixed_precision="no")
     if accelerator.num_processes > 1:
         raise ValueError(
@@ -147,7 +151,33 @@ def check(args: argparse.Namespace) -> Start:
                 f"`--output_dir` {output_dir} holds a run of another configuration, whose release has spent its "
                 f"budget; name another. {changed}."
             )
-    return Start(accelerator, output_dir, checkpoint, bool(resume), options, progress)
+    released = read_release(output_dir, args.privacy_epsilon, args.privacy_delta)
+    if released is None and (checkpoint or (output_dir / "metrics.jsonl").exists()):
+        raise FileNotFoundError(
+            f"`--output_dir` {output_dir} holds a run without its release/; another release would add to the one that "
+            f"was spent. Put it back, or name another folder."
+        )
+    return Start(accelerator, output_dir, checkpoint, bool(resume), released, options, progress)
+
+
+def read_release(output_dir: Path, epsilon: float, delta: float) -> PrivateStatistics | None:
+    """
+    The release in the folder of a run, `None` if there is none.
+
+    Raises:
+        ValueError: If it has another epsilon or delta.
+    """
+    folder = output_dir / "release"
+    if not folder.exists():
+        return None
+    statistics = PrivateStatistics.load(folder)
+    spent = statistics.guarantee.epsilon, statistics.guarantee.delta
+    if spent != (epsilon, delta):
+        raise ValueError(
+            f"`--privacy_epsilon` {epsilon:g} and `--privacy_delta` {delta:g} are not those of the release in "
+            f"{folder}, {spent[0]:g} and {spent[1]:g}. A second release adds to the first; it needs its own folder."
+        )
+    return statistics
 
 
 def read_images(args: argparse.Namespace) -> ImageData:
@@ -189,25 +219,16 @@ def record_beginning(start: Start) -> None:
     replace_text(start.output_dir / "environment.json", json.dumps(environment(), indent=2))
 
 
-def released_once(folder: Path, images: ImageData | None, epsilon: float, delta: float) -> PrivateStatistics:
-    """
-    The release in a folder. It is made there if there is none, which spends the budget.
-
-    Raises:
-        ValueError: If the release in the folder has another epsilon or delta.
-    """
-    if images is not None:
-        statistics = release_statistics(images, epsilon, delta)
-        with whole_folder(folder) as path:
-            statistics.save(path)
-        return statistics
-    statistics = PrivateStatistics.load(folder)
-    spent = statistics.guarantee.epsilon, statistics.guarantee.delta
-    if spent != (epsilon, delta):
-        raise ValueError(
-            f"`--privacy_epsilon` {epsilon:g} and `--privacy_delta` {delta:g} are not those of the release in "
-            f"{folder}, {spent[0]:g} and {spent[1]:g}. A second release adds to the first; it needs its own folder."
+def release_once(start: Start, images: ImageData, epsilon: float, delta: float) -> PrivateStatistics:
+    """Spends the budget, and keeps the release in the folder of the run."""
+    folder = start.output_dir / "release"
+    if folder.exists():
+        raise FileExistsError(
+            f"another process has made {folder} meanwhile; go on with it by --resume_from_checkpoint latest."
         )
+    statistics = release_statistics(images, epsilon, delta)
+    with whole_folder(folder) as path:
+        statistics.save(path)
     return statistics
 
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 import signal
+import sys
 
 import private_run
 import pytest
@@ -164,6 +165,36 @@ def test_another_budget_for_a_release_is_refused(finished, tmp_path):
     shutil.copytree(finished / "run" / "release", tmp_path / "run" / "release")
     with pytest.raises(ValueError, match="A second release adds to the first"):
         train_dim.main(arguments(finished, tmp_path / "run", "--privacy_epsilon", 2))
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["release"]
+
+
+def test_a_release_that_was_removed_is_not_made_again(finished, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(finished / "run", folder)
+    shutil.rmtree(folder / "release")
+    write_images(tmp_path / "private")
+    for checkpoint in (True, False):
+        with pytest.raises(FileNotFoundError, match="another release would add to the one that was spent"):
+            train_dim.main(reading(finished, folder, "--resume_from_checkpoint", "latest"))
+        if checkpoint:
+            for path in folder.glob("checkpoint-*"):
+                shutil.rmtree(path)
+    assert not (folder / "release").exists()
+
+
+def test_two_processes_do_not_release_twice(finished, tmp_path):
+    start = private_run.check(arguments(finished, tmp_path / "run"))
+    shutil.copytree(finished / "run" / "release", tmp_path / "run" / "release")
+    data = ImageData(torch.zeros(2, 1, 16, 16, dtype=torch.uint8), torch.arange(2), ("cat", "dog"), "0" * 16)
+    with pytest.raises(FileExistsError, match="another process has made"):
+        private_run.release_once(start, data, 1.0, 1e-5)
+
+
+def test_without_the_accountant_nothing_begins(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    with pytest.raises(ValueError, match=r"pip install dim_hf\[privacy\]"):
+        train_dim.main(arguments(tmp_path, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_finished_run_is_not_begun_again(finished):
