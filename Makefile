@@ -24,7 +24,7 @@ help:
 
 $(INSTALLED): setup.py pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --constraint constraints.txt --editable ".[dev,privacy]"
 	touch $@
 
 # An interrupted demo goes on where it was.

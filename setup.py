@@ -3,7 +3,7 @@
 from setuptools import setup
 
 
-ROOMS = ["classifiers", "data", "distillation", "evaluation", "hub", "models", "streams"]
+ROOMS = ["classifiers", "data", "distillation", "evaluation", "hub", "models", "privacy", "streams"]
 
 setup(
     # `pipelines/` at the top of the repository is the package `dim_hf.pipelines`.
@@ -35,6 +35,8 @@ setup(
         "tensorboard>=2.18",
     ],
     extras_require={
+        # The accountant of `--privacy_epsilon`.
+        "privacy": ["dp-accounting>=0.6"],
         "dev": [
             "pytest>=8",
             "pytest-xdist>=3.6",

@@ -55,6 +55,15 @@ PRESETS |= {
     name: PRESETS["base"] | {"storage": storage}
     for name, storage in {"small": "int4", "tiny": "int6", "nano": "int4", "pico": "int4"}.items()
 }
+# Over any preset, with `--privacy_epsilon`.
+PRIVATE: dict[str, Any] = {
+    "train_batch_size": 100,
+    "max_train_steps": 10_000,
+    "learning_rate": 3e-3,
+    "adam_beta1": 0.5,
+    "adam_beta2": 0.99,
+    "ema_decay": 0.99,
+}
 # Of each preset but the paper's: the generator's dimensions of noise and of class embedding, and its channels at the
 # finest size, doubled from there to the coarser ones up to the last number.
 GENERATORS = {

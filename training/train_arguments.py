@@ -21,11 +21,21 @@ from command_line import (
     refuse_idle_flags,
     seed,
 )
-from presets import PRESETS
+from presets import PRESETS, PRIVATE
 
 from dim_hf.choices import AUGMENTATIONS, CLASSIFIERS, MATCHING_LOSSES, STORAGE_FORMS
 from dim_hf.distillation.pool_recipe import pool_entry
 from dim_hf.messages import listed
+
+
+# The flags that `--privacy_epsilon` leaves in effect. Others would read the images again, or are of another step.
+PRIVATE_FLAGS = {
+    "dataset_name", "dataset_config_name", "train_data_dir", "revision", "train_split", "image_column",
+    "label_column", "cache_dir", "dataloader_num_workers", "resolution", "preset", "output_dir", "storage", "seed",
+    "train_batch_size", "max_train_steps", "logging_steps", "checkpointing_steps", "checkpoints_total_limit",
+    "resume_from_checkpoint", "learning_rate", "adam_beta1", "adam_beta2", "ema_decay", "privacy_epsilon",
+    "privacy_delta", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
+}  # fmt: skip
 
 
 def make_parser() -> Parser:
@@ -139,6 +149,16 @@ def make_parser() -> Parser:
         help="of 10 images per class; default: up to 100, for a tenth of the time of the run together",
     )
 
+    privacy = parser.add_argument_group("privacy (docs/privacy.md; the pip extra dim_hf[privacy])")
+    privacy.add_argument(
+        "--privacy_epsilon",
+        type=positive_float,
+        help="train only on noisy statistics of the images, with this much differential privacy of each image",
+    )
+    privacy.add_argument(
+        "--privacy_delta", type=fraction, default=1e-5, help="chance of more; well below 1 / number of images"
+    )
+
     hub = parser.add_argument_group("Hugging Face Hub")
     add_hub_arguments(
         hub, "the pipeline with its card when it is done", "hub_model_id",
@@ -162,10 +182,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = make_parser()
     # The defaults of a preset are those of the flags, in --help too. Epochs that are asked for win over its steps.
     first = argparse.ArgumentParser(add_help=False, argument_default=argparse.SUPPRESS)
-    for name in ("preset", "num_train_epochs", "num_match_epochs"):
+    for name in ("preset", "num_train_epochs", "num_match_epochs", "privacy_epsilon"):
         first.add_argument(f"--{name}")
     given, _ = first.parse_known_args(input_args)
     defaults = dict(PRESETS.get(getattr(given, "preset", "base"), {}))
+    if "privacy_epsilon" in given:
+        defaults |= PRIVATE
     for epochs, steps in (("num_train_epochs", "max_train_steps"), ("num_match_epochs", "max_match_steps")):
         if epochs in given:
             defaults.pop(steps, None)
@@ -185,6 +207,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         ),
     ]
     args.given = sorted(given_flags(parser, input_args))
+    private = args.privacy_epsilon is not None
+    idle += [
+        (private, [name for name in args.given if name not in PRIVATE_FLAGS], "with `--privacy_epsilon`"),
+        (not private, ("privacy_delta",), "without `--privacy_epsilon`"),
+    ]
     refuse_idle_flags(args.given, idle)
     return args
 

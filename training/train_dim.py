@@ -85,6 +85,12 @@ from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
 def main(args: argparse.Namespace) -> None:
+    if args.privacy_epsilon is not None:
+        # No line below may read private images: such a run has a loop of its own.
+        import private_run
+
+        private_run.main(args)
+        return
     # 1. Settings, files and folders are checked before data is read.
     start = check(args)
     # 2. Images, networks, and how long the networks are trained.

@@ -79,6 +79,11 @@ def main(args: argparse.Namespace) -> float:
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is not a local folder.")
     run = read_options(Path(args.pipeline))
+    if "privacy" in run:
+        raise ValueError(
+            f"`--pipeline` {args.pipeline} has a guarantee of privacy, which a teacher of real images would not have; "
+            "valid is one without `--privacy_epsilon`."
+        )
     if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
     if output_dir.resolve() != Path(args.pipeline).resolve():

@@ -15,6 +15,7 @@ from dim_hf.hub.card import DIGITS, PART, describe_data, existing_card, local_or
 from dim_hf.messages import markdown
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
+from dim_hf.privacy import guarantee_of
 from dim_hf.weights import weights_digest
 
 
@@ -336,3 +337,44 @@ def test_any_card_is_read_or_refused(tmp_path_factory, metadata):
         assert len(str(error)) < 600
     else:
         assert "dim" in ModelCard(str(merged), ignore_metadata_errors=True).data.tags
+def test_a_private_run_states_its_guarantee_in_text_and_metadata(tmp_path):
+    privacy = asdict(guarantee_of(1, 1e-5))
+    card = model_card(save_run(tmp_path, privacy=privacy, privacy_epsilon=1.0), "me/x")
+    training = part(card, "training")
+    assert "differential privacy with epsilon 1 and delta 1e-05. Unit: one image with its label" in training
+    assert "sensitivity of 1 together and noise of standard deviation 3.731" in training
+    assert "does not cover the results above" in training
+    assert "labeler" not in training
+    assert card.data.to_dict()["differential_privacy"] == {
+        "epsilon": 1,
+        "delta": 1e-5,
+        "unit": "one image with its label",
+        "neighbours": "add or remove one",
+        "mechanism": "Gaussian, one release; noise from the operating system",
+    }
+    assert "no privacy guarantee" not in card.text
+
+
+def test_other_runs_say_that_there_is_no_guarantee(tmp_path):
+    for card in (model_card(save_run(tmp_path), "me/x"), model_card(make_pipeline(), "me/x")):
+        assert "- **Privacy:** no privacy guarantee" in part(card, "training")
+        assert "differential_privacy" not in card.data.to_dict()
+
+
+def test_a_guarantee_does_not_outlive_the_generator_that_had_it(tmp_path):
+    private = save_run(tmp_path / "private", privacy=asdict(guarantee_of(1, 1e-5)))
+    card = model_card(private, "me/x")
+    other = model_card(save_run(tmp_path / "other", seed=1), "me/x", existing=card)
+    assert "no privacy guarantee" in part(other, "training")
+    assert "differential_privacy" not in other.data.to_dict()
+    # The same weights, of whose run nothing is known here.
+    again = model_card(make_pipeline(), "me/x", existing=card)
+    assert "differential privacy with epsilon 1" in part(again, "training")
+    assert again.data.to_dict()["differential_privacy"]["epsilon"] == 1
+
+
+def test_a_teacher_has_no_share_in_the_guarantee(tmp_path):
+    save_run(tmp_path, privacy=asdict(guarantee_of(1, 1e-5)))
+    taught = make_pipeline(labeler=DiMLabeler(3, 8, 1))
+    taught.register_to_config(_name_or_path=str(tmp_path))
+    assert "nor the teacher in `labeler/`" in part(model_card(taught, "me/x"), "training")

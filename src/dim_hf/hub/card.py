@@ -35,13 +35,15 @@ LOCAL = "a labelled image data set of a local folder"
 NOT_ON_CARD = {
     "dataset_name", "train_data_dir", "output_dir", "logging_dir", "cache_dir", "report_to", "logging_steps",
     "resume_from_checkpoint", "checkpointing_steps", "checkpoints_total_limit", "dataloader_num_workers",
-    "data_fingerprint", "given", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo",
+    "data_fingerprint", "given", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "privacy",
 }  # fmt: skip
 
 # A part of a card that a push replaces when more is known, or when it describes other weights or images.
 PART = re.compile(r"<!-- (model|start|results|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
 # Fields of a card's metadata about the data set.
 OF_DATA = ("license", "license_name", "license_link", "datasets")
+# What a card's metadata say of a private run.
+PROMISED = ("epsilon", "delta", "unit", "neighbours", "mechanism")
 Card = TypeVar("Card", bound=RepoCard)
 
 MOST_CARD_BYTES = 2**20
@@ -112,6 +114,7 @@ def model_card(
     about = [digest, names, pipeline.labeler is not None, form]
     model_name = repo_id.rpartition("/")[2]
     results = eval_results(metrics, hub_id, data_name) if metrics else []
+    privacy = (options or {}).get("privacy")
     card = ModelCard.from_template(
         ModelCardData(
             library_name="diffusers",
@@ -122,6 +125,7 @@ def model_card(
             tags=TAGS,
             model_name=model_name if results else None,
             eval_results=results or None,
+            differential_privacy=privacy and {name: privacy[name] for name in PROMISED},
         ),
         template_path=str(TEMPLATE),
         title=model_name,
@@ -142,6 +146,7 @@ def model_card(
         example_class=repr(names[0]).replace("<", "\\x3c") if pipeline.config.id2label else 0,
         results=describe_results(metrics),
         training=describe_training(options, read_json(run / "environment.json") if options else None),
+        privacy=describe_privacy(privacy, pipeline.labeler is not None),
     )
     if existing is None:
         return card
@@ -210,6 +215,8 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
             merged[name] = list(dict.fromkeys(both))
     if "results" in stale - known:
         merged.pop("model-index", None)
+    if "training" in known | stale and "differential_privacy" not in new:
+        merged.pop("differential_privacy", None)
     data = type(card.data)(**merged, ignore_metadata_errors=True)
     metadata = data.to_yaml(original_order=list(merged))
     return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
@@ -348,6 +355,27 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
     return (
         f"```bash\n{command(options)}\n```\n\nof dim_hf, which stands for\n\n"
         f"| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
+    )
+
+
+def describe_privacy(privacy: dict[str, Any] | None, teacher: bool) -> str:
+    """
+    What is guaranteed of the training images.
+
+    Args:
+        privacy: What the options of a private run record of its release.
+        teacher: Whether the pipeline holds a teacher, which is trained on real images.
+    """
+    if privacy is None:
+        return "no privacy guarantee; generated images may be close to real ones."
+    also = ", nor the teacher in `labeler/`, which was trained on real images" if teacher else ""
+    return (
+        f"differential privacy with epsilon {privacy['epsilon']:g} and delta {privacy['delta']:g}. Unit: "
+        f"{privacy['unit']} ({privacy['neighbours']}). Mechanism: {privacy['mechanism']}; all noisy sums have a "
+        f"sensitivity of {privacy['sensitivity']:g} together and noise of standard deviation "
+        f"{privacy['noise_std']:.4g}. Taken to be public: {privacy['public']}. This holds for the generator and its "
+        f"images. It does not cover the results above, which are measured on real images{also}, or a choice among "
+        "several such runs."
     )
 
 

@@ -1,0 +1,18 @@
+"""A guarantee for private images: noisy statistics are released once, and a generator is trained to match them."""
+
+from .features import RandomFeatures
+from .matching import MeanMatching
+from .mechanism import check_privacy, noise_scale
+from .statistics import Guarantee, PrivateStatistics, guarantee_of, release_statistics
+
+
+__all__ = [
+    "Guarantee",
+    "MeanMatching",
+    "PrivateStatistics",
+    "RandomFeatures",
+    "check_privacy",
+    "guarantee_of",
+    "noise_scale",
+    "release_statistics",
+]
