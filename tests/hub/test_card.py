@@ -337,6 +337,8 @@ def test_any_card_is_read_or_refused(tmp_path_factory, metadata):
         assert len(str(error)) < 600
     else:
         assert "dim" in ModelCard(str(merged), ignore_metadata_errors=True).data.tags
+
+
 def test_a_private_run_states_its_guarantee_in_text_and_metadata(tmp_path):
     privacy = asdict(guarantee_of(1, 1e-5))
     card = model_card(save_run(tmp_path, privacy=privacy, privacy_epsilon=1.0), "me/x")
