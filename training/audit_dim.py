@@ -53,6 +53,7 @@ from dim_hf.audit.names import CANARIES
 from dim_hf.audit.report import AUDIT_FORMAT, audit_pictures, audit_tables, describe_audit
 from dim_hf.audit.signals import feature_rows, make_images, measure, pixel_rows
 from dim_hf.classifiers import build_classifier, public_name
+from dim_hf.distillation.checkpointing import checkpoints
 from dim_hf.evaluation.html_report import draw_pairs, write_page
 from dim_hf.files import lock_output_dir, read_json, replace_text, whole_file
 from dim_hf.hub.push import export_repository, prepare_repository
@@ -246,7 +247,8 @@ def run_shadow(run: Audit, plan: dict[str, Any], number: int, features_of: nn.Mo
     positions = half(union, number, args.seed)
     data = union.data.select(positions)
     words = shadow_words(options, folder, run.matching_steps, plan["share"], number, args.seed)
-    if not (folder / "membership.safetensors").is_file():
+    trained = (folder / "membership.safetensors").is_file()
+    if not trained or (run.audited.discriminator is not None and not checkpoints(folder / "run")):
         if not (folder / "images.parquet").is_file():
             save_half(data, folder / "images.parquet")
         train_shadow(words, folder)

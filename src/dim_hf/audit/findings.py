@@ -73,9 +73,9 @@ def _of_copies(copies: dict[str, Any], significance: float) -> list[dict[str, st
 def _attacks(membership: dict[str, Any]) -> Any:
     """Where, by which attack, with which figures."""
     for where, of_attack in (
-        ("this pipeline", membership["pipeline"]),
-        ("runs like it", membership["runs"]),
-        *((CANARIES[kind], figures) for kind, figures in membership["canaries"].items()),
+        ("Training images of this pipeline", membership["pipeline"]),
+        ("Training images of runs like it", membership["runs"]),
+        *((f"Canaries ({CANARIES[kind]})", figures) for kind, figures in membership["canaries"].items()),
     ):
         for attack, figures in of_attack.items():
             if figures["auc"] is not None:
@@ -90,11 +90,10 @@ def _of_attack(where: str, attack: str, figures: dict[str, Any], significance: f
     if not (by_area or by_rate):
         return []
     leak = figures["auc"] >= LEAK_AUC or (by_rate and passing["rate"] >= LEAK_RATE)
-    rate = f", {_percent(passing['rate'])} of them at 1 % false alarms" if passing else ""
+    rate = f", {_percent(passing['rate'])} of them at 1 % false alarms" if by_rate else ""
     return [{
         "level": "leak" if leak else "trace",
-        "text": f"Training images of {where} are told from others through {ATTACKS[attack]}: AUC {figures['auc']:.3f}"
-        f"{rate}.",
+        "text": f"{where} are told from others through {ATTACKS[attack]} (AUC {figures['auc']:.3f}{rate}).",
     }]  # fmt: skip
 
 

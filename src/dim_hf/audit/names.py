@@ -3,12 +3,12 @@
 TESTS = ("copies", "membership")
 # What an attacker measures of a candidate image; larger means "more like a member". See `signals.py`.
 ATTACKS = {
-    "classifier": "a classifier trained on its images: confidence in the candidate's label",
-    "nearest_pixels": "its images: distance from the candidate to the nearest one, in pixels",
-    "nearest_features": "its images: distance from the candidate to the nearest one, in features",
-    "inversion": "its weights: how closely the best latent reproduces the candidate",
-    "labeler": "its teacher: confidence in the candidate's label",
-    "discriminator": "its discriminator, which should not be shared: the candidate's score",
+    "classifier": "a classifier trained on its images, by its confidence in the label",
+    "nearest_pixels": "its images, by the distance to the nearest one in pixels",
+    "nearest_features": "its images, by the distance to the nearest one in features",
+    "inversion": "its weights, by how closely the best latent reproduces an image",
+    "labeler": "its teacher, by its confidence in the label",
+    "discriminator": "its discriminator, which should not be shared",
 }
 # Images that are planted in shadow runs.
 CANARIES = {
