@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate import Accelerator
 from audit_inputs import (
@@ -41,6 +42,7 @@ from audit_inputs import (
 )
 from audit_plan import as_json, choose, extend, fresh_classifier, measure_speed, options_match_steps
 from audit_shadows import add_teacher, clear, last_discriminator, membership, save_half, shadow_words, train_shadow
+from diffusers.utils import logging
 from filelock import FileLock, Timeout
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -82,6 +84,9 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
             args.hub_model_id or Path(args.pipeline).resolve().name, args.hub_token, args.hub_private_repo or None
         )
     run = Audit(args, output, audited, union, candidates)
+    # Bars of what is done in between would hide what this script says.
+    datasets.disable_progress_bars()
+    logging.disable_progress_bar()
 
     # 2. The plan, and what it costs. One process at a time.
     plan = make_plan(run, settings)

@@ -115,7 +115,6 @@ def _aside(program: Any, folder: Path) -> None:
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):
-        datasets.disable_progress_bars()
         try:
             program()
         except SystemExit as ended:

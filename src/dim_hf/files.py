@@ -39,7 +39,7 @@ KNOWN_BY = {
     "train_labeler.py": [("labeler/config.json", {"num_classes", "sample_size", "in_channels"})],
     "evaluate_dim.py": [("results.jsonl", {"job", "accuracy"}), ("metrics.json", {"protocol", "rows"})],
     "generate_dim.py": [("options.json", {"weights", "shard_size"})],
-    "audit_dim.py": [],
+    "audit_dim.py": [("audit.json", {"findings", "weights"})],
 }
 # Holds a whole pipeline before its files replace those of an older one; `DiMPipeline` looks here first.
 NEXT_PIPELINE = ".pipeline.next"
