@@ -3,7 +3,7 @@
 from setuptools import setup
 
 
-ROOMS = ["classifiers", "data", "distillation", "evaluation", "hub", "models", "privacy", "streams"]
+ROOMS = ["audit", "classifiers", "data", "distillation", "evaluation", "hub", "models", "privacy", "streams"]
 
 setup(
     # `pipelines/` at the top of the repository is the package `dim_hf.pipelines`.
@@ -29,6 +29,7 @@ setup(
         "pyarrow>=15",
         "pyyaml>=6",
         "scikit-learn>=1.5",
+        "scipy>=1.11",
         "tqdm>=4.66",
         "matplotlib>=3.9",
         "jinja2>=3.1",

@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,7 @@ OF_BEFORE = {
     "train_labeler.py": ("labeler/config.json", {"num_classes": 10, "sample_size": 8, "in_channels": 1}),
     "evaluate_dim.py": ("results.jsonl", {"job": {}, "accuracy": 0.5, "seconds": 1.0}),
     "generate_dim.py": ("options.json", {"weights": "0", "shard_size": 5}),
+    "audit_dim.py": ("audit.json", {"weights": "0", "findings": []}),
 }
 
 
@@ -95,6 +98,18 @@ def test_two_scripts_may_share_a_folder(tmp_path):
     with pytest.raises(FileExistsError, match="holds generator, which"):
         (tmp_path / ".made_by").write_text("evaluate_dim.py\n")
         refuse_foreign_files(tmp_path, "train_dim.py")
+
+
+def test_a_lock_may_be_waited_for(tmp_path):
+    first = lock_output_dir(tmp_path)
+    with pytest.raises(FileExistsError, match="is being written to by another process"):
+        lock_output_dir(tmp_path)
+    with ThreadPoolExecutor() as other:
+        second = other.submit(lambda: lock_output_dir(tmp_path, wait=True).release())
+        with pytest.raises(NotYet):
+            second.result(timeout=0.2)
+        first.release()
+        second.result(timeout=10)
 
 
 def test_a_check_of_a_folder_makes_nothing(tmp_path):

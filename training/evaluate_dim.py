@@ -46,6 +46,7 @@ from evaluate_inputs import (
 )
 from tqdm.auto import tqdm
 
+from dim_hf.audit.report import audit_pictures, audit_tables, read_audit
 from dim_hf.classifiers import public_name
 from dim_hf.data import ImageData
 from dim_hf.data.decoding import default_cache_dir
@@ -308,6 +309,7 @@ def write_reports(
     options["dataset_name"] = local_or_hub(args.dataset_name)
     details = {"options": options, "environment": environment(), "weights": weights_digest(pipeline)}
     write_report(output_dir, table, protocol, details, ranking)
+    audit = read_audit(pipeline)
     write_html_report(
         output_dir,
         table,
@@ -321,6 +323,9 @@ def write_reports(
             for record in read_json_lines(Path(args.pipeline) / "metrics.jsonl")
             if isinstance(record, dict) and isinstance(record.get("step"), int)
         ],
+        audit=(audit_tables(audit), audit_pictures(Path(pipeline.name_or_path) / "audit", audit))
+        if audit
+        else ((), ()),
     )
     print("\n" + "\n\n".join(text for text in (results_table(table), scores_table(ranking)) if text))
     print(f"\nreport {output_dir / 'report.md'} and {output_dir / 'report.html'}")

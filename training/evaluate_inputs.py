@@ -64,18 +64,18 @@ def check_args(args: argparse.Namespace) -> None:
         check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
 
 
-def read_training(pipeline: str) -> dict[str, Any]:
-    """The options of the run that made a pipeline's folder, to score what it held out."""
+def read_training(pipeline: str, needed_by: str = "`--validation`") -> dict[str, Any]:
+    """The options of the run that made a pipeline's folder, such as to score what it held out."""
     path = Path(pipeline) / "options.json"
     options = read_json(path)
     if options is None:
         raise FileNotFoundError(
-            f"`--validation` needs options.json in `--pipeline` {pipeline}, which says what training held out."
+            f"{needed_by} needs options.json in `--pipeline` {pipeline}, which says what training held out."
         )
     needed = {"train_split", "max_train_samples", "data_fingerprint", "validation_fraction", "seed", "dataset_name"}
     if not isinstance(options, dict) or (needed := needed - options.keys()):
         raise ValueError(
-            f"`--validation` needs {path} as train_dim.py writes it; this one lacks {listed(sorted(needed))}."
+            f"{needed_by} needs {path} as train_dim.py writes it; this one lacks {listed(sorted(needed))}."
         )
     kinds: dict[str, Any] = {"train_split": str, "max_train_samples": int | None, "data_fingerprint": str}
     kinds |= {"validation_fraction": float, "seed": int, "dataset_name": str}

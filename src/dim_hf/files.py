@@ -27,7 +27,10 @@ WRITES = {
     "train_labeler.py": ("model_index.json", "pipeline.py", "generator", "labeler"),
     "evaluate_dim.py": ("metrics.json", "report.md", "report.html", "results.jsonl", "samples.png", "fixed"),
     "generate_dim.py": ("options.json", "README.md", "data"),
+    "audit_dim.py": ("audit.json", "plan.json", "report.html", "closest.png", "pipeline", "shadows"),
 }  # fmt: skip
+# The files of an export and of a push; see `hub/push.py`.
+EXPORTED = ("model_index.json", "pipeline.py", "generator", "labeler", "README.md", "samples.png")
 # A file that lists the scripts that have written to its folder, one per line.
 MARKER = ".made_by"
 # Signs of folders from releases without that file: a file and some of its entries.
@@ -36,6 +39,7 @@ KNOWN_BY = {
     "train_labeler.py": [("labeler/config.json", {"num_classes", "sample_size", "in_channels"})],
     "evaluate_dim.py": [("results.jsonl", {"job", "accuracy"}), ("metrics.json", {"protocol", "rows"})],
     "generate_dim.py": [("options.json", {"weights", "shard_size"})],
+    "audit_dim.py": [("audit.json", {"findings", "weights"})],
 }
 # Holds a whole pipeline before its files replace those of an older one; `DiMPipeline` looks here first.
 NEXT_PIPELINE = ".pipeline.next"
@@ -114,23 +118,24 @@ def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming:
         )
 
 
-def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None) -> FileLock:
+def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None, wait: bool = False) -> FileLock:
     """
     Prevents other processes from writing to a folder until the lock is released or this process ends. Creates the
     folder, removes files that a killed process left incomplete, and puts a pipeline that it had completed in place.
 
     Args:
         made_by (`str`, *optional*): The script, which the folder records for [`refuse_foreign_files`].
+        wait (`bool`, *optional*, defaults to `False`): Whether to wait while another process has the lock.
 
     Raises:
-        FileExistsError: If another process has the lock.
+        FileExistsError: If another process has the lock, and `wait` is false.
         OSError: If the folder cannot be written to.
     """
     folder = Path(output_dir)
     lock = FileLock(folder / ".lock")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=-1 if wait else 0)
     except Timeout as error:
         raise FileExistsError(
             f"`--output_dir` {output_dir} is being written to by another process; wait for it, or name another."

@@ -108,7 +108,7 @@ def test_messages_stay_short_whatever_is_typed(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["train_dim", "generate_dim", "train_labeler"])
+@pytest.mark.parametrize("script", ["train_dim", "generate_dim", "train_labeler", "audit_dim"])
 def test_help_and_wrong_flags_answer_before_libraries_are_loaded(script):
     # As `python script.py` runs it, but the process tells at its end what it has loaded.
     path = Path(command_line.__file__).with_name(f"{script}.py")

@@ -18,6 +18,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 from processes import run_as_two
 
+from dim_hf.audit.report import AUDIT_FORMAT
 from dim_hf.data import holdout, load_image_data
 from dim_hf.evaluation.fixed_sets import latents_settings, load_latents, save_latents
 from dim_hf.evaluation.metrics import label_robust_score
@@ -27,7 +28,7 @@ from dim_hf.files import lock_output_dir
 from dim_hf.hub.card import model_card
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes
+from dim_hf.weights import module_bytes, weights_digest
 
 
 DIGITS = {label: str(label) for label in range(10)}
@@ -85,6 +86,21 @@ def test_rows_have_equal_steps_and_say_what_they_saw(evaluate, tmp_path):
     assert 0 < subset < whole / 50
     # One image more would be more than the weights.
     assert generated - 200 < equal <= generated
+
+
+def test_the_report_has_the_audit_of_these_weights(evaluate, tmp_path):
+    run = tmp_path / "run"
+    weights = weights_digest(DiMPipeline.from_pretrained(run))
+    finding = {"level": "leak", "text": "It knows <everyone>."}
+    audit = {"format": AUDIT_FORMAT, "weights": weights, "training": {}, "copies": None, "membership": None,
+             "folder": None, "findings": [finding]}  # fmt: skip
+    (run / "audit").mkdir()
+    page = run / "evaluation" / "report.html"
+    for told in (True, False):
+        (run / "audit" / "audit.json").write_text(json.dumps(audit if told else audit | {"weights": "0"}))
+        evaluate("--controls")
+        assert ("It knows &lt;everyone&gt;." in page.read_text()) == told
+        assert ("What this gives away" in page.read_text()) == told
 
 
 def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, capsys):

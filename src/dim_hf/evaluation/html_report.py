@@ -55,6 +55,7 @@ def write_html_report(
     scores: Sequence[dict[str, Any]] = (),
     confusion: tuple[Row, torch.Tensor] | None = None,
     training: Sequence[dict[str, Any]] = (),
+    audit: tuple[Sequence[dict[str, Any]], Sequence[Picture]] = ((), ()),
 ) -> None:
     """
     Writes `report.html`, with the picture `samples.png` that lies in the folder.
@@ -70,6 +71,7 @@ def write_html_report(
             A row, and of shape `(classes, classes)` how many images of each class (rows) its classifiers took for
             which (columns), in all its seeds.
         training: The records of a training run, lines of its `metrics.jsonl`.
+        audit: Tables and pictures of an audit, as `dim_hf.audit.report` makes them.
     """
     folder = Path(folder)
     tables = [{"title": "", "text": protocol} | dict(zip(("header", "cells"), results_cells(rows), strict=True))]
@@ -87,15 +89,33 @@ def write_html_report(
             row, counts = confusion
             figures.append(confusion_matrix(counts, pipeline.class_names, row))
         figures.append(neighbours(pipeline, train))
+    write_page(folder / "report.html", "Evaluation", pipeline, [*tables, *audit[0]], [*figures, *audit[1]])
+
+
+def write_page(
+    path: str | os.PathLike,
+    kind: str,
+    pipeline: DiffusionPipeline,
+    tables: Sequence[dict[str, Any]],
+    figures: Sequence[Picture],
+) -> None:
+    """
+    Writes a report as one HTML file.
+
+    Args:
+        kind (`str`): What it is, for its title.
+        tables: Each has `title`, `header`, `cells` and the `text` that follows it.
+    """
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
     config = pipeline.generator.config
+    size = f"{config.sample_size} x {config.sample_size}"
     text = template.render(
-        title=f"a generator of {config.num_classes} classes at {config.sample_size} x {config.sample_size} pixels",
+        title=f"{kind} of a generator of {config.num_classes} classes at {size} pixels",
         tables=tables,
         figures=figures,
         machine=environment(),
     )
-    replace_text(folder / "report.html", text + "\n")
+    replace_text(path, text + "\n")
 
 
 def accuracy_by_ipc(rows: Sequence[Row]) -> Picture:
@@ -199,23 +219,33 @@ def neighbours(pipeline: DiffusionPipeline, train: ImageData) -> Picture:
     made = pipeline(class_labels=labels, ipc=SAMPLES_PER_CLASS, generator=rng, output_type="pt").images
     images = (255 * made).round().to(torch.uint8)
     nearest, distances = nearest_real(images, train)
-    real = train.batch(nearest.to(train.labels.device))[0].cpu()
-    side = train.size * max(1, round(48 / train.size))
-    grid = Image.new("RGB", (SAMPLES_PER_CLASS * (2 * side + 4 * GAP), len(labels) * (side + GAP)), "white")
-    for i, pair in enumerate(zip(images, real, strict=True)):
-        row, column = divmod(i, SAMPLES_PER_CLASS)
-        for j, image in enumerate(pair):
-            picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
-            picture = picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
-            grid.paste(picture, (column * (2 * side + 4 * GAP) + j * (side + GAP), row * (side + GAP)))
     buffer = io.BytesIO()
-    grid.save(buffer, format="PNG")
+    draw_pairs(images, train.batch(nearest.to(train.labels.device))[0].cpu(), SAMPLES_PER_CLASS).save(buffer, "PNG")
     caption = (
         f"Pairs: on the left a generated image, on the right the nearest of {len(train):,} real ones by the distance "
         f"of their pixels, whatever its class. The smallest distance is {distances.min():.1f} grey levels per pixel "
         f"(root mean square), the median {distances.median():.1f}."
     )
     return Picture("Nearest real images", caption, "image/png", base64.b64encode(buffer.getvalue()).decode())
+
+
+def draw_pairs(left: torch.Tensor, right: torch.Tensor, columns: int) -> Image.Image:
+    """
+    Draws pairs of images side by side, in rows of `columns` pairs.
+
+    Args:
+        left (`torch.Tensor` of shape `(n, channels, size, size)`), right (same): uint8.
+    """
+    side = left.shape[2] * max(1, round(48 / left.shape[2]))
+    rows = math.ceil(len(left) / columns)
+    grid = Image.new("RGB", (columns * (2 * side + 4 * GAP), rows * (side + GAP)), "white")
+    for i, pair in enumerate(zip(left, right, strict=True)):
+        row, column = divmod(i, columns)
+        for j, image in enumerate(pair):
+            picture = Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy())
+            picture = picture.convert("RGB").resize((side, side), Image.Resampling.NEAREST)
+            grid.paste(picture, (column * (2 * side + 4 * GAP) + j * (side + GAP), row * (side + GAP)))
+    return grid
 
 
 def nearest_real(images: torch.Tensor, data: ImageData, block_size: int = 4096) -> tuple[torch.Tensor, torch.Tensor]:

@@ -18,6 +18,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from yaml import YAMLError
 
 from ..arguments import reason
+from ..audit.report import describe_audit, read_audit
 from ..classifiers.names import public_name
 from ..evaluation.names import COMPARED, GENERATED
 from ..evaluation.tables import Row, results_table
@@ -39,7 +40,9 @@ NOT_ON_CARD = {
 }  # fmt: skip
 
 # A part of a card that a push replaces when more is known, or when it describes other weights or images.
-PART = re.compile(r"<!-- (model|start|results|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL)
+PART = re.compile(
+    r"<!-- (model|start|results|audit|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL
+)
 # Fields of a card's metadata about the data set.
 OF_DATA = ("license", "license_name", "license_link", "datasets")
 # What a card's metadata say of a private run.
@@ -90,6 +93,7 @@ def model_card(
     token: str | None = None,
     existing: ModelCard | None = None,
     evaluation_dir: str | os.PathLike | None = None,
+    audit_dir: str | os.PathLike | None = None,
 ) -> ModelCard:
     """
     Writes a model card from what is known about a pipeline, merged into an existing card if there is one. It never
@@ -99,7 +103,7 @@ def model_card(
     digest = weights_digest(pipeline)
     run = Path(pipeline.name_or_path or "")
     options = read_options(run) if pipeline.name_or_path else None
-    metrics = read_evaluation(pipeline, evaluation_dir)
+    metrics, audit = read_evaluation(pipeline, evaluation_dir), read_audit(pipeline, audit_dir)
     data = options or (metrics or {}).get("options")
     hub_id, data_name = describe_data(data)
     names = pipeline.config.id2label or {label: str(label) for label in range(config.num_classes)}
@@ -145,12 +149,13 @@ def model_card(
         classes=classes,
         example_class=repr(names[0]).replace("<", "\\x3c") if pipeline.config.id2label else 0,
         results=describe_results(metrics),
+        audit=describe_audit(audit, options),
         training=describe_training(options, read_json(run / "environment.json") if options else None),
         privacy=describe_privacy(privacy, pipeline.labeler is not None),
     )
     if existing is None:
         return card
-    known = {name for name, found in (("results", metrics), ("training", options)) if found}
+    known = {name for name, found in (("results", metrics), ("audit", audit), ("training", options)) if found}
     return merge_cards(existing, card, known, () if same_data else OF_DATA)
 
 
@@ -198,6 +203,8 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     for part in PART.finditer(card.text):
         if part[1] in before and part[1] in known | stale:
             text = text.replace(before[part[1]][0], part[0])
+        elif part[1] not in before and part[1] in known:
+            text = insert_section(text, card.text, part)
     # Dumping a card restores the order of metadata in its file, which loading does not keep.
     str(existing), str(card)
     old = {name: value for name, value in existing.data.to_dict().items() if name not in outdated}
@@ -220,6 +227,15 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     data = type(card.data)(**merged, ignore_metadata_errors=True)
     metadata = data.to_yaml(original_order=list(merged))
     return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
+
+
+def insert_section(text: str, source: str, part: re.Match[str]) -> str:
+    """Adds a part, under its heading in `source`, where the next heading of `source` is in the text, or at its end."""
+    heading = source.rindex("\n## ", 0, part.start()) + 1
+    section = f"{source[heading : part.end()]}\n"
+    following = re.compile(r"^## .*$", re.MULTILINE).search(source, part.end())
+    before, found, after = text.partition(f"\n{following[0]}\n") if following else (text, "", "")
+    return f"{before.rstrip()}\n\n{section}{found}{after}"
 
 
 def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:

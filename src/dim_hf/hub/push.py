@@ -10,17 +10,14 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from ..arguments import shown
+from ..audit.report import read_audit
 from ..evaluation.sample_grid import save_sample_grid
-from ..files import whole_folder
+from ..files import EXPORTED, whole_folder
 from ..hub_errors import hub_reason
 from ..messages import listed
 from ..pipelines.pipeline_dim import is_a
 from ..weights import stored_form
 from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
-
-
-# The files of an export; anything else in its folder is not ours.
-EXPORTED = ("model_index.json", "pipeline.py", "generator", "labeler", "README.md", "samples.png")
 
 
 def prepare_repository(repo_id: str, token: str | None, private: bool | None, repo_type: str = "model") -> str:
@@ -73,6 +70,7 @@ def push_to_hub(
     subfolder: str | None = None,
     evaluation_dir: str | os.PathLike | None = None,
     storage: str | None = None,
+    audit_dir: str | os.PathLike | None = None,
 ) -> str:
     """
     Pushes a pipeline to the Hub in one commit: its weights, configs and source, a model card and a sample grid. What
@@ -92,13 +90,16 @@ def push_to_hub(
             that the pipeline was loaded from.
         storage (`str`, *optional*):
             How the weights are stored, as in [`DiMPipeline.save_pretrained`]. The card describes that form.
+        audit_dir (`str` or `os.PathLike`, *optional*):
+            Output folder of `training/audit_dim.py`, for the card's section on what the pipeline gives away; by
+            default `audit/` in the folder that the pipeline was loaded from.
 
     Returns:
         `str`: The URL of the commit.
 
     Raises:
         OSError: If the push fails. The repository is then as it was, and so is the local folder.
-        ValueError: If there is no token, an argument is not valid, or the evaluation is one of other weights.
+        ValueError: If there is no token, an argument is not valid, or evaluation or audit are of other weights.
     """
     if not is_a(pipeline, "DiMPipeline"):
         raise ValueError(f"`pipeline` is {shown(pipeline)}; valid is a DiMPipeline.")
@@ -116,6 +117,7 @@ def push_to_hub(
     check_token(token, "`push_to_hub`", "`token`")
     pipeline = stored_form(pipeline, storage)
     read_evaluation(pipeline, evaluation_dir)
+    read_audit(pipeline, audit_dir)
     try:
         with tempfile.TemporaryDirectory() as aside:
             folder = Path(aside)
@@ -124,7 +126,7 @@ def push_to_hub(
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             existing = existing_card(ModelCard, repo_id, token)
             if not subfolder and not (variant and existing):
-                write_card(pipeline, folder, repo_id, existing, token, evaluation_dir)
+                write_card(pipeline, folder, repo_id, existing, token, evaluation_dir, audit_dir)
             prefix = f"{subfolder}/" if subfolder else ""
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             # `upload_folder` may make several commits of one folder.
@@ -151,6 +153,7 @@ def export_repository(
     folder: str | os.PathLike,
     evaluation_dir: str | os.PathLike | None = None,
     token: str | None = None,
+    audit_dir: str | os.PathLike | None = None,
 ) -> None:
     """
     Writes to a folder what [`push_to_hub`] uploads: the pipeline as it is stored, its model card and a sample grid.
@@ -159,7 +162,7 @@ def export_repository(
     Args:
         pipeline ([`DiMPipeline`]): What to write.
         folder (`str` or `os.PathLike`): It need not exist. The card names it, and its parents if they are relative.
-        evaluation_dir (`str` or `os.PathLike`, *optional*): As in [`push_to_hub`].
+        evaluation_dir, audit_dir (`str` or `os.PathLike`, *optional*): As in [`push_to_hub`].
         token (`str`, *optional*): To ask for the licence of a private data set.
 
     Raises:
@@ -173,7 +176,7 @@ def export_repository(
     name = folder.name if folder.is_absolute() else folder.as_posix()
     with whole_folder(folder) as aside:
         pipeline.save_pretrained(aside)
-        write_card(pipeline, aside, name, existing, token, evaluation_dir)
+        write_card(pipeline, aside, name, existing, token, evaluation_dir, audit_dir)
 
 
 def check_export(folder: str | os.PathLike) -> None:
@@ -195,7 +198,8 @@ def write_card(
     existing: ModelCard | None,
     token: str | None,
     evaluation_dir: str | os.PathLike | None,
+    audit_dir: str | os.PathLike | None,
 ) -> None:
     """Writes a pipeline's model card and the sample grid that it shows."""
-    model_card(pipeline, repo_id, token, existing, evaluation_dir).save(folder / "README.md")
+    model_card(pipeline, repo_id, token, existing, evaluation_dir, audit_dir).save(folder / "README.md")
     save_sample_grid(pipeline, folder / "samples.png")

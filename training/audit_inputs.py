@@ -1,0 +1,214 @@
+"""What audit_dim.py checks and reads before it measures anything: settings, folders, the pipeline and its images."""
+
+import argparse
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from command_line import check_pipeline, load_pipeline
+from evaluate_inputs import load_splits, read_training
+
+from dim_hf.audit.candidates import Union, draw_candidates, half, unite
+from dim_hf.audit.folder import look_around
+from dim_hf.classifiers import check_classifier
+from dim_hf.data import ImageData, holdout
+from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
+from dim_hf.hub.push import check_export, check_token
+from dim_hf.messages import listed
+from dim_hf.models import DiMDiscriminator
+from dim_hf.pipelines import DiMPipeline
+from dim_hf.weights import weights_digest
+
+
+@dataclass(frozen=True)
+class Audited:
+    """
+    What is audited.
+
+    Args:
+        pipeline ([`DiMPipeline`]): On the device of the audit.
+        options: Of the run that made it, if its folder has them.
+        train ([`ImageData`]): The images that its generator was trained on.
+        held_out ([`ImageData`]): Images that it was not trained on.
+        overlap (`int`): Held-out images that were left out, since they equal a training image in every pixel.
+        folder: What lies in its folder, see [`look_around`]; `None` for a pipeline of the Hub.
+        discriminator ([`DiMDiscriminator`], *optional*): One that lies there.
+    """
+
+    pipeline: DiMPipeline
+    options: dict[str, Any] | None
+    train: ImageData
+    held_out: ImageData
+    overlap: int
+    folder: dict[str, Any] | None
+    discriminator: DiMDiscriminator | None
+
+
+def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
+    """
+    Refuses, from the arguments and files only, what cannot be audited or written.
+
+    Returns:
+        The output folder, and the options of the training run in `--pipeline`, if there are any.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "audit_dim.py runs in one process; start it several times with the same arguments, and they share the "
+            "shadow runs."
+        )
+    if len(set(args.tests)) != len(args.tests):
+        raise ValueError(f"`--tests` names {listed(args.tests)}; each must be given once.")
+    check_classifier(args.classifier)
+    if not Path(args.pipeline).exists() and not args.output_dir:
+        raise FileNotFoundError(
+            f"`--pipeline` {args.pipeline} is not a local folder; for a pipeline on the Hub, `--output_dir` must be "
+            "given."
+        )
+    check_pipeline("pipeline", args.pipeline)
+    path = Path(args.pipeline) / "options.json"
+    needed_by = "`--validation`" if args.validation else "an audit of a run"
+    options = read_training(args.pipeline, needed_by) if path.is_file() or args.validation else None
+    if "membership" in args.tests and options is None:
+        raise FileNotFoundError(
+            f"`--tests` membership needs options.json in `--pipeline` {args.pipeline}, to train shadow runs like it; "
+            "valid without it is copies."
+        )
+    if options is None and not args.validation and args.train_split == args.test_split:
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, the split that the pipeline was trained on; valid is one that it "
+            "was not."
+        )
+    if options is not None and not args.validation and options["train_split"] == args.test_split:
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, which the pipeline was trained on (options.json in "
+            f"`--pipeline`); valid is another split, or --validation for what training held out of it."
+        )
+    output = Path(args.output_dir or Path(args.pipeline) / "audit")
+    refuse_foreign_files(output, "audit_dim.py")
+    check_output_dir(output, 2**20, resuming=True)
+    if args.export_dir:
+        check_export(args.export_dir)
+    if args.push_to_hub:
+        check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
+    return output, options
+
+
+def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: Accelerator) -> Audited:
+    """Loads the pipeline and its images, and refuses those that do not belong together."""
+    pipeline = load_pipeline("pipeline", args.pipeline)
+    pipeline.to(accelerator.device)
+    pipeline.set_progress_bar_config(disable=True)
+    if args.validation:
+        train, held_out = load_splits(args, pipeline, accelerator, options)
+    else:
+        if options is not None:
+            args.train_split, args.max_train_samples = options["train_split"], options["max_train_samples"]
+        train, held_out = load_splits(args, pipeline, accelerator, None)
+        if options is not None:
+            train = trained_part(args, train, options)
+    check_classifier(args.classifier, train.channels, train.size, features=True)
+    held_out, overlap = without_copies(held_out, train)
+    if len(held_out) == 0:
+        raise ValueError(
+            f"all {overlap:,} images of `--test_split` {args.test_split} are among the training images; valid is a "
+            "split of others."
+        )
+    check_counts(args, train, held_out)
+    folder = look_around(args.pipeline) if Path(args.pipeline).is_dir() else None
+    discriminator = None
+    if folder and folder["discriminator"]:
+        try:
+            discriminator = DiMDiscriminator.from_pretrained(Path(args.pipeline) / folder["discriminator"])
+        except (OSError, ValueError):
+            # That it lies there is told all the same.
+            discriminator = None
+        fits = discriminator is not None and discriminator.config.sample_size == train.size
+        discriminator = discriminator.to(accelerator.device) if fits and discriminator is not None else None
+    return Audited(pipeline, options, train, held_out, overlap, folder, discriminator)
+
+
+def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, Any]) -> ImageData:
+    """What a run trained on, of the split that it read."""
+    if train.fingerprint != options["data_fingerprint"]:
+        data = "train_data_dir" if args.train_data_dir else "dataset_name"
+        raise ValueError(
+            f"`--{data}` {args.train_data_dir or args.dataset_name} is not the data that `--pipeline` {args.pipeline} "
+            f"was trained on, {options['dataset_name']} (options.json)."
+        )
+    return holdout(train, options["validation_fraction"], options["seed"])[0]
+
+
+def without_copies(held_out: ImageData, train: ImageData) -> tuple[ImageData, int]:
+    """The held-out images that equal no training image, and the number of the others."""
+    known = {digest for batch in _batches(train) for digest in batch}
+    kept = torch.tensor([digest not in known for batch in _batches(held_out) for digest in batch])
+    if bool(kept.all()):
+        return held_out, 0
+    return held_out.select(torch.nonzero(kept).squeeze(1)), int((~kept).sum())
+
+
+def _batches(data: ImageData) -> Iterator[list[bytes]]:
+    for rows in torch.arange(len(data), device=data.labels.device).split(4096):
+        yield [hashlib.sha256(image.tobytes()).digest() for image in data.batch(rows)[0].cpu().numpy()]
+
+
+def check_counts(args: argparse.Namespace, train: ImageData, held_out: ImageData) -> None:
+    """Refuses classes with too few images to compare, or to halve for shadow runs."""
+    for what, data, least in (("training", train, 2), ("held-out", held_out, 1)):
+        counts = torch.bincount(data.labels.cpu(), minlength=data.num_classes).tolist()
+        if few := [name for name, count in zip(data.class_names, counts, strict=True) if count < least]:
+            raise ValueError(
+                f"an audit compares with {least} {what} image{'s' * (least > 1)} of each class or more; {listed(few)} "
+                f"ha{'ve' if len(few) > 1 else 's'} fewer."
+            )
+    if "membership" not in args.tests:
+        return
+    if len(held_out) < 20:
+        raise ValueError(f"`--tests` membership takes 20 held-out images or more; there are {len(held_out)}.")
+
+
+def prepare_candidates(args: argparse.Namespace, audited: Audited) -> tuple[Union, torch.Tensor]:
+    """The images that shadow runs share out, and the positions of those that are attacked."""
+    union = unite(audited.train, audited.held_out, args.seed)
+    for shadow in (0, 1):
+        counts = torch.bincount(union.data.labels[half(union, shadow, args.seed)], minlength=union.data.num_classes)
+        if few := [name for name, count in zip(union.data.class_names, counts.tolist(), strict=True) if count < 2]:
+            raise ValueError(
+                f"shadow runs are trained on halves of the images, with 2 of each class or more; {listed(few)} has "
+                "too few images for that. Valid is --tests copies."
+            )
+    return union, draw_candidates(union, args.candidates, args.seed)
+
+
+def identity(args: argparse.Namespace, audited: Audited) -> dict[str, Any]:
+    """What decides the figures of an output folder, which holds those of one audit."""
+    names = ("seed", "samples", "classifier", "epochs")
+    settings = {name: getattr(args, name) for name in names}
+    settings |= {"weights": weights_digest(audited.pipeline), "train": audited.train.fingerprint}
+    return settings | {"held_out": audited.held_out.fingerprint}
+
+
+def check_identity(args: argparse.Namespace, output: Path, settings: dict[str, Any]) -> None:
+    """
+    Raises:
+        FileExistsError: If the folder holds another audit, naming what differs.
+    """
+    plan = read_json(output / "plan.json")
+    if plan is None:
+        return
+    found = plan.get("settings", {}) if isinstance(plan, dict) else {}
+    if "membership" in args.tests and "membership" in found:
+        settings = settings | {"membership": membership_settings(args)}
+    different = [name for name, value in settings.items() if found.get(name) != value]
+    if different:
+        told = (f"{name} {found.get(name)!r}, now {settings[name]!r}" for name in different)
+        raise FileExistsError(f"`--output_dir` {output} holds another audit ({listed(told, 3)}); name another folder.")
+
+
+def membership_settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("candidates", "inversion_steps")}
