@@ -1,6 +1,10 @@
 """What a script says of the machine."""
 
+import mmap
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -70,3 +74,26 @@ def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="'bf16', which Tesla V100 does not compute in; valid there are no"):
         check_bfloat16("bf16", torch.device("cuda"))
     check_bfloat16("fp16", torch.device("cuda"))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="it is for the C library of Linux")
+def test_freed_memory_is_kept():
+    # In a process of its own, which it changes for good. Touching fresh memory costs a page fault per 4 KiB.
+    code = """
+import resource, sys, torch
+from dim_hf.machine import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+before = 0
+for i in range(12):
+    if i == 2:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(16 * 2**20)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+    faults = {
+        way: int(subprocess.run([sys.executable, "-c", code, way], check=True, capture_output=True, text=True).stdout)
+        for way in ("keep", "return")
+    }
+    pages = 10 * 64 * 2**20 // mmap.PAGESIZE
+    assert faults["keep"] < pages // 4 < pages // 2 < faults["return"]

@@ -65,7 +65,7 @@ from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scor
 from dim_hf.files import append_json_line, lock_output_dir, read_json_lines
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import export_repository, prepare_repository
-from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, environment
+from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, warn_of_storage, weights_digest
 
@@ -78,6 +78,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     # 1. Settings are checked before any work; first what arguments and folders show without loading anything.
     check_args(args)
     folders = check_folders(args)
+    keep_freed_memory()
     # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
     precision, chosen = choose_precision(args.mixed_precision, unit=bfloat16_unit())
     accelerator = Accelerator(

@@ -77,7 +77,7 @@ from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
-from dim_hf.machine import describe_threads, environment, peak_memory_mib
+from dim_hf.machine import describe_threads, environment, keep_freed_memory, peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.randomness import ShuffledOrder
@@ -85,6 +85,7 @@ from dim_hf.weights import is_finite, stored_form, warn_of_storage
 
 
 def main(args: argparse.Namespace) -> None:
+    keep_freed_memory()
     if args.privacy_epsilon is not None:
         # No line below may read private images: such a run has a loop of its own.
         import private_run

@@ -65,6 +65,7 @@ from run_folder import read_json_object
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
+from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
@@ -72,6 +73,7 @@ from dim_hf.weights import is_finite
 
 
 def main(args: argparse.Namespace) -> float:
+    keep_freed_memory()
     # 1. Settings and folders are checked before data is read.
     # Soft labels carry more information if the teacher's own labels were not smoothed (arXiv 1906.02629).
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)

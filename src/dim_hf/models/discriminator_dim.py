@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from .convolution import PenalisedConv2d
 from .generator_dim import MOST_IN_CONFIG, MOST_LAYERS, check_entry, check_list, check_network_size
 
 
@@ -111,20 +112,20 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
             halve = i > 0 or downsample_input
             for layer in range(1 + extra):
                 if layer == 0 and halve:
-                    conv = nn.Conv2d(channels_in, channels, kernel_size, stride=2, padding=1)
+                    conv = PenalisedConv2d(channels_in, channels, kernel_size, stride=2, padding=1)
                     size //= 2
                 else:
-                    conv = nn.Conv2d(channels_in, channels, kernel_size=3, padding=1)
+                    conv = PenalisedConv2d(channels_in, channels, kernel_size=3, padding=1)
                 layers.append(weight_norm(conv))
                 if norm == "layer":
-                    layers.append(nn.LayerNorm([channels, size, size]))
+                    layers.append(MapsNorm([channels, size, size]))
                 layers.append(nn.LeakyReLU(0.2))
                 channels_in = channels
         self.features = nn.Sequential(*layers)
         self.class_std = ClassStd(num_classes)
         self.batch_layer = None
         if batch_std:
-            conv = nn.Conv2d(channels_in + 1, channels_in, kernel_size=3, padding=1)
+            conv = PenalisedConv2d(channels_in + 1, channels_in, kernel_size=3, padding=1)
             self.batch_layer = nn.Sequential(weight_norm(conv), nn.LeakyReLU(0.2))
         self.pool = nn.Sequential(*([nn.AdaptiveMaxPool2d(1)] if pool_features else []), nn.Flatten())
         num_features = channels_in * (1 if pool_features else size**2)
@@ -166,6 +167,18 @@ class DiMDiscriminator(ModelMixin, ConfigMixin):
         if not return_dict:
             return logits, class_logits
         return DiMDiscriminatorOutput(logits=logits, class_logits=class_logits)
+
+
+class MapsNorm(nn.LayerNorm):
+    """`nn.LayerNorm` of whole maps `(channels, height, width)` that keeps them channels-last where they are."""
+
+    def forward(self, maps: torch.Tensor) -> torch.Tensor:
+        """Maps `(batch_size, channels, height, width)` to the same shape."""
+        if maps.is_contiguous() or not maps.is_contiguous(memory_format=torch.channels_last):
+            return super().forward(maps)
+        weight, bias = self.weight.permute(1, 2, 0), self.bias.permute(1, 2, 0)
+        rows = nn.functional.layer_norm(maps.permute(0, 2, 3, 1), list(weight.shape), weight, bias, self.eps)
+        return rows.permute(0, 3, 1, 2)
 
 
 class ClassStd(nn.Module):
