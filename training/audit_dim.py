@@ -281,12 +281,11 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
     """Writes audit.json and report.html from what the folder holds."""
     audited, output = run.audited, run.output
-    privacy = {name: value for name, value in (audited.options or {}).items() if name.startswith("privacy_")}
     held_out = "held out of train by the training" if run.args.validation else f"split {run.args.test_split}"
     audit: dict[str, Any] = {
         "format": AUDIT_FORMAT,
         "weights": weights_digest(audited.pipeline),
-        "training": privacy,
+        "privacy": (audited.options or {}).get("privacy"),
         "data": {
             "train": len(audited.train),
             "held_out": len(audited.held_out),
@@ -303,7 +302,7 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
     replace_text(output / "audit.json", json.dumps(audit, indent=2))
     pictures = audit_pictures(output, audit)
     write_page(output / "report.html", "Audit", audited.pipeline, audit_tables(audit), pictures)
-    print(f"\n{describe_audit(audit, audited.options)}\n\nreport {output / 'audit.json'} and {output / 'report.html'}")
+    print(f"\n{describe_audit(audit)}\n\nreport {output / 'audit.json'} and {output / 'report.html'}")
     return audit
 
 

@@ -209,7 +209,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args.given = sorted(given_flags(parser, input_args))
     private = args.privacy_epsilon is not None
     idle += [
-        (private, [name for name in args.given if name not in PRIVATE_FLAGS], "with `--privacy_epsilon`"),
+        (private, tuple(name for name in args.given if name not in PRIVATE_FLAGS), "with `--privacy_epsilon`"),
         (not private, ("privacy_delta",), "without `--privacy_epsilon`"),
     ]
     refuse_idle_flags(args.given, idle)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from dim_hf.hub.card import model_card
 from dim_hf.hub.push import export_repository
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
+from dim_hf.privacy import guarantee_of
 from dim_hf.weights import weights_digest
 
 
@@ -41,7 +43,7 @@ def make_audit(**changes):
         "canaries": {"rare": {"classifier": figures(0.4), "inversion": figures(0.51)}},
     }  # fmt: skip
     audit = {
-        "format": 1, "weights": "w", "training": {},
+        "format": 1, "weights": "w", "privacy": None,
         "data": {"train": 900, "held_out": 300, "held_out_is": "split test", "held_out_equal_to_training": 0},
         "folder": {"weights": [], "run": [], "other": [], "discriminator": None},
         "copies": {"generated": 500, "classifier": "convnet3", "pixels": space(), "features": space()},
@@ -142,7 +144,7 @@ def section(card):
 
 def test_a_card_without_an_audit_says_so_and_promises_nothing(tmp_path):
     card = model_card(build(tmp_path), "me/x")
-    assert "**No privacy guarantee**" in section(card) and "has not been measured" in section(card)
+    assert "- **Privacy:** **no privacy guarantee**" in card.text and "has not been measured" in section(card)
     assert card.text.index("## Results") < card.text.index("## What this gives away") < card.text.index("## Training")
 
 
@@ -152,7 +154,7 @@ def test_the_card_has_the_audit_of_its_weights_only(tmp_path):
     write(tmp_path / "run" / "audit", audit)
     write(tmp_path / "other", audit | {"weights": "0123"})
     text = section(model_card(pipeline, "me/x"))
-    assert describe_audit(audit, None) in text and "Not tested:" in text and "**No privacy guarantee**" in text
+    assert describe_audit(audit) in text and "Not tested:" in text
     with pytest.raises(ValueError, match="is an audit of other weights"):
         read_audit(pipeline, tmp_path / "other")
     with pytest.raises(ValueError, match="holds no audit.json"):
@@ -160,9 +162,44 @@ def test_the_card_has_the_audit_of_its_weights_only(tmp_path):
     assert read_audit(build(tmp_path / "new", seed=1)) is None
 
 
-def test_a_guarantee_is_told_with_its_numbers():
-    text = describe_audit(make_audit(training={"privacy_epsilon": 1.0, "privacy_delta": 1e-5}), None)
-    assert text.startswith("**Differentially private**: epsilon 1, delta 1e-05") and "No privacy" not in text
+def test_the_report_tells_the_guarantee():
+    (first, *_) = audit_tables(make_audit(privacy=asdict(guarantee_of(1, 1e-5))))
+    assert first["text"].startswith("The training has differential privacy with epsilon 1 and delta 1e-05. Unit: one")
+    (first, *_) = audit_tables(make_audit())
+    assert first["text"].startswith("The training has no privacy guarantee;")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"copies": 5},
+        {"membership": {"shadows": 8}},
+        {"findings": [5]},
+        {"findings": None},
+        {"data": {}},
+        {"privacy": "none"},
+        {"copies": {"generated": "1", "classifier": "c", "pixels": {}, "features": {}}},
+    ],
+    ids=range(7),
+)
+def test_a_damaged_audit_is_refused(tmp_path, change):
+    pipeline = build(tmp_path / "run")
+    write(tmp_path / "run" / "audit", make_audit(weights=weights_digest(pipeline)) | change)
+    with pytest.raises(ValueError, match="audit.json is damaged; valid is what audit_dim.py writes"):
+        model_card(pipeline, "me/x")
+
+
+def test_an_audit_does_not_write_the_card(tmp_path):
+    injected = "x <!-- end of audit --> <script>alert(1)</script> [free](https://evil.example) |"
+    pipeline = build(tmp_path / "run")
+    audit = make_audit(weights=weights_digest(pipeline))
+    audit["findings"] = [{"level": "trace", "text": injected}]
+    audit["data"]["held_out_is"] = audit["copies"]["classifier"] = injected
+    write(tmp_path / "run" / "audit", audit)
+    text = section(model_card(pipeline, "me/x"))
+    assert (
+        text.count("alert") == 3 and "<" not in text.partition("-->")[2] and "](https" not in text.replace(r"\]", "")
+    )
 
 
 def test_a_card_from_before_gets_the_section_where_it_belongs_and_keeps_the_rest(tmp_path):

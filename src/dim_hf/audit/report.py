@@ -9,6 +9,7 @@ from diffusers import DiffusionPipeline
 
 from ..evaluation.html_report import Picture
 from ..files import read_json
+from ..messages import markdown
 from ..weights import weights_digest
 from .findings import not_tested, summary
 from .names import ATTACKS, CANARIES, RATES
@@ -16,7 +17,8 @@ from .names import ATTACKS, CANARIES, RATES
 
 AUDIT_FORMAT = 1
 NOT_MEASURED = (
-    "What it gives away of single training images has not been measured; `training/audit_dim.py` of dim_hf does so."
+    "What it gives away of single training images has not been measured; `training/audit_dim.py` of dim_hf does so. "
+    "What its training guarantees is said under Training."
 )
 LITTLE_PROOF = "Distances alone prove little: an image can be near without being copied, or copied and changed."
 
@@ -26,12 +28,17 @@ def read_audit(pipeline: DiffusionPipeline, audit_dir: str | os.PathLike | None 
     The audit in a folder, by default `audit/` of the pipeline's.
 
     Raises:
-        ValueError: If `audit_dir` holds none, or one of other weights; by default such a folder is ignored.
+        ValueError: If `audit_dir` holds none, or one of other weights; by default such a folder is ignored. Also if
+            the audit is damaged.
     """
     folder = Path(audit_dir) if audit_dir else Path(pipeline.name_or_path or "") / "audit"
     audit = read_json(folder / "audit.json") if audit_dir or pipeline.name_or_path else None
     audit = audit if isinstance(audit, dict) and audit.get("format") == AUDIT_FORMAT else None
-    if audit and audit["weights"] == weights_digest(pipeline):
+    if audit and audit.get("weights") == weights_digest(pipeline):
+        try:
+            describe_audit(audit)
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'audit.json'} is damaged; valid is what audit_dim.py writes.") from error
         return audit
     if audit_dir:
         what = "is an audit of other weights" if audit else "holds no audit.json of this release"
@@ -39,30 +46,40 @@ def read_audit(pipeline: DiffusionPipeline, audit_dir: str | os.PathLike | None 
     return None
 
 
-def describe_guarantee(options: dict[str, Any] | None) -> str:
-    """What a training promises, whatever an audit finds."""
-    if options and options.get("privacy_epsilon"):
-        return (
-            f"**Differentially private**: epsilon {options['privacy_epsilon']:g}, delta "
-            f"{options['privacy_delta']:g}, for one image added or removed."
-        )
+def describe_privacy(privacy: dict[str, Any] | None, teacher: bool = False) -> str:
+    """
+    What a training guarantees, whatever an audit finds.
+
+    Args:
+        privacy: What the options of a private run record of its release.
+        teacher: Whether the pipeline holds a teacher, which is trained on real images.
+    """
+    if privacy is None:
+        return "**no privacy guarantee**; generated images may be close to real ones."
+    also = ", nor the teacher in `labeler/`, which was trained on real images" if teacher else ""
+    words = {name: markdown(privacy[name]) for name in ("unit", "neighbours", "mechanism", "public")}
     return (
-        "**No privacy guarantee**: it was not trained with differential privacy, and images may be close to real ones."
+        f"differential privacy with epsilon {privacy['epsilon']:g} and delta {privacy['delta']:g}. Unit: "
+        f"{words['unit']} ({words['neighbours']}). Mechanism: {words['mechanism']}; all noisy sums have a "
+        f"sensitivity of {privacy['sensitivity']:g} together and noise of standard deviation "
+        f"{privacy['noise_std']:.4g}. Taken to be public: {words['public']}. This holds for the generator and its "
+        f"images. It does not cover the results above, which are measured on real images{also}, or a choice among "
+        "several such runs."
     )
 
 
-def describe_audit(audit: dict[str, Any] | None, options: dict[str, Any] | None) -> str:
+def describe_audit(audit: dict[str, Any] | None) -> str:
     """The section of a model card, in Markdown."""
     if audit is None:
-        return f"{describe_guarantee(options)} {NOT_MEASURED}"
-    lines = [describe_guarantee(options or audit["training"]), "", summary(audit), ""]
-    lines += [f"- {each['text']}" for each in audit["findings"]]
+        return NOT_MEASURED
+    lines = [summary(audit), ""]
+    lines += [f"- {markdown(each['text'])}" for each in audit["findings"]]
     if audit["findings"]:
         lines.append("")
     for table in audit_tables(audit)[1:]:
         rows = ["| " + " | ".join(cells) + " |" for cells in (table["header"], *table["cells"])]
         rows.insert(1, "|" + "---|" * len(table["header"]))
-        lines += [f"{table['title']}:", "", *rows, "", table["text"], ""]
+        lines += [f"{table['title']}:", "", *rows, "", markdown(table["text"], 2000), ""]
     lines += ["Not tested:", "", *(f"- {each};" for each in not_tested(audit)[:-1])]
     lines.append(f"- {not_tested(audit)[-1]}.")
     return "\n".join(lines)
@@ -70,7 +87,8 @@ def describe_audit(audit: dict[str, Any] | None, options: dict[str, Any] | None)
 
 def audit_tables(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """The tables of an HTML report: `title`, `text`, `header` and `cells`; the first one has no cells."""
-    words = [summary(audit).replace("**", ""), *(each["text"] for each in audit["findings"])]
+    guarantee = f"The training has {describe_privacy(audit['privacy'])}".replace("**", "")
+    words = [guarantee, summary(audit).replace("**", ""), *(each["text"] for each in audit["findings"])]
     words.append("Not tested: " + "; ".join(not_tested(audit)) + ".")
     tables = [{"title": "What this gives away", "text": " ".join(words), "header": [], "cells": []}]
     if audit.get("copies"):

@@ -18,7 +18,7 @@ from huggingface_hub.utils import httpx, validate_repo_id
 from yaml import YAMLError
 
 from ..arguments import reason
-from ..audit.report import describe_audit, read_audit
+from ..audit.report import describe_audit, describe_privacy, read_audit
 from ..classifiers.names import public_name
 from ..evaluation.names import COMPARED, GENERATED
 from ..evaluation.tables import Row, results_table
@@ -149,7 +149,7 @@ def model_card(
         classes=classes,
         example_class=repr(names[0]).replace("<", "\\x3c") if pipeline.config.id2label else 0,
         results=describe_results(metrics),
-        audit=describe_audit(audit, options),
+        audit=describe_audit(audit),
         training=describe_training(options, read_json(run / "environment.json") if options else None),
         privacy=describe_privacy(privacy, pipeline.labeler is not None),
     )
@@ -175,6 +175,10 @@ def read_options(run: Path) -> dict[str, Any] | None:
         and all(isinstance(options[name], kind | None) for name, kind in kinds.items() if name in options)
     ):
         raise ValueError(f"{path} is damaged; valid are the options of train_dim.py.")
+    try:
+        describe_privacy((options or {}).get("privacy"))
+    except (LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged; its `privacy` is not that of a private run of train_dim.py.") from error
     return options
 
 
@@ -371,27 +375,6 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
     return (
         f"```bash\n{command(options)}\n```\n\nof dim_hf, which stands for\n\n"
         f"| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
-    )
-
-
-def describe_privacy(privacy: dict[str, Any] | None, teacher: bool) -> str:
-    """
-    What is guaranteed of the training images.
-
-    Args:
-        privacy: What the options of a private run record of its release.
-        teacher: Whether the pipeline holds a teacher, which is trained on real images.
-    """
-    if privacy is None:
-        return "no privacy guarantee; generated images may be close to real ones."
-    also = ", nor the teacher in `labeler/`, which was trained on real images" if teacher else ""
-    return (
-        f"differential privacy with epsilon {privacy['epsilon']:g} and delta {privacy['delta']:g}. Unit: "
-        f"{privacy['unit']} ({privacy['neighbours']}). Mechanism: {privacy['mechanism']}; all noisy sums have a "
-        f"sensitivity of {privacy['sensitivity']:g} together and noise of standard deviation "
-        f"{privacy['noise_std']:.4g}. Taken to be public: {privacy['public']}. This holds for the generator and its "
-        f"images. It does not cover the results above, which are measured on real images{also}, or a choice among "
-        "several such runs."
     )
 
 
