@@ -50,7 +50,7 @@ def dataset_of_card(source: str) -> str | None:
     if not named:
         return None
     first = named[0] if isinstance(named, list) else named
-    valid = isinstance(first, str) and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", first, re.ASCII)
+    valid = isinstance(first, str) and re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", first, re.ASCII)
     if not valid or os.path.exists(first):
         raise ValueError("it names a data set that is not the id of one on the Hub")
     return first

@@ -126,6 +126,14 @@ def make_parser() -> Parser:
         default=[0.0],
         help="draw again, too, where the `labeler` gives the class less than this probability",
     )
+    draws.add_argument(
+        "--choose_from",
+        type=positive_int,
+        nargs="+",
+        default=[1],
+        help="draw this many times as many, and keep those that cover best in the features of the `labeler`; 1: no "
+        "choice",
+    )
 
     fixed = parser.add_argument_group("fixed sets (protocol A)")
     fixed.add_argument("--selection", nargs="+", choices=SELECTIONS, default=["random"], help="each is a row")
@@ -203,7 +211,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
                 ("pool", "pool_steps"),
                 "without protocol A in `--protocols` and a choice in `--selection` or `--latent_steps` above 0",
             ),
-            ("B" not in args.protocols, ("noise_scale", "max_attempts", "min_confidence"), "without protocol B"),
+            (
+                "B" not in args.protocols,
+                ("noise_scale", "max_attempts", "min_confidence", "choose_from"),
+                "without protocol B",
+            ),
             (max(args.max_attempts) == 1, ("min_confidence",), "without `--max_attempts` above 1"),
             ("before_matching" not in args.controls, ("before_matching",), "without before_matching in `--controls`"),
             (

@@ -284,7 +284,8 @@ def describe(
         text += (
             " Noise x: the latents are multiplied by that number. Teacher's filter: an image is drawn again, up to "
             "this number of draws, if the teacher takes it for another class or gives its class less than this "
-            "probability."
+            "probability. Chosen from: that many times as many images are drawn in every epoch, and those are kept "
+            "that cover them best in the features of the teacher (greedy k-medoids)."
         )
     compares = not {*COMPARED}.isdisjoint(args.protocols)
     if "before_matching" in args.controls and pipelines.before is None and compares:

@@ -18,6 +18,7 @@ from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
+from dim_hf.streams.generated import MOST_CHOOSE_FROM
 from dim_hf.streams.randomness import check_shuffled
 from dim_hf.weights import stored_form
 
@@ -30,13 +31,16 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuses settings that no pipeline and no data set could make valid."""
     for name in args.classifiers:
         check_classifier(name)
+    if max(args.choose_from) > MOST_CHOOSE_FROM:
+        raise ValueError(f"`--choose_from` is {max(args.choose_from)}; valid are 1 to {MOST_CHOOSE_FROM}.")
     several = ("ipc", "seeds", "classifiers", "protocols", "selection", "latent_steps", "controls")
-    check_once(args, (*several, "noise_scale", "max_attempts", "min_confidence"))
+    check_once(args, (*several, "noise_scale", "max_attempts", "min_confidence", "choose_from"))
     tuned = [draw for draw in list_draws(args) if draw != Draw()]
     if len(tuned) > 1 and not args.validation:
         raise ValueError(
-            f"`--noise_scale`, `--max_attempts` and `--min_confidence` ask for {listed(draw.title for draw in tuned)} "
-            "on a test split; valid are at most one besides the usual draw, or --validation to choose among them."
+            f"`--noise_scale`, `--max_attempts`, `--min_confidence` and `--choose_from` ask for "
+            f"{listed(draw.title for draw in tuned)} on a test split; valid are at most one besides the usual draw, "
+            "or --validation to choose among them."
         )
     for name, _ in args.pool:
         try:
@@ -89,8 +93,13 @@ def read_training(pipeline: str, needed_by: str = "`--validation`") -> dict[str,
 
 def list_draws(args: argparse.Namespace) -> list[Draw]:
     """The draws of protocol B that were asked for, each once: without a filter there is no confidence."""
-    combinations = itertools.product(args.noise_scale, args.max_attempts, args.min_confidence)
-    return list(dict.fromkeys(Draw(scale, most, least if most > 1 else 0.0) for scale, most, least in combinations))
+    combinations = itertools.product(args.noise_scale, args.max_attempts, args.min_confidence, args.choose_from)
+    return list(
+        dict.fromkeys(
+            Draw(scale, most, least if most > 1 else 0.0, choose_from)
+            for scale, most, least, choose_from in combinations
+        )
+    )
 
 
 @dataclass(frozen=True)
@@ -173,8 +182,10 @@ def load_pipelines(args: argparse.Namespace, folders: Folders, accelerator: Acce
                 f"`--before_matching` {folders.before} generates {listed(before.class_names)}; `--pipeline` "
                 f"{folders.pipeline} generates {listed(evaluated.class_names)}."
             )
-    if evaluated.labeler is None and (args.soft_labels or max(args.max_attempts) > 1):
-        asked = "`--soft_labels`" if args.soft_labels else f"`--max_attempts` {listed(args.max_attempts)}"
+    needs = {"max_attempts": args.max_attempts, "choose_from": args.choose_from}
+    asked_for = [f"`--{name}` {listed(values)}" for name, values in needs.items() if max(values) > 1]
+    if evaluated.labeler is None and (args.soft_labels or asked_for):
+        asked = "`--soft_labels`" if args.soft_labels else asked_for[0]
         raise ValueError(
             f"{asked} takes a teacher, but `--pipeline` {folders.pipeline} has no `labeler`; "
             "training/train_labeler.py adds one."

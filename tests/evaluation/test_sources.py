@@ -169,18 +169,19 @@ def test_soft_labels_are_the_teachers_and_have_to_be_stored(pipeline, digits):
 
 
 def test_draws_are_rows_that_say_how_images_are_drawn_and_what_has_to_be_kept(pipeline, digits):
-    draws = [Draw(), Draw(noise_scale=1.5), Draw(1.25, max_attempts=4, min_confidence=0.5)]
+    draws = [Draw(), Draw(noise_scale=1.5), Draw(1.25, max_attempts=4, min_confidence=0.5), Draw(choose_from=3)]
     sources = sources_of(pipeline, digits, protocols=["B"], controls=["equal_bytes"], draws=draws, soft_labels=True)
     hard, soft = ([s for s in sources if s.kind == "generated" and s.labels == kind] for kind in ("hard", "soft"))
     assert [source.title for source in hard] == [
         GENERATED,
         f"{GENERATED}, noise x 1.5",
         f"{GENERATED}, noise x 1.25, teacher's filter (4 draws, confidence 0.5)",
+        f"{GENERATED}, chosen from 3 times as many",
     ]
     weights, teacher = module_bytes(pipeline.generator), module_bytes(pipeline.labeler)
-    assert [source.stored(0) for source in hard] == [weights, weights, weights + teacher]
+    assert [source.stored(0) for source in hard] == [weights, weights, *[weights + teacher] * 2]
     # Who keeps a teacher for the filter has it for soft labels.
-    assert [source.stored(0) for source in soft] == [weights + teacher] * 3
+    assert [source.stored(0) for source in soft] == [weights + teacher] * 4
     for draw, source in zip(draws, hard, strict=True):
         own = GeneratedStream(pipeline, 2, 3, RECIPE.batch_size, **asdict(draw)).batches(1)
         for (images, labels), (expected, expected_labels) in zip(source.stream(3).batches(1), own, strict=True):
@@ -192,6 +193,7 @@ def test_draws_are_rows_that_say_how_images_are_drawn_and_what_has_to_be_kept(pi
         {"source": "generated", "content": generator, "noise_scale": 1.5},
         {"source": "generated", "content": f"{generator}/{labeler}", "noise_scale": 1.25, "max_attempts": 4}
         | {"min_confidence": 0.5},
+        {"source": "generated", "content": f"{generator}/{labeler}", "choose_from": 3},
     ]
     pipeline.register_modules(labeler=None)
     with pytest.raises(ValueError, match="the filter of `draws` takes a teacher"):

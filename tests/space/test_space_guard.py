@@ -252,7 +252,7 @@ def test_numbers_that_no_browser_sends(value):
 
 
 @pytest.mark.parametrize(
-    "named", ["/etc", "../x", ".", "digits", "a/b/c", 5, {"a": "b"}, [["a/b"]], "tests/space", "a/b\n\n# Mine"]
+    "named", ["/etc", "../x", ".", "tests", "a/b/c", 5, {"a": "b"}, [["a/b"]], "tests/space", "a/b\n\n# Mine"]
 )
 def test_a_card_names_only_data_sets_of_the_hub(tmp_path, monkeypatch, named):
     monkeypatch.chdir(ROOT)

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import ViTImageProcessor
 
 from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
-from dim_hf.streams.generated import GeneratedStream
+from dim_hf.streams.generated import GeneratedStream, covering
 from dim_hf.streams.randomness import latents_at
 
 
@@ -291,6 +291,84 @@ def test_the_first_draw_that_the_teacher_agrees_with_is_kept(taught, batch_size,
         drawn_again += attempt > 0
         torch.testing.assert_close(image, candidate)
     assert 5 < drawn_again < 30
+
+
+# Choosing among more
+
+
+def features(pipe, images):
+    with torch.no_grad():
+        return pipe.labeler.network[:-1](images)
+
+
+def cost(rows, chosen):
+    """The sum of squared distances of all rows to the nearest chosen one."""
+    return torch.cdist(rows, rows[chosen]).square().min(dim=1).values.sum()
+
+
+def test_to_choose_from_as_many_is_not_to_choose(pipe, taught):
+    for source in (pipe, taught):
+        images, _ = everything(DataLoader(DiMDataset(source, 5), 4))
+        assert torch.equal(everything(DataLoader(DiMDataset(source, 5, choose_from=1), 4))[0], images)
+
+
+@pytest.mark.parametrize("max_attempts", [1, 3])
+def test_chosen_images_are_of_the_drawn_ones_and_cover_them_best(taught, max_attempts):
+    settings = {"seed": 3, "max_attempts": max_attempts}
+    drawn = DiMDataset(taught, 20, **settings).make(1, torch.arange(60))[0].unflatten(0, (3, 20))
+    chosen, labels = DiMDataset(taught, 4, choose_from=5, **settings).make(1, torch.arange(12))
+    assert labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+    for of_class, candidates in zip(chosen.unflatten(0, (3, 4)), drawn, strict=True):
+        near = torch.isclose(of_class[:, None], candidates, atol=1e-5).flatten(2).all(dim=2)
+        positions = near.int().argmax(dim=1)
+        assert near.any(dim=1).all() and len(set(positions.tolist())) == 4
+        rows = features(taught, candidates)
+        at_random = [cost(rows, torch.randperm(20, generator=torch.Generator().manual_seed(i))[:4]) for i in range(50)]
+        assert cost(rows, positions) <= torch.stack(at_random).quantile(0.1)
+
+
+def test_covering_takes_one_of_each_cluster_and_the_first_of_equals():
+    rows = torch.tensor([[0.0], [0.1], [0.2], [9.0], [9.1], [9.2], [50.0]])
+    assert covering(rows, 1).tolist() == [5]
+    assert covering(rows, 3).tolist() == [1, 5, 6]
+    assert covering(torch.zeros(5, 2), 3).tolist() == [0, 1, 2]
+    assert covering(rows, 7).tolist() == list(range(7))
+
+
+@pytest.mark.parametrize("ipc", [3, {"Bag": 70, "Coat": 2}])
+def test_a_choice_is_the_same_in_any_batch_worker_and_order(taught, ipc):
+    dataset = DiMDataset(taught, ipc, seed=1, choose_from=3)
+    dataset.set_epoch(2)
+    positions = torch.arange(len(dataset))
+    whole, labels = dataset.make(2, positions)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    again = DiMDataset(taught, ipc, seed=1, choose_from=3)
+    parts = torch.cat([again.make(2, part)[0] for part in order.split(5)])
+    torch.testing.assert_close(parts, whole[order])
+    loaded, of_loaded = everything(DataLoader(dataset, 4, num_workers=2, multiprocessing_context=FORKED))
+    torch.testing.assert_close(loaded, whole)
+    assert torch.equal(of_loaded, labels)
+    # Groups of 64 are chosen from what they alone draw, so a class may be of any size.
+    if ipc != 3:
+        drawn = DiMDataset(taught, {"Bag": 210}, seed=1).make(2, torch.arange(210))[0]
+        of_last = torch.isclose(whole[labels == 2][64:, None], drawn, atol=1e-5).flatten(2).all(dim=2)
+        assert of_last.int().argmax(dim=1).min() >= 192 and of_last.any(dim=1).all()
+
+
+def test_every_epoch_is_chosen_anew_and_follows_the_weights():
+    pipe = make_pipeline(labeler=True)
+    stream = GeneratedStream(pipe, 2, 0, 6, choose_from=4)
+    first, second = (next(stream.batches(epoch))[0].clone() for epoch in range(2))
+    assert not torch.isclose(first, second).flatten(1).all(dim=1).any()
+    with torch.no_grad():
+        pipe.generator.conv_out.weight.mul_(-1)
+    changed, _ = next(stream.batches(1))
+    fresh, _ = next(GeneratedStream(pipe, 2, 0, 6, choose_from=4).batches(1))
+    assert torch.equal(changed, fresh)
+    # Blocks of several epochs hold the same.
+    blocks = GeneratedStream(pipe, 2, 0, 6, block_size=18, choose_from=4)
+    assert [len(blocks._make_block(0)), blocks.block_steps] == [3, 3]
+    torch.testing.assert_close([images for epoch in range(2) for images, _ in blocks.batches(epoch)][1], fresh)
 
 
 # With real data

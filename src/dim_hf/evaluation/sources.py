@@ -29,25 +29,29 @@ class Draw:
     How the images of a stream are drawn from a generator: what can be tuned without training it again.
 
     Args:
-        noise_scale (`float`), max_attempts (`int`), min_confidence (`float`): As in [`DiMDataset`].
+        noise_scale (`float`), max_attempts (`int`), min_confidence (`float`), choose_from (`int`):
+            As in [`DiMDataset`].
     """
 
     noise_scale: float = 1.0
     max_attempts: int = 1
     min_confidence: float = 0.0
+    choose_from: int = 1
 
     @property
     def filtered(self) -> bool:
         """Whether a teacher chooses among the images, and so must be stored too."""
-        return self.max_attempts > 1
+        return self.max_attempts > 1 or self.choose_from > 1
 
     @property
     def title(self) -> str:
         """The addition to a row's name; empty for the usual draw."""
         parts = [f"noise x {self.noise_scale:g}"] if self.noise_scale != 1 else []
-        if self.filtered:
+        if self.max_attempts > 1:
             confidence = f", confidence {self.min_confidence:g}" if self.min_confidence else ""
             parts.append(f"teacher's filter ({self.max_attempts} draws{confidence})")
+        if self.choose_from > 1:
+            parts.append(f"chosen from {self.choose_from} times as many")
         return ", ".join(parts)
 
     def identity(self) -> dict[str, Any]:

@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # Images per block on a GPU, where launching the kernels of a small batch takes longer than running them. A CPU gains
 # nothing from blocks of several batches.
 _GPU_BLOCK = 1024
+# Images of a class that are chosen together, and drawn images per forward pass of a choice.
+_GROUP, _CHOICE_BLOCK = 64, 1024
+MOST_CHOOSE_FROM = 100
 
 
 class DiMDataset(Dataset):
@@ -56,6 +59,10 @@ class DiMDataset(Dataset):
         min_confidence (`float`, *optional*, defaults to 0.0):
             With `max_attempts` above 1, an image is also drawn again if the `labeler` gives its class a probability
             below this; in [0, 1).
+        choose_from (`int`, *optional*, defaults to 1):
+            Above 1, this many times as many images are drawn, and those are kept that cover them best in the
+            features of the pipeline's `labeler` (see [`covering`]), anew in every epoch. The drawing takes as many
+            times as long, in every worker that needs the class.
         noise_scale (`float`, *optional*, defaults to 1.0):
             Factor of the noise: images vary more above 1, less below.
         transform (`Callable`, *optional*):
@@ -76,6 +83,7 @@ class DiMDataset(Dataset):
         soft_labels: bool = False,
         max_attempts: int = 1,
         min_confidence: float = 0.0,
+        choose_from: int = 1,
         noise_scale: float = 1.0,
         transform: Callable[[Image.Image], Any] | None = None,
     ):
@@ -116,25 +124,30 @@ class DiMDataset(Dataset):
                 f"`min_confidence` is {min_confidence}, but with `max_attempts` 1 no image is drawn again; valid is a "
                 "larger `max_attempts`."
             )
+        check_integer("choose_from", choose_from, least=1, most=MOST_CHOOSE_FROM)
+        check_count("choose_from` times `ipc", max(counts) * choose_from, least=0)
         check_number("noise_scale", noise_scale, above=0)
         if transform is not None and not callable(transform):
             raise ValueError(f"`transform` is {shown(transform)}; valid is a function of a PIL image, or None.")
-        if (soft_labels or max_attempts > 1) and pipe.labeler is None:
-            asked = "`soft_labels` is True" if soft_labels else f"`max_attempts` is {max_attempts}"
+        needs = {"soft_labels": soft_labels, "max_attempts": max_attempts, "choose_from": choose_from}
+        asked = [name for name, value in needs.items() if value > 1 or value is True]
+        if asked and pipe.labeler is None:
             raise ValueError(
-                f"{asked}, which needs a teacher, but the pipeline has no `labeler`; training/train_labeler.py adds "
-                "one."
+                f"`{asked[0]}` is {needs[asked[0]]}, which needs a teacher, but the pipeline has no `labeler`; "
+                "training/train_labeler.py adds one."
             )
         self.generator, self.labeler = pipe.generator.eval(), pipe.labeler
         self.class_names, self.counts, self.seed = pipe.class_names, counts, int(seed)
         self.soft_labels, self.noise_scale = soft_labels, noise_scale
-        self.max_attempts, self.min_confidence = max_attempts, min_confidence
+        self.max_attempts, self.min_confidence, self.choose_from = max_attempts, min_confidence, int(choose_from)
         self.transform = transform
         self._length = sum(counts)
         self._ends = torch.tensor(counts).cumsum(0)
         self._starts = self._ends - torch.tensor(counts)
         # In shared memory, so that persistent workers see the epoch change.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+        # By epoch and group, which of the drawn images are kept: see `_chosen`.
+        self._kept: dict[tuple[int, int], torch.Tensor] = {}
 
     def __len__(self) -> int:
         return self._length
@@ -150,6 +163,11 @@ class DiMDataset(Dataset):
         """
         check_epoch(epoch)
         self._epoch.fill_(int(epoch))
+        self.forget_choice()
+
+    def forget_choice(self) -> None:
+        """With `choose_from`, chooses anew when images are made next: the choice is kept while an epoch lasts."""
+        self._kept = {}
 
     @torch.no_grad()
     def make(self, epoch: int | torch.Tensor, positions: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -192,8 +210,48 @@ class DiMDataset(Dataset):
         positions = positions.to(device)
         labels = torch.searchsorted(self._ends.to(device), positions, right=True)
         indices = positions - self._starts.to(device)[labels]
+        if self.choose_from > 1:
+            indices = self._chosen(epoch, labels, indices)
+        images = self._draw_accepted(epoch, labels, indices)
+        return images, self._teacher_logits(images).softmax(dim=1) if self.soft_labels else labels
+
+    def _chosen(self, epoch: int | torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """
+        Of each image the index that it has among the drawn ones. A class is chosen in groups of `_GROUP` images, so
+        that the choice needs little memory and is the same whatever part of the epoch is asked for.
+        """
+        groups, chosen = indices // _GROUP, torch.empty_like(indices)
+        epochs = epoch if isinstance(epoch, torch.Tensor) else torch.full_like(indices, epoch)
+        asked = [(int(e), int(group)) for e, group in torch.stack([epochs, groups], dim=1).unique(dim=0)]
+        self._kept = {key: kept for key, kept in self._kept.items() if key[0] in {each for each, _ in asked}}
+        for key in asked:
+            if key not in self._kept:
+                self._kept[key] = self._choose(*key)
+            here = (epochs == key[0]) & (groups == key[1])
+            chosen[here] = self._kept[key][labels[here], indices[here] % _GROUP]
+        return chosen
+
+    def _choose(self, epoch: int, group: int) -> torch.Tensor:
+        """Of a group of every class, the indices of the drawn images that are kept, `(num_classes, _GROUP)`."""
+        device = self.generator.device
+        kept = torch.zeros(self.num_classes, _GROUP, dtype=torch.int64, device=device)
+        sizes = [min(_GROUP, max(0, count - group * _GROUP)) for count in self.counts]
+        start = group * _GROUP * self.choose_from
+        # In batches that do not depend on who asks, since rounding could otherwise decide between equals.
+        for size in sorted(set(sizes) - {0}):
+            labels = torch.tensor([label for label in range(self.num_classes) if sizes[label] == size], device=device)
+            drawn = torch.arange(start, start + size * self.choose_from, device=device)
+            for part in labels.split(max(1, _CHOICE_BLOCK // len(drawn))):
+                images = self._draw_accepted(epoch, part.repeat_interleave(len(drawn)), drawn.repeat(len(part)))
+                features = self.labeler.network[:-1](images.to(self.labeler.dtype)).float()
+                for label, rows in zip(part.tolist(), features.split(len(drawn)), strict=True):
+                    kept[label, :size] = drawn[covering(rows, size)]
+        return kept
+
+    def _draw_accepted(self, epoch: int | torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
+        """Images, drawn again while the teacher rejects them."""
         images = self._draw(epoch, labels, indices, attempt=0)
-        candidates, rejected = images, torch.arange(len(labels), device=device)
+        candidates, rejected = images, torch.arange(len(labels), device=labels.device)
         for attempt in range(1, self.max_attempts):
             rejected = rejected[self._is_rejected(candidates, labels[rejected])]
             if len(rejected) == 0:
@@ -201,7 +259,7 @@ class DiMDataset(Dataset):
             epochs = epoch[rejected] if isinstance(epoch, torch.Tensor) else epoch
             candidates = self._draw(epochs, labels[rejected], indices[rejected], attempt)
             images[rejected] = candidates
-        return images, self._teacher_logits(images).softmax(dim=1) if self.soft_labels else labels
+        return images
 
     def _draw(
         self, epoch: int | torch.Tensor, labels: torch.Tensor, indices: torch.Tensor, attempt: int
@@ -289,6 +347,30 @@ class DiMDataset(Dataset):
         )
 
 
+def covering(rows: torch.Tensor, count: int) -> torch.Tensor:
+    """
+    Chooses rows that cover all: one after the other the one that lowers most the sum of squared distances of all rows
+    to the nearest chosen one (greedy k-medoids). Nothing is random, and of equals the first is chosen.
+
+    Args:
+        rows (`torch.Tensor` of shape `(n, dim)`): float32.
+        count (`int`): At most n.
+
+    Returns:
+        int64 of shape `(count,)`, ascending.
+    """
+    distances = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").square()
+    nearest = torch.full_like(distances[0], torch.inf)
+    chosen: list[int] = []
+    for _ in range(count):
+        cost = torch.minimum(nearest, distances).sum(dim=1)
+        # Where all are equal, so are the costs.
+        cost[chosen] = torch.inf
+        chosen.append(int(cost.argmin()))
+        nearest = torch.minimum(nearest, distances[chosen[-1]])
+    return torch.tensor(sorted(chosen), device=rows.device)
+
+
 def to_pil(images: torch.Tensor) -> list[Image.Image]:
     """Converts images `(batch_size, channels, size, size)` in [-1, 1] to PIL images of mode `L` or `RGB`."""
     pixels = ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1)
@@ -307,7 +389,7 @@ class GeneratedStream(BatchStream):
             Images per forward pass, rounded down to whole batches (at least one), which may belong to several epochs.
             The default is one batch on a CPU, and 1024 images elsewhere, since small batches do not fill a GPU. Only
             one block is kept; asking for the same or an earlier epoch again makes its images anew.
-        soft_labels, max_attempts, min_confidence, noise_scale: See [`DiMDataset`].
+        soft_labels, max_attempts, min_confidence, choose_from, noise_scale: See [`DiMDataset`].
     """
 
     def __init__(
@@ -321,6 +403,7 @@ class GeneratedStream(BatchStream):
         soft_labels: bool = False,
         max_attempts: int = 1,
         min_confidence: float = 0.0,
+        choose_from: int = 1,
         noise_scale: float = 1.0,
     ):
         self.dataset = DiMDataset(
@@ -330,6 +413,7 @@ class GeneratedStream(BatchStream):
             soft_labels=soft_labels,
             max_attempts=max_attempts,
             min_confidence=min_confidence,
+            choose_from=choose_from,
             noise_scale=noise_scale,
         )
         device = self.dataset.generator.device
@@ -344,7 +428,11 @@ class GeneratedStream(BatchStream):
         self._order: tuple[int, tuple[torch.Tensor, ...]] = (-1, ())
 
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        if epoch <= self._epoch:
+            # Chosen anew too.
+            self.dataset.forget_choice()
         if self.block_steps == 1:
+            self._epoch = epoch
             for positions in self._shuffled(epoch):
                 yield self.dataset.make(epoch, positions)
             return
