@@ -59,6 +59,9 @@ from dim_hf.weights import is_finite, stored_form
 
 
 WARMUP_STEPS = 20
+# Steps between measurements of the spread of generated images, and the images of one.
+SPREAD_STEPS = 250
+SPREAD_IMAGES = 1500
 # Settings that may differ in a continuation, because they do not change what is trained. The data set is not among
 # them: once its statistics are released, there is nothing to compare another one with.
 FREE_ON_RESUME = {
@@ -287,6 +290,8 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
         for step in range(progress["step"], steps):
             rng = random.Random(f"{args.seed}/{step}/0")
             noise.manual_seed(rng.getrandbits(63))
+            if step and step % SPREAD_STEPS == 0:
+                measure_spread(networks, statistics, noise)
             rate = args.learning_rate * min(1, (step + 1) / WARMUP_STEPS) * (1 + math.cos(math.pi * step / steps)) / 2
             for group in optimizer.param_groups:
                 group["lr"] = rate
@@ -330,6 +335,18 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
                     f"and --resume_from_checkpoint latest; this does not read the images again."
                 )
                 raise SystemExit(130)
+
+
+@torch.no_grad()
+def measure_spread(networks: Networks, statistics: PrivateStatistics, noise: torch.Generator) -> None:
+    """Lets the loss know how the features of images of one class vary; see [`MeanMatching`]."""
+    generator = networks.ema_generator
+    labels = torch.arange(SPREAD_IMAGES, device=noise.device) % len(statistics.class_names)
+    features = []
+    for part in labels.split(500):
+        latents = torch.randn(len(part), generator.config.latent_dim, generator=noise, device=noise.device)
+        features.append(statistics.features(generator(latents, part).sample))
+    networks.matching.measure_spread(torch.cat(features), labels)
 
 
 def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -> None:

@@ -7,6 +7,7 @@ import torch
 
 from dim_hf.data import ImageData
 from dim_hf.privacy import MeanMatching, PrivateStatistics, RandomFeatures, release_statistics
+from dim_hf.privacy.matching import RIDGE
 
 
 def private_images(number=300, seed=0):
@@ -134,6 +135,28 @@ def test_matching_is_the_distance_of_running_means():
         assert torch.allclose(features.grad, (2 * gaps / 4 / 2)[:, None].expand(2, 4, 5), atol=1e-5)
     assert matching.steps.flatten().tolist() == [12, 0, 12]
     assert not matching.means[1].any()
+
+
+@pytest.mark.parametrize("images", [6, 40])
+def test_differences_count_less_where_images_differ_anyway(images):
+    rng = torch.Generator().manual_seed(0)
+    features, labels = torch.randn(images, 5, generator=rng) * 0.03, torch.arange(images) % 2
+    features[labels == 1] += 7
+    matching = MeanMatching(torch.zeros(2, 5))
+    gaps = torch.randn(2, 5, generator=rng)
+    assert torch.equal(matching.weighted(gaps), gaps)
+    matching.measure_spread(features, labels)
+    within = torch.cat([features[labels == label] - features[labels == label].mean(dim=0) for label in range(2)])
+    covariance = within.T @ within / images
+    expected = gaps @ torch.linalg.inv(covariance / RIDGE + torch.eye(5))
+    assert torch.allclose(matching.weighted(gaps), expected, atol=1e-4)
+    assert (expected - gaps).abs().max() > 0.1
+
+
+def test_images_that_do_not_differ_leave_all_directions_alike():
+    matching, gaps = MeanMatching(torch.zeros(2, 5)), torch.ones(2, 5)
+    matching.measure_spread(torch.ones(4, 5), torch.tensor([0, 1, 2, 3]))
+    assert torch.allclose(matching.weighted(gaps), gaps)
 
 
 def test_features_are_the_kernel():

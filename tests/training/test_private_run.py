@@ -37,6 +37,15 @@ def write_images(folder):
             Image.fromarray(pixels.numpy()).save(folder / name / f"{i}.png")
 
 
+@pytest.fixture(autouse=True, scope="module")
+def spread_in_every_third_step():
+    """So that short runs, too, measure the spread of generated images."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(private_run, "SPREAD_STEPS", 3)
+        patch.setattr(private_run, "SPREAD_IMAGES", 40)
+        yield
+
+
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """A run that is done, whose images and their cache no longer exist."""
