@@ -40,7 +40,16 @@ from audit_inputs import (
     membership_settings,
     prepare_candidates,
 )
-from audit_plan import as_json, choose, extend, fresh_classifier, measure_speed, options_match_steps
+from audit_plan import (
+    as_json,
+    choose,
+    copies_seconds,
+    extend,
+    fresh_classifier,
+    measure_speed,
+    minutes,
+    options_match_steps,
+)
 from audit_shadows import add_teacher, clear, last_discriminator, membership, save_half, shadow_words, train_shadow
 from diffusers.utils import logging
 from filelock import FileLock, Timeout
@@ -131,6 +140,8 @@ def make_plan(run: Audit, settings: dict[str, Any]) -> dict[str, Any]:
     with lock_output_dir(output, "audit_dim.py", wait=True):
         check_identity(args, output, settings)
         plan = read_json(output / "plan.json") or {"settings": settings}
+        if "copies" in args.tests and not (output / "pipeline" / "copies.json").is_file():
+            print(f"copies: about {minutes(copies_seconds(args, run.audited))}")
         if run.union is not None:
             budget = 60 * args.budget
             if "shadows" in plan:
@@ -283,6 +294,8 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
     audited, output = run.audited, run.output
     privacy = {name: value for name, value in (audited.options or {}).items() if name.startswith("privacy_")}
     held_out = "held out of train by the training" if run.args.validation else f"split {run.args.test_split}"
+    # Of an audit of membership in the same folder, and so with the same settings.
+    earlier = read_json(output / "audit.json") or {}
     audit: dict[str, Any] = {
         "format": AUDIT_FORMAT,
         "weights": weights_digest(audited.pipeline),
@@ -295,7 +308,7 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
         },
         "folder": audited.folder,
         "copies": read_json(output / "pipeline" / "copies.json"),
-        "membership": attack(run, plan) if run.union is not None else None,
+        "membership": attack(run, plan) if run.union is not None else earlier.get("membership"),
     }
     audit["findings"] = find(audit)
     audit["leak"] = any(each["level"] == "leak" for each in audit["findings"])

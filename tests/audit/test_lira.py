@@ -97,9 +97,11 @@ def test_figures_with_a_known_answer():
     figures = attack_figures(scores, membership)
     assert figures["auc"] == pytest.approx(0.99)
     # One of 1,000 non-members may pass.
+    twice = attack_figures(scores.repeat(2), membership.repeat(2), torch.arange(1100).repeat(2))
     for rate in ("0.001", "0.01"):
         assert figures["tpr"][rate]["rate"] == 0.99
-        assert figures["tpr"][rate]["interval"] == list(clopper_pearson(99, 100))
+        assert figures["tpr"][rate]["interval"] == pytest.approx(clopper_pearson(99, 100))
+        assert twice["tpr"][rate] == pytest.approx(figures["tpr"][rate])
     low, high = figures["auc_interval"]
     assert 0.96 < low < 0.99 <= high <= 1
 
@@ -122,6 +124,7 @@ def test_images_with_several_scores_are_resampled_together():
     assert repeated["auc"] == pytest.approx(once["auc"])
     # Sixteen copies of a score are not sixteen times the evidence.
     assert repeated["auc_deviation"] == pytest.approx(once["auc_deviation"], rel=0.01)
+    assert repeated["tpr"] == once["tpr"] == {"0.001": None, "0.01": None}
 
 
 def test_the_exact_interval():

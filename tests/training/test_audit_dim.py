@@ -14,7 +14,7 @@ import train_arguments
 import train_dim
 import train_labeler
 from accelerate.state import AcceleratorState, GradientState
-from audit_inputs import without_copies
+from audit_inputs import REPEATED, without_copies
 from audit_plan import AuditPlan, Speed, choose, extend
 from audit_shadows import _aside, membership, save_half, shadow_words, train_words
 from continuation import recorded
@@ -187,6 +187,9 @@ def test_members_are_found_through_all_that_is_shared(home, everything, tmp_path
     (shadow / "signals.safetensors").unlink()
     again = audit(home, everything, *words, dataset=home / "few")
     assert again == found
+    # Copies are told beside what is known of membership.
+    copies = audit(home, everything, "--output_dir", str(output), "--tests", "copies", dataset=home / "few")
+    assert copies["membership"] == json.loads(json.dumps(found["membership"]))
     assert (output / "shadows" / "002" / "signals.safetensors").stat().st_mtime_ns == kept
 
 
@@ -280,7 +283,10 @@ def test_values_that_are_not_valid_are_refused(words, capsys):
 
 
 def test_the_data_must_be_that_of_the_run(home, tmp_path):
-    folder = run_options(home, tiny(tmp_path / "p"), data_fingerprint="0123")
+    folder = run_options(home, tiny(tmp_path / "p"))
+    with pytest.raises(ValueError, match="`--tests` membership needs .*options.json as .* lacks adversarial_steps, "):
+        audit(home, folder)
+    run_options(home, folder, data_fingerprint="0123", **dict.fromkeys(REPEATED))
     with pytest.raises(ValueError, match=r"`--dataset_name` digits is not the data that .* was trained on"):
         audit(home, folder)
     with pytest.raises(ValueError, match="`--test_split` is 'train', which the pipeline was trained on"):
