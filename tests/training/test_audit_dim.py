@@ -22,7 +22,7 @@ from filelock import FileLock
 
 from dim_hf.audit.lira import IN, NEITHER, OUT
 from dim_hf.data import ImageData, holdout, load_image_data, stratified_order
-from dim_hf.files import read_json
+from dim_hf.files import lock_output_dir, read_json
 from dim_hf.hub.push import export_repository
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines import DiMPipeline
@@ -148,7 +148,8 @@ def test_members_are_found_through_all_that_is_shared(home, everything, tmp_path
     output = tmp_path / "a"
     words = ["--output_dir", str(output), "--budget", "26.7", "--inversion_steps", "10"]
     # Another process has the first shadow run until this one has trained the second.
-    (output / "shadows").mkdir(parents=True)
+    lock_output_dir(output, "audit_dim.py").release()
+    (output / "shadows").mkdir()
     lock = FileLock(output / "shadows" / ".000.lock", thread_local=False)
     lock.acquire()
     seen = []

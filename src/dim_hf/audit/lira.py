@@ -5,6 +5,7 @@ An attacker measures something of a candidate image on the model under attack, a
 like it, with and without the candidate. The score says how much more the measurement resembles those with it.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -105,10 +106,10 @@ def attack_figures(
         seed (`int`, *optional*, defaults to 0): Seeds the resamples.
 
     Returns:
-        `auc` with its 95 % interval, by resampling images; and for each rate in `RATES` the true-positive rate at the
-        lowest threshold that at most so many non-members pass, with the 95 % interval of Clopper and Pearson for that
-        threshold, and the upper bound of the false-positive rate there. A rate is `None` where fewer images than one
-        over it were tested as non-members.
+        `auc` with its 95 % interval, by resampling images, and its standard deviation; and for each rate in `RATES`
+        the true-positive rate at the lowest threshold that at most so many non-members pass, with the 95 % interval of
+        Clopper and Pearson for that threshold, and the upper bound of the false-positive rate there. A rate is `None`
+        where fewer images than one over it were tested as non-members.
     """
     kept = (membership != NEITHER) & scores.isfinite()
     scores, member = scores[kept].double(), membership[kept] == IN
@@ -128,7 +129,10 @@ def attack_figures(
         areas.append(_auc(ranks, member, drawn[of_name].double()))
     bounds = torch.tensor(areas, dtype=torch.float64).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     figures["auc_interval"] = bounds.tolist()
-    figures["auc_deviation"] = torch.tensor([area for area in areas if area == area]).std().item()
+    # Resamples of few images, all on their right sides, do not vary; by chance they would (Mann and Whitney 1947).
+    by_chance = math.sqrt((members + others + 1) / (12 * members * others))
+    resampled = torch.tensor([area for area in areas if area == area])
+    figures["auc_deviation"] = max(by_chance, resampled.std().item() if len(resampled) > 1 else 0.0)
     figures["tpr"] = {str(rate): _true_positives(scores, member, images, rate) for rate in RATES}
     return figures
 
