@@ -202,7 +202,10 @@ def compare_images(run: Audit, classifier: nn.Module, folder: Path) -> None:
             rows[0], labels[0], rows[1], labels[1], rows[2], labels[2], run.args.seed
         )
         if space == "pixels":
-            closest = nearest.to_train.argsort()[:PAIRS_SHOWN]
+            # One pair for each training image, the last to be set being the nearest.
+            nearest_first = nearest.to_train.argsort().tolist()
+            of_image = {int(nearest.train[i]): i for i in reversed(nearest_first)}
+            closest = sorted(of_image.values(), key=nearest_first.index)[:PAIRS_SHOWN]
             picture = draw_pairs(made.pixels[closest], train.images[nearest.train[closest]], COLUMNS)
             with whole_file(run.output / "closest.png") as aside:
                 picture.save(aside, format="PNG")
