@@ -40,7 +40,16 @@ from audit_inputs import (
     membership_settings,
     prepare_candidates,
 )
-from audit_plan import as_json, choose, extend, fresh_classifier, measure_speed, options_match_steps
+from audit_plan import (
+    as_json,
+    choose,
+    copies_seconds,
+    extend,
+    fresh_classifier,
+    measure_speed,
+    minutes,
+    options_match_steps,
+)
 from audit_shadows import add_teacher, clear, last_discriminator, membership, save_half, shadow_words, train_shadow
 from diffusers.utils import logging
 from filelock import FileLock, Timeout
@@ -131,6 +140,8 @@ def make_plan(run: Audit, settings: dict[str, Any]) -> dict[str, Any]:
     with lock_output_dir(output, "audit_dim.py", wait=True):
         check_identity(args, output, settings)
         plan = read_json(output / "plan.json") or {"settings": settings}
+        if "copies" in args.tests and not (output / "pipeline" / "copies.json").is_file():
+            print(f"copies: about {minutes(copies_seconds(args, run.audited))}")
         if run.union is not None:
             budget = 60 * args.budget
             if "shadows" in plan:
@@ -191,7 +202,10 @@ def compare_images(run: Audit, classifier: nn.Module, folder: Path) -> None:
             rows[0], labels[0], rows[1], labels[1], rows[2], labels[2], run.args.seed
         )
         if space == "pixels":
-            closest = nearest.to_train.argsort()[:PAIRS_SHOWN]
+            # One pair for each training image, the last to be set being the nearest.
+            nearest_first = nearest.to_train.argsort().tolist()
+            of_image = {int(nearest.train[i]): i for i in reversed(nearest_first)}
+            closest = sorted(of_image.values(), key=nearest_first.index)[:PAIRS_SHOWN]
             picture = draw_pairs(made.pixels[closest], train.images[nearest.train[closest]], COLUMNS)
             with whole_file(run.output / "closest.png") as aside:
                 picture.save(aside, format="PNG")
@@ -282,6 +296,8 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
     """Writes audit.json and report.html from what the folder holds."""
     audited, output = run.audited, run.output
     held_out = "held out of train by the training" if run.args.validation else f"split {run.args.test_split}"
+    # Of an audit of membership in the same folder, and so with the same settings.
+    earlier = read_json(output / "audit.json") or {}
     audit: dict[str, Any] = {
         "format": AUDIT_FORMAT,
         "weights": weights_digest(audited.pipeline),
@@ -294,7 +310,7 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
         },
         "folder": audited.folder,
         "copies": read_json(output / "pipeline" / "copies.json"),
-        "membership": attack(run, plan) if run.union is not None else None,
+        "membership": attack(run, plan) if run.union is not None else earlier.get("membership"),
     }
     audit["findings"] = find(audit)
     audit["leak"] = any(each["level"] == "leak" for each in audit["findings"])

@@ -25,6 +25,13 @@ from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import weights_digest
 
 
+# What options.json must say for a run to be repeated.
+REPEATED = (
+    "adversarial_steps", "max_match_steps", "num_match_epochs", "train_batch_size", "gradient_accumulation_steps",
+    "num_processes", "generator_config", "discriminator_config",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Audited:
     """
@@ -77,6 +84,10 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
         raise FileNotFoundError(
             f"`--tests` membership needs options.json in `--pipeline` {args.pipeline}, to train shadow runs like it; "
             "valid without it is copies."
+        )
+    if "membership" in args.tests and (missing := sorted(set(REPEATED) - (options or {}).keys())):
+        raise ValueError(
+            f"`--tests` membership needs {path} as train_dim.py writes it; this one lacks {listed(missing)}."
         )
     if options is None and not args.validation and args.train_split == args.test_split:
         raise ValueError(

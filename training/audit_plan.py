@@ -13,6 +13,7 @@ from audit_inputs import Audited
 from audit_shadows import save_half, train_shadow, train_words
 
 from dim_hf.audit.candidates import Union, half
+from dim_hf.audit.copies import nearest_rows
 from dim_hf.audit.signals import BATCH_SIZE, inversion
 from dim_hf.evaluation.judges import train_classifier
 from dim_hf.evaluation.recipe import DeploymentRecipe
@@ -54,11 +55,15 @@ class AuditPlan:
     seconds: float
 
     def __str__(self) -> str:
-        minutes = math.ceil(self.seconds / 60)
         return (
             f"membership: {self.shadows} shadow runs of {100 * self.share:.0f} % of the run's steps, about "
-            f"{minutes:,} minute{'s' * (minutes > 1)} of one process; others with the same command share them"
+            f"{minutes(self.seconds)} of one process; others with the same command share them"
         )
+
+
+def minutes(seconds: float) -> str:
+    count = max(1, math.ceil(seconds / 60))
+    return f"{count:,} minute{'s' * (count > 1)}"
 
 
 def choose(budget: float, speed: Speed, steps: int) -> AuditPlan:
@@ -122,9 +127,7 @@ def measure_speed(args: argparse.Namespace, audited: Audited, union: Union, coun
 
 def time_measuring(args: argparse.Namespace, audited: Audited, count: int) -> float:
     """Seconds to train a classifier and to optimise the latents of `count` candidates, from a few steps of each."""
-    began = time.perf_counter()
-    fresh_classifier(args, audited.pipeline, epochs=2)
-    epoch = (time.perf_counter() - began) / 2
+    epoch = time_epoch(args, audited)
     generator = audited.pipeline.generator
     batch = min(BATCH_SIZE, count)
     labels = torch.zeros(batch, dtype=torch.int64)
@@ -133,6 +136,28 @@ def time_measuring(args: argparse.Namespace, audited: Audited, count: int) -> fl
     inversion(audited.pipeline, images, labels, torch.zeros(batch, generator.config.latent_dim), steps=4)
     step = (time.perf_counter() - began) / 5
     return args.epochs * epoch + math.ceil(count / batch) * (args.inversion_steps + 1) * step
+
+
+def time_epoch(args: argparse.Namespace, audited: Audited) -> float:
+    """Seconds of an epoch of the classifier."""
+    began = time.perf_counter()
+    fresh_classifier(args, audited.pipeline, epochs=2)
+    return (time.perf_counter() - began) / 2
+
+
+def copies_seconds(args: argparse.Namespace, audited: Audited) -> float:
+    """Seconds to train the classifier and to compare all images of each class in pixels, as often as is done."""
+    train, held_out = audited.train, audited.held_out
+    compared = args.samples * train.num_classes * (len(train) + len(held_out))
+    # Held-out images, and the training images that are someone's neighbours, are compared with training images, too.
+    compared += 2 * min(len(held_out) + args.samples * train.num_classes, len(train)) * len(train)
+    rows = torch.zeros(256, train.stored[0].numel())
+    nearest_rows(rows, rows)
+    began = time.perf_counter()
+    nearest_rows(rows, rows)
+    each = (time.perf_counter() - began) / len(rows) ** 2
+    # Features have about as many dimensions.
+    return args.epochs * time_epoch(args, audited) + 2 * compared * each / train.num_classes
 
 
 def fresh_classifier(args: argparse.Namespace, pipeline: Any, epochs: int) -> torch.nn.Module:

@@ -97,9 +97,13 @@ def test_figures_with_a_known_answer():
     figures = attack_figures(scores, membership)
     assert figures["auc"] == pytest.approx(0.99)
     # One of 1,000 non-members may pass.
+    twice = attack_figures(scores.repeat(2), membership.repeat(2), torch.arange(1100).repeat(2))
     for rate in ("0.001", "0.01"):
         assert figures["tpr"][rate]["rate"] == 0.99
-        assert figures["tpr"][rate]["interval"] == list(clopper_pearson(99, 100))
+        assert figures["tpr"][rate]["interval"] == pytest.approx(clopper_pearson(99, 100))
+        # Two scores of an image are not more certain than one.
+        assert twice["tpr"][rate]["rate"] == pytest.approx(0.99)
+        assert twice["tpr"][rate]["interval"] == pytest.approx(clopper_pearson(99, 100))
     low, high = figures["auc_interval"]
     assert 0.96 < low < 0.99 <= high <= 1
 
@@ -108,6 +112,12 @@ def test_too_few_non_members_for_a_rate():
     figures = attack_figures(torch.arange(300.0), torch.tensor([IN] * 101 + [OUT] * 199))
     assert figures["tpr"]["0.001"] is None and figures["tpr"]["0.01"] is not None
     assert attack_figures(torch.arange(20.0), torch.tensor([IN] * 10 + [OUT] * 10))["tpr"]["0.01"] is None
+
+
+def test_few_images_on_their_right_sides_are_no_proof():
+    figures = attack_figures(torch.arange(6.0), torch.tensor([OUT] * 3 + [IN] * 3))
+    assert figures["auc"] == 1 and figures["auc_deviation"] == pytest.approx((7 / 108) ** 0.5)
+    assert attack_figures(torch.arange(2.0), torch.tensor([OUT, IN]))["auc_deviation"] == pytest.approx(0.5)
 
 
 def test_ties_are_chance():
@@ -122,6 +132,7 @@ def test_images_with_several_scores_are_resampled_together():
     assert repeated["auc"] == pytest.approx(once["auc"])
     # Sixteen copies of a score are not sixteen times the evidence.
     assert repeated["auc_deviation"] == pytest.approx(once["auc_deviation"], rel=0.01)
+    assert repeated["tpr"] == once["tpr"] == {"0.001": None, "0.01": None}
 
 
 def test_the_exact_interval():

@@ -1,6 +1,7 @@
 """What the figures of an audit say, in plain words."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 from ..messages import listed
@@ -65,12 +66,13 @@ def _of_copies(copies: dict[str, Any], significance: float) -> list[dict[str, st
         found.append({
             "level": "leak" if excess >= LEAK_SHARE else "trace",
             "text": f"In {space}, {_percent(lean['share'])} of the generated images are nearest to a training image; "
-            f"{_percent(lean['expected'])} would be if none was remembered.",
+            f"{_percent(lean['expected'])} would be if none was remembered; it is as if {_percent(excess)} were "
+            "copies.",
         })  # fmt: skip
     return found
 
 
-def _attacks(membership: dict[str, Any]) -> Any:
+def _attacks(membership: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Where, by which attack, with which figures."""
     for where, of_attack in (
         ("Training images of this pipeline", membership["pipeline"]),

@@ -5,6 +5,7 @@ An attacker measures something of a candidate image on the model under attack, a
 like it, with and without the candidate. The score says how much more the measurement resembles those with it.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -105,10 +106,10 @@ def attack_figures(
         seed (`int`, *optional*, defaults to 0): Seeds the resamples.
 
     Returns:
-        `auc` with its 95 % interval, by resampling images; and for each rate in `RATES` the true-positive rate at the
-        lowest threshold that at most so many non-members pass, with the 95 % interval of Clopper and Pearson for that
-        threshold, and the upper bound of the false-positive rate there. A rate is `None` where fewer non-members than
-        one over it were tested.
+        `auc` with its 95 % interval, by resampling images, and its standard deviation; and for each rate in `RATES`
+        the true-positive rate at the lowest threshold that at most so many non-members pass, with the 95 % interval of
+        Clopper and Pearson for that threshold, and the upper bound of the false-positive rate there. A rate is `None`
+        where fewer images than one over it were tested as non-members.
     """
     kept = (membership != NEITHER) & scores.isfinite()
     scores, member = scores[kept].double(), membership[kept] == IN
@@ -117,49 +118,56 @@ def attack_figures(
     figures: dict[str, Any] = {"members": members, "non_members": others}
     if not members or not others:
         return figures | {"auc": None, "auc_interval": None, "tpr": {str(rate): None for rate in RATES}}
-    figures["auc"] = _auc(scores, member)
+    ranks = scores.unique(return_inverse=True)[1]
+    figures["auc"] = _auc(ranks, member, torch.ones_like(scores))
     rng = torch.Generator().manual_seed(seed)
     # Each image counts as often as it is drawn, with all of its scores.
     names, of_name = images.unique(return_inverse=True)
     areas = []
     for _ in range(RESAMPLES):
         drawn = torch.randint(len(names), (len(names),), generator=rng).bincount(minlength=len(names))
-        areas.append(_auc(scores, member, drawn[of_name].double()))
+        areas.append(_auc(ranks, member, drawn[of_name].double()))
     bounds = torch.tensor(areas, dtype=torch.float64).nanquantile(torch.tensor([0.025, 0.975], dtype=torch.float64))
     figures["auc_interval"] = bounds.tolist()
-    figures["auc_deviation"] = torch.tensor([area for area in areas if area == area]).std().item()
-    figures["tpr"] = {str(rate): _true_positives(scores, member, rate) for rate in RATES}
+    # Resamples of few images, all on their right sides, do not vary; by chance they would (Mann and Whitney 1947).
+    by_chance = math.sqrt((members + others + 1) / (12 * members * others))
+    resampled = torch.tensor([area for area in areas if area == area])
+    figures["auc_deviation"] = max(by_chance, resampled.std().item() if len(resampled) > 1 else 0.0)
+    figures["tpr"] = {str(rate): _true_positives(scores, member, images, rate) for rate in RATES}
     return figures
 
 
-def _auc(scores: torch.Tensor, member: torch.Tensor, weights: torch.Tensor | None = None) -> float:
-    """The probability that a member has the larger score, ties counted by half."""
-    weights = torch.ones_like(scores) if weights is None else weights
-    values, place = scores.unique(return_inverse=True)
-    of_members = torch.zeros_like(values).index_add(0, place[member], weights[member])
-    of_others = torch.zeros_like(values).index_add(0, place[~member], weights[~member])
+def _auc(ranks: torch.Tensor, member: torch.Tensor, weights: torch.Tensor) -> float:
+    """The probability that a member has the larger score, ties counted by half, by the ranks of all scores."""
+    length = int(ranks.max()) + 1
+    of_members = torch.bincount(ranks[member], weights[member], length)
+    of_others = torch.bincount(ranks[~member], weights[~member], length)
     below = of_others.cumsum(0) - of_others / 2
     return float((of_members * below).sum() / (of_members.sum() * of_others.sum()))
 
 
-def _true_positives(scores: torch.Tensor, member: torch.Tensor, rate: float) -> dict[str, Any] | None:
+def _true_positives(
+    scores: torch.Tensor, member: torch.Tensor, images: torch.Tensor, rate: float
+) -> dict[str, Any] | None:
     others = scores[~member].sort(descending=True).values
+    # Several scores of an image count as one in the intervals, as if they were always equal: rather too wide.
+    distinct, distinct_others = len(images[member].unique()), len(images[~member].unique())
     allowed = int(rate * len(others) + 1e-9)
-    if allowed < 1:
+    if rate * distinct_others < 1 - 1e-9:
         return None
     # Above this value are at most `allowed` non-members.
     threshold = others[allowed] if allowed < len(others) else others[-1] - 1
-    passed, of = int((scores[member] > threshold).sum()), int(member.sum())
-    wrong = int((others > threshold).sum())
+    passed = (scores[member] > threshold).double().mean().item()
+    wrong = (others > threshold).double().mean().item()
     return {
-        "rate": passed / of,
-        "interval": list(clopper_pearson(passed, of)),
-        "false_positive_rate_at_most": clopper_pearson(wrong, len(others))[1],
+        "rate": passed,
+        "interval": list(clopper_pearson(passed * distinct, distinct)),
+        "false_positive_rate_at_most": clopper_pearson(wrong * distinct_others, distinct_others)[1],
     }
 
 
-def clopper_pearson(successes: int, trials: int, confidence: float = 0.95) -> tuple[float, float]:
-    """The exact interval of a share (Clopper and Pearson 1934)."""
+def clopper_pearson(successes: float, trials: int, confidence: float = 0.95) -> tuple[float, float]:
+    """The exact interval of a share (Clopper and Pearson 1934); `successes` need not be whole."""
     tail = (1 - confidence) / 2
     low = float(beta.ppf(tail, successes, trials - successes + 1)) if successes else 0.0
     high = float(beta.ppf(1 - tail, successes + 1, trials - successes)) if successes < trials else 1.0

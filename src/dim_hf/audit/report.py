@@ -158,7 +158,7 @@ def _membership_table(audit: dict[str, Any]) -> dict[str, Any]:
         "the shadow runs without the image; runs like it are the shadow runs themselves, each attacked online by the "
         "others. Canaries were planted in these; the attack that finds them best is shown. AUC 0.5 is chance. Its "
         "interval (95 %) resamples images, not trainings; that of a TPR is Clopper and Pearson's (95 %) at the "
-        "threshold found."
+        "threshold found, counting images, also where each has several scores."
     )
     return {"title": "Membership in the training images", "text": text, "header": header, "cells": cells}
 
@@ -170,6 +170,6 @@ def audit_pictures(folder: str | os.PathLike, audit: dict[str, Any]) -> list[Pic
         return []
     caption = (
         "The generated images (left of each pair) that are nearest to a training image (right), in pixels, nearest "
-        f"first. {LITTLE_PROOF}"
+        f"first. Those on the right are real: share this picture only if you may share them. {LITTLE_PROOF}"
     )
     return [Picture("Closest pairs", caption, "image/png", base64.b64encode(path.read_bytes()).decode())]
