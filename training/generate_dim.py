@@ -198,7 +198,7 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
 
 def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
     images = f"""\
-{count:,} images, {args.ipc:,} of each class ({", ".join(class_names)}), made from noise by the generator of a
+{count:,} images, {args.ipc:,} of each class ({listed(class_names, most=100)}), made from noise by the generator of a
 distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
 {args.max_attempts} draws per image. The licence of the data set that the generator was trained on applies."""
     digest = hashlib.sha256(images.encode()).hexdigest()[:16]
