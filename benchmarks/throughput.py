@@ -47,6 +47,7 @@ from dim_hf.distillation.losses import (
 from dim_hf.files import replace_text
 from dim_hf.machine import environment, peak_memory_mib
 from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models.convolution import PenalisedConv2d
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -195,10 +196,7 @@ class DecodedOnDemand(Dataset):
 
 def naive_steps(args: argparse.Namespace, data: ImageData, device: torch.device, matching: bool) -> Iterator[int]:
     """The released step; see the top of this file."""
-    settings = PRESETS[args.preset]
-    generator, discriminator = networks(args, data, device)
-    generator_optimizer = torch.optim.Adam(generator.parameters(), settings["learning_rate"])
-    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), settings["discr_learning_rate"])
+    step = released_step(*networks(args, data, device), PRESETS[args.preset], device)
     dataset = DecodedOnDemand(data)
 
     def restarted() -> Iterator[Any]:
@@ -220,6 +218,22 @@ def naive_steps(args: argparse.Namespace, data: ImageData, device: torch.device,
         except StopIteration:
             batches = restarted()
             images, labels = (part.to(device) for part in next(batches))
+        step(images, labels, classifier if matching else None)
+        yield len(labels)
+
+
+def released_step(
+    generator: DiMGenerator, discriminator: DiMDiscriminator, settings: dict[str, Any], device: torch.device
+) -> Callable[..., None]:
+    """The released step of both networks on a batch of images and labels, with matching if a classifier is given."""
+    # On PyTorch's own convolutions, whose penalties are slower.
+    for module in discriminator.modules():
+        if isinstance(module, PenalisedConv2d):
+            module.__class__ = nn.Conv2d  # type: ignore[assignment]
+    generator_optimizer = torch.optim.Adam(generator.parameters(), settings["learning_rate"])
+    discriminator_optimizer = torch.optim.Adam(discriminator.parameters(), settings["discr_learning_rate"])
+
+    def step(images: torch.Tensor, labels: torch.Tensor, classifier: nn.Module | None = None) -> None:
         fake = generator(torch.randn(len(labels), generator.config.latent_dim, device=device), labels).sample
         real_output, fake_output = discriminator(images, labels), discriminator(fake.detach(), labels)
         if settings["adversarial_loss"] == "hinge":
@@ -236,12 +250,13 @@ def naive_steps(args: argparse.Namespace, data: ImageData, device: torch.device,
         fake = generator(torch.randn(len(labels), generator.config.latent_dim, device=device), labels).sample
         output = discriminator(fake, labels)
         loss = generator_loss(output.logits) + class_loss(output.class_logits, labels)
-        if matching:
+        if classifier is not None:
             loss = loss + 0.01 * pairwise_matching_loss(classifier(images).detach(), classifier(fake), labels)
         generator_optimizer.zero_grad()
         loss.backward()
         generator_optimizer.step()
-        yield len(labels)
+
+    return step
 
 
 def critic_of(discriminator: nn.Module, labels: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -197,7 +197,7 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
 
 
 def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
-    classes = ", ".join(map(markdown, class_names))
+    classes = listed(map(markdown, class_names), most=100)
     images = f"""\
 {count:,} images, {args.ipc:,} of each class ({classes}), made from noise by the generator of a
 distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most

@@ -267,16 +267,26 @@ def recorded(
     return graph
 
 
+def now(device: torch.device) -> float:
+    """
+    Seconds on a clock, once the device has done its work. With one thread on a CPU it is the process's CPU time, so
+    that other work on the machine does not count.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    elif torch.get_num_threads() == 1:
+        return time.process_time()
+    return time.perf_counter()
+
+
 def timed(function: Callable[[], Any], device: torch.device, seconds: float, intervals: int = 5) -> list[float]:
     """Seconds per call in each of some intervals that last `seconds` together, after calls to warm up."""
 
     def interval(calls: int) -> float:
-        start = time.perf_counter()
+        start = now(device)
         for _ in range(calls):
             function()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        return (time.perf_counter() - start) / calls
+        return (now(device) - start) / calls
 
     interval(2)
     calls = max(1, round(seconds / intervals / interval(2)))

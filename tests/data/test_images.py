@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dim_hf.data import ImageData, holdout, load_image_data, normalise, stratified_order
+from dim_hf.data import ImageData, holdout, load_image_data, members_by_class, normalise, stratified_order
 from dim_hf.data.decoding import to_pixels
 
 
@@ -370,6 +370,18 @@ def test_holdout_is_a_stratified_partition(counts, fraction, seed):
         assert abs(size - count * fraction) <= 1
     again = holdout(data, fraction, seed)[1]
     assert torch.equal(again.images, held_out.images) and again.fingerprint == held_out.fingerprint
+
+
+def test_members_of_each_class_even_of_one_without_images():
+    members = members_by_class(torch.tensor([2, 0, 2, 0, 4]), 6)
+    assert [part.tolist() for part in members] == [[1, 3], [], [0, 2], [], [4], []]
+
+
+def test_splits_stay_what_they_were():
+    # Runs and checkpoints of earlier releases were validated on these images.
+    labels = [2, 0, 1, 0, 2, 0, 1, 1, 0, 2]
+    assert holdout(numbered(labels), 0.4, 3)[1].images[:, 0, 0, 0].tolist() == [0, 2, 5, 8]
+    assert stratified_order(torch.tensor([*labels, 4]), 5).tolist() == [5, 2, 9, 10, 8, 0, 6, 3, 4, 7, 1]
 
 
 def test_holdout_needs_two_images_of_a_class():

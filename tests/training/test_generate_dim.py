@@ -193,6 +193,11 @@ def test_refusals_before_anything_is_made(generate, tmp_path, monkeypatch, more,
     assert {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")} == before
 
 
+def test_the_card_names_a_hundred_of_many_classes():
+    card = str(generate_dim.dataset_card(generate_dim.parse_args([]), 1, [f"class {label}" for label in range(1000)]))
+    assert "class 99 and 900 more)" in card and "class 100" not in card
+
+
 def test_what_the_user_wrote_into_the_card_stays(generate):
     folder = generate()
     card = folder / "README.md"

@@ -2,13 +2,13 @@
 
 from typing import TYPE_CHECKING, Any
 
-from .image_data import ImageData, holdout, normalise, stratified_order
+from .image_data import ImageData, holdout, members_by_class, normalise, stratified_order
 
 
 if TYPE_CHECKING:
     from .images import load_image_data
 
-__all__ = ["ImageData", "holdout", "load_image_data", "normalise", "stratified_order"]
+__all__ = ["ImageData", "holdout", "load_image_data", "members_by_class", "normalise", "stratified_order"]
 
 
 def __getattr__(name: str) -> Any:

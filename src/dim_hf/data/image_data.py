@@ -132,19 +132,30 @@ def holdout(data: ImageData, fraction: float = 0.1, seed: int = 0) -> tuple[Imag
         raise ValueError(f"a part cannot be held out: the class {listed(too_few)} has fewer than 2 images.")
     rng = torch.Generator().manual_seed(seed)
     held_out = torch.zeros(len(data), dtype=torch.bool)
-    for label, count in enumerate(counts.tolist()):
-        members = torch.nonzero(labels == label).flatten()
+    for members in members_by_class(labels, data.num_classes):
+        count = len(members)
         size = min(max(1, round(count * fraction)), count - 1)
         held_out[members[torch.randperm(count, generator=rng)[:size]]] = True
     return data.select(torch.nonzero(~held_out).flatten()), data.select(torch.nonzero(held_out).flatten())
+
+
+def members_by_class(labels: torch.Tensor, num_classes: int) -> tuple[torch.Tensor, ...]:
+    """
+    The positions of each class in `labels` `(N,)`, ascending. One sort finds all of them, however many classes there
+    are.
+    """
+    counts = torch.bincount(labels, minlength=num_classes).tolist()
+    return labels.argsort(stable=True).split(counts)
 
 
 def stratified_order(labels: torch.Tensor, seed: int) -> torch.Tensor:
     """An order of all images in which every prefix has the classes in proportion, as nearly as possible."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     position = torch.empty(len(labels), dtype=torch.float64)
-    for label in labels.unique():
-        members = order[labels[order] == label]
+    for members in members_by_class(labels[order], int(labels.max()) + 1):
+        if len(members) == 0:
+            continue
+        members = order[members]
         position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
         # One image of each class comes before any second one.
         position[members[0]] -= 1

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch.nn import functional as F
 
-from ..data import ImageData
+from ..data import ImageData, members_by_class
 
 
 # Images are tiled into pages with sides of at most this many pixels, so that an encoder's memory stays bounded.
@@ -255,7 +255,7 @@ def png_bytes(data: ImageData, at_most: int = 1000) -> int:
 def shuffled_classes(train: ImageData, seed: int) -> list[torch.Tensor]:
     """The positions of each class's images in random order."""
     rng = torch.Generator().manual_seed(seed)
-    members = [torch.nonzero(train.labels.cpu() == label).squeeze(1) for label in range(train.num_classes)]
+    members = members_by_class(train.labels.cpu(), train.num_classes)
     return [part[torch.randperm(len(part), generator=rng)] for part in members]
 
 

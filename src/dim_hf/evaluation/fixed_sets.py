@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ..arguments import reason
 from ..classifiers import logits_and_features
-from ..data.image_data import ImageData, normalise
+from ..data.image_data import ImageData, members_by_class, normalise
 from ..distillation.augmentation import draw_augmentation
 from ..distillation.losses import matching_loss
 from ..files import whole_file
@@ -186,7 +186,7 @@ def optimise_latents(
     ipc = len(labels) // data.num_classes
     per_class = min(ipc, PER_CLASS)
     weights = {"features": 1.0, "energy": 1.0} if ipc > 1 else {"sample_features": 1.0}
-    members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+    members = members_by_class(data.labels, data.num_classes)
     latents = latents.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([latents], lr=learning_rate)
     for _ in tqdm(range(steps), desc="latents", unit="step", leave=False, disable=not progress):

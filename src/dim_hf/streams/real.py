@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 
 from ..arguments import check_integer, check_seed, shown
-from ..data import ImageData, normalise
+from ..data import ImageData, members_by_class, normalise
 from ..messages import listed
 from .randomness import ShuffledOrder, check_count, check_epoch, check_shuffled, epoch_order
 
@@ -73,7 +73,7 @@ class RealStream(_DataStream):
 
     def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int):
         super().__init__(data, ipc, seed, batch_size)
-        self.members = [torch.nonzero(data.labels == label).squeeze(1) for label in range(data.num_classes)]
+        self.members = members_by_class(data.labels, data.num_classes)
         if empty := [name for name, part in zip(data.class_names, self.members, strict=True) if len(part) == 0]:
             raise ValueError(f"`data` holds no image of the class {listed(empty)}; valid is at least one of each.")
         self.orders = [
