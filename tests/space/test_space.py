@@ -173,7 +173,10 @@ def test_real_images_of_the_cards_data_set(pipeline, digits, tmp_path, monkeypat
     "card, reason",
     [
         ("---\ndatasets:\n- none/such\n---\n", "none/such could not be read: "),
-        ("---\ndatasets:\n- /none/such\n---\n", "the card could not be read: it names a data set that is not the id of"),
+        (
+            "---\ndatasets:\n- /none/such\n---\n",
+            "the card could not be read: it names a data set that is not the id of",
+        ),
         ("---\nlicense: mit\n---\n", "the pipeline's card names no data set on the Hub"),
         ("---\na: [\n---\n", "the card could not be read: the card"),
     ],
