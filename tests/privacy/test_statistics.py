@@ -164,7 +164,7 @@ def test_features_are_the_kernel():
     features = RandomFeatures(1, 8)
     flat, brighter, noise = torch.zeros(1, 8, 8), torch.full((1, 8, 8), 0.2), torch.rand(1, 8, 8) * 2 - 1
     same, near, far = (float(features(flat[None]) @ features(x[None]).T) for x in (flat, brighter, noise))
-    # Brighter by 0.1 of the range, with no edges: the pixels' kernels fall to exp(-0.5) and exp(-0.113).
+    # Brighter by 0.1 of the range, with no edges: the pixels' kernels fall to exp(-0.347) and exp(-0.08).
     assert same == pytest.approx(1, abs=1e-5)
-    assert near == pytest.approx((2 * 0.6065 + 0.8928) / 6 + 0.5, abs=0.03)
+    assert near == pytest.approx((2 * 0.7066 + 0.9231) / 6 + 0.5, abs=0.03)
     assert abs(far) < 0.1
