@@ -327,6 +327,10 @@ def test_the_folder_of_another_audit_is_refused(home, tmp_path):
     with pytest.raises(FileExistsError, match=r"holds another audit \(weights '\w+', now '\w+'\)"):
         audit(home, tiny(tmp_path / "q", seed=1), *words)
     assert read_json(output / "audit.json") == json.loads(json.dumps(first))
+    DiMDiscriminator(10, 8, 1, (4, 4)).save_pretrained(folder / "discriminator")
+    with pytest.raises(FileExistsError, match=r"holds another audit \(discriminator None, now '\w+'\)"):
+        audit(home, folder, *words)
+    shutil.rmtree(folder / "discriminator")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.html").write_text("mine")
     with pytest.raises(FileExistsError, match="holds report.html, which audit_dim.py would overwrite"):
