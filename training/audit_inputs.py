@@ -22,7 +22,7 @@ from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import weights_digest
+from dim_hf.weights import module_digest, weights_digest
 
 
 # What options.json must say for a run to be repeated.
@@ -201,6 +201,9 @@ def identity(args: argparse.Namespace, audited: Audited) -> dict[str, Any]:
     names = ("seed", "samples", "classifier", "epochs")
     settings = {name: getattr(args, name) for name in names}
     settings |= {"weights": weights_digest(audited.pipeline), "train": audited.train.fingerprint}
+    # A network that came to lie in the folder later has not been measured on earlier shadow runs.
+    networks = {"labeler": audited.pipeline.labeler, "discriminator": audited.discriminator}
+    settings |= {name: network and module_digest(network) for name, network in networks.items()}
     return settings | {"held_out": audited.held_out.fingerprint}
 
 

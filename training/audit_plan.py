@@ -156,8 +156,9 @@ def copies_seconds(args: argparse.Namespace, audited: Audited) -> float:
     began = time.perf_counter()
     nearest_rows(rows, rows)
     each = (time.perf_counter() - began) / len(rows) ** 2
-    # Features have about as many dimensions.
-    return args.epochs * time_epoch(args, audited) + 2 * compared * each / train.num_classes
+    # Features take a forward pass of each image, a third of a training step, and have about as many dimensions.
+    passes = (len(train) + len(held_out)) / (3 * IPC * train.num_classes)
+    return (args.epochs + passes) * time_epoch(args, audited) + 2 * compared * each / train.num_classes
 
 
 def fresh_classifier(args: argparse.Namespace, pipeline: Any, epochs: int) -> torch.nn.Module:

@@ -146,7 +146,7 @@ def everything(home, leaky):
 def test_members_are_found_through_all_that_is_shared(home, everything, tmp_path, monkeypatch):
     monkeypatch.setattr(audit_dim, "measure_speed", lambda *_: Speed(step=1.0, measuring=0.0, beginning=0.0))
     output = tmp_path / "a"
-    words = ["--output_dir", str(output), "--budget", "26.7", "--inversion_steps", "10"]
+    words = ["--output_dir", str(output), "--budget", "26.6", "--inversion_steps", "10"]
     # Another process has the first shadow run until this one has trained the second.
     lock_output_dir(output, "audit_dim.py").release()
     (output / "shadows").mkdir()
@@ -327,6 +327,10 @@ def test_the_folder_of_another_audit_is_refused(home, tmp_path):
     with pytest.raises(FileExistsError, match=r"holds another audit \(weights '\w+', now '\w+'\)"):
         audit(home, tiny(tmp_path / "q", seed=1), *words)
     assert read_json(output / "audit.json") == json.loads(json.dumps(first))
+    DiMDiscriminator(10, 8, 1, (4, 4)).save_pretrained(folder / "discriminator")
+    with pytest.raises(FileExistsError, match=r"holds another audit \(discriminator None, now '\w+'\)"):
+        audit(home, folder, *words)
+    shutil.rmtree(folder / "discriminator")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "report.html").write_text("mine")
     with pytest.raises(FileExistsError, match="holds report.html, which audit_dim.py would overwrite"):
