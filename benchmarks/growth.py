@@ -182,7 +182,7 @@ SECONDS: dict[str, Callable[[Case], Any]] = {
     "herding, 1 of 20 per class": lambda case: choose_latents(
         case.pipeline.generator, 1, "herding", seed=0, candidates=20, teacher=case.classifier
     ),
-    "a step of latents": latent_step,
+    "latents: choice of 1 per class, one step": latent_step,
     "bytes as PNG files": lambda case: png_bytes(case.data),
     "real images of 100 kB": lambda case: packed_subset(case.data, 100_000, 0, PNG_FILES),
     "nearest of all real images": lambda case: nearest_real(case.data.images[:40], case.data),

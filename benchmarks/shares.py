@@ -139,7 +139,7 @@ def measure(args: argparse.Namespace, preset: str, resolution: int, device: torc
         "released_over_ours": statistics.median(
             one / other for one, other in zip(times["released"], times["ours"], strict=True)
         ),
-        "profile": profile(steps["ours"], device),
+        "profile": profile(steps["ours"], args.repeats, device),
     }
     if "r1" in times:
         result["r1_over_plain"] = statistics.median(times["r1"]) / ours
@@ -165,12 +165,13 @@ def fresh_networks(
     return DiMGenerator(**generator_config).to(device), DiMDiscriminator(**discriminator_config).to(device)
 
 
-def profile(step: Callable[[], Any], device: torch.device) -> dict[str, float]:
-    """Shares of a step's time by kind of operation, the largest first."""
+def profile(step: Callable[[], Any], repeats: int, device: torch.device) -> dict[str, float]:
+    """Shares of the time of some steps by kind of operation, the largest first."""
     cuda = device.type == "cuda"
     activities = [torch.profiler.ProfilerActivity.CPU] + [torch.profiler.ProfilerActivity.CUDA] * cuda
     with torch.profiler.profile(activities=activities) as profiler:
-        step()
+        for _ in range(repeats):
+            step()
         now(device)
     times: Counter[str] = Counter()
     for event in profiler.events():

@@ -25,13 +25,13 @@ def test_a_row_of_each_preset(tmp_path):
 
 def test_the_profile_says_where_the_time_goes():
     images, kernel = torch.randn(4, 16, 32, 32), torch.randn(64, 16, 3, 3)
-    found = shares.profile(lambda: torch.nn.functional.conv2d(images, kernel), torch.device("cpu"))
+    found = shares.profile(lambda: torch.nn.functional.conv2d(images, kernel), 2, torch.device("cpu"))
     assert next(iter(found)) == "convolutions"
     weight = torch.zeros(2**20, requires_grad=True)
     weight.grad = torch.ones(2**20)
     optimizer = torch.optim.Adam([weight])
     optimizer.step()
-    assert shares.profile(optimizer.step, torch.device("cpu"))["optimiser"] > 0.9
+    assert shares.profile(optimizer.step, 1, torch.device("cpu"))["optimiser"] > 0.9
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,10 @@ from torch import nn
 from ..classifiers import logits_and_features
 
 
+# Rows whose distances to all others are in memory at once.
+ROWS = 1000
+
+
 @torch.no_grad()
 def last_features(classifier: nn.Module, batches: Iterable[torch.Tensor]) -> torch.Tensor:
     """
@@ -38,7 +42,8 @@ def recall(real: torch.Tensor, generated: torch.Tensor, neighbours: int = 5) -> 
             A generated image reaches as far as its `neighbours`-th nearest generated one.
     """
     reach = _reach(generated, neighbours)
-    return (torch.cdist(real, generated) <= reach).any(dim=1).float().mean().item()
+    reached = torch.cat([(torch.cdist(part, generated) <= reach).any(dim=1) for part in real.split(ROWS)])
+    return reached.float().mean().item()
 
 
 def density(real: torch.Tensor, generated: torch.Tensor, neighbours: int = 5) -> float:
@@ -50,7 +55,8 @@ def density(real: torch.Tensor, generated: torch.Tensor, neighbours: int = 5) ->
         real, generated, neighbours: As in [`recall`].
     """
     reach = _reach(real, neighbours)
-    return ((torch.cdist(generated, real) <= reach).float().sum(dim=1) / neighbours).mean().item()
+    reached_by = torch.cat([(torch.cdist(part, real) <= reach).sum(dim=1) for part in generated.split(ROWS)])
+    return (reached_by.float() / neighbours).mean().item()
 
 
 def _reach(features: torch.Tensor, neighbours: int) -> torch.Tensor:
@@ -60,4 +66,6 @@ def _reach(features: torch.Tensor, neighbours: int) -> torch.Tensor:
             f"`neighbours` is {neighbours}; valid for {len(features)} images is 1 to {len(features) - 1}."
         )
     # The nearest row of all is the row itself.
-    return torch.cdist(features, features).kthvalue(neighbours + 1, dim=1).values
+    return torch.cat(
+        [torch.cdist(part, features).kthvalue(neighbours + 1, dim=1).values for part in features.split(ROWS)]
+    )
