@@ -16,7 +16,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adam_beta2": 0.9,
         "discr_learning_rate": 1e-4,
         "r1_weight": 0.0,
-        "r2_weight": 0.0,
         "augmentation": [],
         "ema_decay": 0.0,
         "num_match_epochs": 100,
@@ -37,7 +36,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adam_beta2": 0.99,
         "discr_learning_rate": 4e-4,
         "r1_weight": 0.3,
-        "r2_weight": 0.0,
         # By the number of images; see `default_augmentation`.
         "augmentation": None,
         "ema_decay": 0.999,

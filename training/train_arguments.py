@@ -92,15 +92,16 @@ def make_parser() -> Parser:
     adversarial.add_argument(
         "--adversarial_loss",
         choices=["hinge", "wgan-gp", "relativistic"],
-        help="of both networks; relativistic needs R1 and R2",
+        help="of both networks",
     )
     adversarial.add_argument(
         "--class_loss_weight", type=non_negative_float, help="auxiliary class loss of both networks; 0: none"
     )
     adversarial.add_argument(
-        "--r1_weight", type=non_negative_float, help="gradient penalty of the discriminator at real images; 0: none"
+        "--r1_weight",
+        type=non_negative_float,
+        help="gradient penalty of the discriminator at real images, for the relativistic loss at generated ones too",
     )
-    adversarial.add_argument("--r2_weight", type=non_negative_float, help="the same at generated images; 0: none")
     adversarial.add_argument(
         "--augmentation",
         nargs="*",

@@ -348,9 +348,10 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
                         if args.r1_weight and step % R1_INTERVAL == 0:
                             losses["r1"] = r1_penalty(critic, augment(batch.images))
                             total_loss = total_loss + args.r1_weight * R1_INTERVAL * losses["r1"]
-                        if args.r2_weight and step % R1_INTERVAL == R1_INTERVAL // 2:
+                        r2_weight = args.r1_weight if args.adversarial_loss == "relativistic" else 0.0
+                        if r2_weight and step % R1_INTERVAL == R1_INTERVAL // 2:
                             losses["r2"] = r1_penalty(critic, augment(fake_images))
-                            total_loss = total_loss + args.r2_weight * R1_INTERVAL * losses["r2"]
+                            total_loss = total_loss + r2_weight * R1_INTERVAL * losses["r2"]
                         accelerator.backward(total_loss)
                     means.add(losses)
                 discriminator_optimizer.step()

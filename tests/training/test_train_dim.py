@@ -264,7 +264,6 @@ def test_ema_off_keeps_the_generator_itself(tiny, tmp_path):
         ["--mixed_precision", "bf16"],
         ["--adversarial_loss", "wgan-gp"],
         ["--adversarial_loss", "relativistic"],
-        ["--r2_weight", "1"],
         ["--class_loss_weight", "1"],
         ["--r1_weight", "1", "--augmentation", "shift", "cutout", "color"],
         ["--match_loss", "pairwise", "--match_interval", "2"],
@@ -278,6 +277,13 @@ def test_settings_run_and_change_the_result(tiny, tmp_path, plain, more):
     run(tiny("changed", *more))
     usual, changed = final_weights(plain), final_weights(tmp_path / "changed")
     assert not all(torch.equal(usual["generator"][k], changed["generator"][k]) for k in usual["generator"])
+
+
+def test_the_relativistic_loss_is_penalised_at_generated_images_too(tiny, tmp_path):
+    run(tiny("run", "--adversarial_loss", "relativistic", "--logging_steps", "1"))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if line.get("loss/r1", 0) > 0] == [1]
+    assert [line["step"] for line in lines if line.get("loss/r2", 0) > 0] == [9]
 
 
 def test_the_discriminator_has_a_class_head_where_there_is_a_class_loss(tiny, tmp_path, plain):
