@@ -24,6 +24,8 @@ if __name__ == "__main__":
 
 import argparse
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,7 +108,7 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
         run_shadows(run, plan, classifier)
 
     # 4. The figures and reports.
-    with lock_output_dir(output, "audit_dim.py", wait=True):
+    with alone_in(output):
         audit = conclude(run, plan)
         publish(run)
     return audit
@@ -134,10 +136,20 @@ class Audit:
         return self.audited.options["adversarial_steps"] + self.matching_steps
 
 
+@contextmanager
+def alone_in(output: Path) -> Iterator[None]:
+    """Waits until no other process plans or concludes an audit in the folder."""
+    lock = lock_output_dir(output, "audit_dim.py", wait=True)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def make_plan(run: Audit, settings: dict[str, Any]) -> dict[str, Any]:
     """Reads the plan of the folder, or makes one; a larger budget adds shadow runs."""
     args, output = run.args, run.output
-    with lock_output_dir(output, "audit_dim.py", wait=True):
+    with alone_in(output):
         check_identity(args, output, settings)
         plan = read_json(output / "plan.json") or {"settings": settings}
         if "copies" in args.tests and not (output / "pipeline" / "copies.json").is_file():
