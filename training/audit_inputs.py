@@ -79,13 +79,20 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
     check_pipeline("pipeline", args.pipeline)
     path = Path(args.pipeline) / "options.json"
     needed_by = "`--validation`" if args.validation else "an audit of a run"
-    options = read_training(args.pipeline, needed_by) if path.is_file() or args.validation else None
+    options = read_private_run(path)
+    if options is not None and args.validation:
+        raise ValueError(
+            f"`--validation` has no images: the run in `--pipeline` {args.pipeline} is private and held none out; "
+            "valid is --test_split."
+        )
+    if options is None and (path.is_file() or args.validation):
+        options = read_training(args.pipeline, needed_by)
     if "membership" in args.tests and options is None:
         raise FileNotFoundError(
             f"`--tests` membership needs options.json in `--pipeline` {args.pipeline}, to train shadow runs like it; "
             "valid without it is copies."
         )
-    if "membership" in args.tests and (missing := sorted(set(REPEATED) - (options or {}).keys())):
+    if "membership" in args.tests and (missing := lacking(options)):
         raise ValueError(
             f"`--tests` membership needs {path} as train_dim.py writes it; this one lacks {listed(missing)}."
         )
@@ -107,6 +114,29 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
     if args.push_to_hub:
         check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
     return output, options
+
+
+def read_private_run(path: Path) -> dict[str, Any] | None:
+    """
+    The options of a run with `--privacy_epsilon`, completed by what is the same for all of them; `None` if the run was
+    another one. Such a run records nothing of its images, so that these cannot be compared with what is given here.
+    """
+    options = read_json(path)
+    if not isinstance(options, dict) or not options.get("privacy"):
+        return None
+    kinds = {"train_split": str, "seed": int, "train_batch_size": int, "max_train_steps": int, "dataset_name": str}
+    if wrong := sorted(name for name, kind in kinds.items() if not isinstance(options.get(name), kind)):
+        raise ValueError(f"{path} is not as train_dim.py writes it; {listed(wrong)} is missing or of another kind.")
+    return options | {
+        "adversarial_steps": options["max_train_steps"], "max_match_steps": 0, "num_match_epochs": None,
+        "gradient_accumulation_steps": 1, "num_processes": 1, "max_train_samples": None, "validation_fraction": 0.0,
+        "generator_config": None, "discriminator_config": None, "data_fingerprint": None,
+    }  # fmt: skip
+
+
+def lacking(options: dict[str, Any] | None) -> list[str]:
+    """What options.json does not say of a run that is to be repeated."""
+    return sorted(set(REPEATED) - (options or {}).keys())
 
 
 def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: Accelerator) -> Audited:
@@ -132,7 +162,8 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
     check_counts(args, train, held_out)
     folder = look_around(args.pipeline) if Path(args.pipeline).is_dir() else None
     discriminator = None
-    if folder and folder["discriminator"]:
+    # A private run has none that could be its own.
+    if folder and folder["discriminator"] and not (options and options.get("privacy")):
         try:
             discriminator = DiMDiscriminator.from_pretrained(Path(args.pipeline) / folder["discriminator"])
         except (OSError, ValueError):
@@ -145,6 +176,8 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
 
 def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, Any]) -> ImageData:
     """What a run trained on, of the split that it read."""
+    if options.get("privacy"):
+        return train
     if train.fingerprint != options["data_fingerprint"]:
         data = "train_data_dir" if args.train_data_dir else "dataset_name"
         raise ValueError(

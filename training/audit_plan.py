@@ -112,7 +112,9 @@ def measure_speed(args: argparse.Namespace, audited: Audited, union: Union, coun
     began = time.perf_counter()
     save_half(union.data.select(half(union, 0, args.seed)), folder / "images.parquet")
     words = train_words(options, folder, adversarial=3 * TIMED, matching=0, seed=args.seed)
-    train_shadow([*words, "--logging_steps", str(TIMED), "--validation_epochs", "1"], folder)
+    # A private run has no validation.
+    words += [] if options.get("privacy") else ["--validation_epochs", "1"]
+    train_shadow([*words, "--logging_steps", str(TIMED)], folder)
     total = time.perf_counter() - began
     seconds = {record["step"]: record["seconds"] for record in read_json_lines(folder / "run" / "metrics.jsonl")}
     step = (seconds[2 * TIMED] - seconds[TIMED]) / TIMED

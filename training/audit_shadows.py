@@ -57,19 +57,23 @@ def train_words(
         seed (`int`): Of the run.
     """
     words = ["--dataset_name", str(folder / "images.parquet"), "--output_dir", str(folder / "run")]
-    words += ["--cache_dir", str(folder / "cache"), "--dataloader_num_workers", "0", "--report_to", "none"]
-    words += ["--seed", str(seed), "--max_train_steps", str(adversarial), "--max_match_steps", str(matching)]
+    words += ["--cache_dir", str(folder / "cache"), "--dataloader_num_workers", "0"]
+    words += ["--seed", str(seed), "--max_train_steps", str(adversarial)]
     words += ["--train_batch_size", str(options["train_batch_size"] * options["num_processes"])]
     words += ["--resume_from_checkpoint", "latest", "--checkpoints_total_limit", "1"]
-    if rounded:
-        words += ["--rounded_steps", str(rounded)]
-    if "validation_epochs" in options.get("given", []):
-        words += ["--validation_epochs", str(options["validation_epochs"])]
-    for name in ("generator_config", "discriminator_config"):
-        # As the run recorded it, with what its preset says.
-        replace_text(folder / f"{name}.json", json.dumps(options[name]))
-        words += [f"--{name}", str(folder / f"{name}.json")]
+    if not options.get("privacy"):
+        words += ["--report_to", "none", "--max_match_steps", str(matching)]
+        if rounded:
+            words += ["--rounded_steps", str(rounded)]
+        if "validation_epochs" in options.get("given", []):
+            words += ["--validation_epochs", str(options["validation_epochs"])]
+        for name in ("generator_config", "discriminator_config"):
+            # As the run recorded it, with what its preset says.
+            replace_text(folder / f"{name}.json", json.dumps(options[name]))
+            words += [f"--{name}", str(folder / f"{name}.json")]
     known = {action.dest for action in train_arguments.make_parser()._actions}
+    # Each kind of run refuses the flags of the other.
+    known = known & train_arguments.PRIVATE_FLAGS if options.get("privacy") else known - {"privacy_delta"}
     for name, value in options.items():
         if name in known and name not in NOT_SHARED and value is not None:
             values = value if isinstance(value, list) else str(value).split() if name == "match_loss" else [value]
@@ -130,12 +134,15 @@ def membership(data: ImageData, positions: torch.Tensor, fraction: float, seed: 
     Args:
         data ([`ImageData`]): The half, in memory.
         positions (`torch.Tensor` of shape `(len(data),)`): Of its images among all.
-        fraction (`float`), seed (`int`): Of the run, by which it holds a part out for its validations.
+        fraction (`float`), seed (`int`): Of the run, by which it holds a part out for its validations; a private run
+            has no such part, 0.
         total (`int`): Number of all images.
 
     Returns:
         `torch.Tensor` of shape `(total,)`: `IN`, `OUT`, or `NEITHER` for those that only chose the pipeline.
     """
+    if not fraction:
+        return torch.full((total,), OUT).index_fill(0, positions, IN)
     trained, _ = holdout(replace(data, stored=data.images, rows=torch.arange(len(data))), fraction, seed)
     found = torch.full((total,), OUT)
     found[positions] = NEITHER

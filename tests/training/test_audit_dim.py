@@ -110,7 +110,7 @@ def test_copies_are_found_in_what_was_learnt_by_heart_and_told_on_its_card(home,
     card, page = (tmp_path / "x" / "README.md").read_text(), (tmp_path / "a" / "report.html").read_text()
     for text in ("of the generated images are nearest to a training image", "Distances alone prove little"):
         assert text in card and text in page
-    assert "**No privacy guarantee**" in card and page.count("data:image/png;base64,") == 1
+    assert "**no privacy guarantee**" in card and page.count("data:image/png;base64,") == 1
     # No shadow run was needed.
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
         ".lock", ".made_by", "audit.json", "closest.png", "pipeline", "plan.json", "report.html",
@@ -128,6 +128,24 @@ def test_nothing_is_found_where_much_was_seen_briefly(home, sound, tmp_path, mon
     assert found["findings"] == [] and not found["leak"]
     assert (found["membership"]["shadows"], found["membership"]["steps"]) == (8, 75)
     assert set(found["membership"]["canaries"]) == {"mislabelled", "rare"}
+
+
+@pytest.mark.slow
+def test_a_private_run_gives_no_canary_away(home, tmp_path, monkeypatch):
+    words = ["--output_dir", str(tmp_path / "run"), "--privacy_epsilon", "1", "--preset", "pico"]
+    words += ["--max_train_steps", "40", "--cache_dir", str(home / "cache")]
+    alone(lambda: train_dim.main(train_dim.parse_args(words)))
+    monkeypatch.setattr(audit_dim, "measure_speed", lambda *_: Speed(step=1.0, measuring=0.0, beginning=0.0))
+    found = audit(
+        home, tmp_path / "run", "--budget", "4", "--candidates", "100", "--inversion_steps", "5", "--tests",
+        "membership",
+    )  # fmt: skip
+    assert found["membership"]["shadows"] >= 4 and found["findings"] == [] and found["privacy"]["epsilon"] == 1
+    assert set(found["membership"]["canaries"]) == {"mislabelled", "rare"}
+    page = (tmp_path / "run" / "audit" / "report.html").read_text()
+    assert "differential privacy with epsilon 1 and delta 1e-05" in page
+    with pytest.raises(ValueError, match="is private and held none out; valid is --test_split"):
+        audit(home, tmp_path / "run", "--validation")
 
 
 @pytest.fixture(scope="module")
