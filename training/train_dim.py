@@ -152,6 +152,8 @@ def begin_or_go_on(
         return options, progress
     may_differ = partial(may_still_change, given=args.given)
     progress = read_progress(start.checkpoint, deciding(options), may_differ) | {"validation": validation}
+    if not {"seconds", "best"} <= progress.keys():
+        raise ValueError(f"`--resume_from_checkpoint` {start.checkpoint} is not a checkpoint of train_dim.py.")
     if progress["step"] > plan.total_steps or (start.branched and progress["step"] == plan.total_steps):
         raise ValueError(
             f"`--resume_from_checkpoint` {start.checkpoint} is of step {progress['step']:,}, and the run ends at step "

@@ -92,7 +92,7 @@ def test_the_report_has_the_audit_of_these_weights(evaluate, tmp_path):
     run = tmp_path / "run"
     weights = weights_digest(DiMPipeline.from_pretrained(run))
     finding = {"level": "leak", "text": "It knows <everyone>."}
-    audit = {"format": AUDIT_FORMAT, "weights": weights, "training": {}, "copies": None, "membership": None,
+    audit = {"format": AUDIT_FORMAT, "weights": weights, "privacy": None, "copies": None, "membership": None,
              "folder": None, "findings": [finding]}  # fmt: skip
     (run / "audit").mkdir()
     page = run / "evaluation" / "report.html"

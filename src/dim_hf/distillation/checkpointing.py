@@ -146,8 +146,13 @@ def _damage_without_manifest(checkpoint: Path) -> str | None:
 def _is_progress(path: Path) -> bool:
     """Whether a file is what [`read_progress`] reads."""
     progress = json.loads(path.read_bytes())
-    kinds = {"step": int, "seconds": int | float, "best": dict, "options": dict}
-    return isinstance(progress, dict) and all(isinstance(progress.get(name), kind) for name, kind in kinds.items())
+    kinds: dict[str, Any] = {"step": int, "options": dict, "seconds": int | float, "best": dict}
+    # Only runs with validations have the best of them.
+    return (
+        isinstance(progress, dict)
+        and {"step", "options"} <= progress.keys()
+        and all(isinstance(progress[name], kind) for name, kind in kinds.items() if name in progress)
+    )
 
 
 def _digest(path: Path) -> str:
