@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 
+ROWS = ("evaluation", "generation")
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT / "training"))
 from command_line import check_json_file, check_numbers, run_script  # noqa: E402
@@ -35,6 +36,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Rates of two processes over one.", formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--jobs", type=int, default=8, help="classifiers of the longer evaluation; the shorter has 2")
     parser.add_argument("--epochs", type=int, default=150, help="of each classifier")
     parser.add_argument("--shards", type=int, default=20, help="of the longer generation; the shorter has 2")
@@ -58,7 +60,8 @@ def main(args: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder:
         generator = DiMGenerator(**network_configs("base", 8, 1, 10)[0])
         DiMPipeline(generator).save_pretrained(f"{folder}/pipeline")
-        for name, longer in (("evaluation", args.jobs), ("generation", args.shards)):
+        for name in args.rows:
+            longer = {"evaluation": args.jobs, "generation": args.shards}[name]
             # Seconds and CPU seconds of the additional work, in one process and in two.
             taken: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
             for repeat in range(args.repeats):

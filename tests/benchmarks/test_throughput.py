@@ -20,7 +20,7 @@ def test_every_row_beside_its_naive_one(tmp_path):
     for row in report["rows"]:
         assert 0 < row["slowest"] <= row["images_per_second"] <= row["fastest"]
         assert row["peak_memory_mib"] > 10 and row["intervals"] == 2
-    assert report["matching_over_adversarial"] > 0 and report["environment"]["torch"]
+    assert report["phase_2_over_phase_1"] > 0 and report["environment"]["torch"]
 
 
 @pytest.mark.parametrize(
