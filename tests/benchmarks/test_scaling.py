@@ -3,6 +3,7 @@
 import json
 import os
 
+import evaluate_arguments
 import processes
 import pytest
 import scaling
@@ -10,13 +11,19 @@ import scaling
 
 @pytest.mark.slow
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
-def test_evaluation_and_generation(tmp_path):
-    arguments = ["--jobs", "4", "--epochs", "2", "--shards", "4", "--shard_size", "50", "--repeats", "1"]
+def test_generation(tmp_path):
+    arguments = ["--rows", "generation", "--shards", "4", "--shard_size", "50", "--repeats", "1"]
     result = processes.run([scaling.__file__, *arguments, "--json", tmp_path / "out.json"])
     assert result.returncode == 0, result.stderr[-2000:]
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert [row["row"] for row in rows] == ["evaluation", "generation"]
-    assert all([len(row["taken"][count]) for count in ("1", "2")] == [1, 1] for row in rows)
+    (row,) = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert row["row"] == "generation" and [len(row["taken"][count]) for count in ("1", "2")] == [1, 1]
+
+
+def test_an_evaluation_has_a_job_per_seed(tmp_path):
+    command = scaling.command(scaling.parse_args(["--epochs", "7"]), "evaluation", 3, tmp_path, "0-1-3")
+    assert command[0].endswith("training/evaluate_dim.py")
+    args = evaluate_arguments.parse_args(command[1:])
+    assert (args.seeds, args.epochs, args.classifiers, args.controls) == ([0, 1, 2], [7], ["convnet3"], [])
 
 
 @pytest.mark.parametrize(
