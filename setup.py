@@ -42,6 +42,8 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "hypothesis>=6",
+            # Where there are wheels; the fuzzer is skipped elsewhere.
+            "atheris>=2.3; sys_platform == 'linux' and platform_machine == 'x86_64' and python_version < '3.15'",
             "ruff>=0.15",
             "mypy>=1.15",
             "build>=1.2",
