@@ -107,6 +107,14 @@ def test_lists_of_a_generator(folder, entry):
     assert refusal(DiMPipeline.from_pretrained, folder) == "`residual` is 'no'; valid are True and False."
 
 
+@pytest.mark.parametrize(("config", "entry"), [(CONFIGS[0], "sample_size"), (CONFIGS[1], "num_classes")])
+def test_an_entry_that_is_needed(folder, config, entry):
+    content = json.loads((folder / config).read_text())
+    del content[entry]
+    (folder / config).write_text(json.dumps(content))
+    assert refusal(DiMPipeline.from_pretrained, folder) == f"the {config.split('/')[0]}'s config.json lacks {entry}."
+
+
 @pytest.mark.parametrize("entries", HUGE, ids=range(len(HUGE)))
 def test_sizes_that_only_the_product_shows(folder, entries):
     set_entries(folder / CONFIGS[0], **entries)

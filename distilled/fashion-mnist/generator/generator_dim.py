@@ -7,6 +7,7 @@ import copy
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from inspect import Parameter, signature
 from numbers import Integral
 from typing import Any
 
@@ -143,7 +144,11 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # Ignoring an entry would build a different network.
         cls._check_known(config_dict)
-        return super().extract_init_dict(config_dict, **kwargs)
+        init_dict, *others = super().extract_init_dict(config_dict, **kwargs)
+        needed = (key for key, each in signature(cls).parameters.items() if each.default is Parameter.empty)
+        if missing := [key for key in needed if key not in init_dict]:
+            raise ValueError(f"the generator's {cls.config_name} lacks {', '.join(missing)}.")
+        return init_dict, *others
 
     @classmethod
     def _check_known(cls, config: dict[str, Any]) -> None:
