@@ -4,14 +4,12 @@ Files of strangers, as a fuzzer that follows the code's branches changes them: e
     pip install atheris
     python tests/pipelines/fuzz_untrusted.py CORPUS -len_control=0 -max_total_time=600
 
-CORPUS is a folder, made where it is missing. Any other error ends the process and leaves the input in a file
-`crash-...`. The first byte of an input says which file of a pipeline with a teacher it replaces; a card and latents
-are read by themselves.
+CORPUS is a folder, made where it is missing; the files that are read lie beside it, in CORPUS.files. Any other error
+ends the process and leaves the input in a file `crash-...`. The first byte of an input says which file of a pipeline
+with a teacher it replaces; a card and latents are read by themselves.
 """
 
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 import atheris
@@ -34,7 +32,8 @@ IN_A_PIPELINE = (
 )  # fmt: skip
 ALONE = {"README.md": lambda path: existing_card(ModelCard, path), "latents.safetensors": load_latents}
 NAMES = (*IN_A_PIPELINE, *ALONE)
-FOLDER = Path(tempfile.mkdtemp())
+# The fuzzer ends the process itself, so nothing can be removed afterwards.
+FOLDER = Path(f"{sys.argv[1]}.files")
 
 
 def make_files(corpus: Path) -> None:
@@ -67,7 +66,4 @@ if __name__ == "__main__":
     logging.disable_progress_bar()
     make_files(Path(sys.argv[1]))
     atheris.Setup(sys.argv, read)
-    try:
-        atheris.Fuzz()
-    finally:
-        shutil.rmtree(FOLDER)
+    atheris.Fuzz()
