@@ -20,7 +20,7 @@ from command_line import (
 from dim_hf.choices import STORAGE_FORMS
 from dim_hf.distillation.pool_recipe import PoolEntry, PoolRecipe, pool_entry
 from dim_hf.evaluation.names import COMPARED, PROTOCOLS, REAL, SELECTIONS
-from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.recipe import LEGACY_BATCH_SIZE, DeploymentRecipe
 
 
 CONTROLS = ("before_matching", *REAL)
@@ -92,7 +92,10 @@ def make_parser() -> Parser:
         help="one for all, or one for each ipc",
     )
     protocol.add_argument(
-        "--train_batch_size", type=positive_int, default=DeploymentRecipe.batch_size, help="images per step"
+        "--train_batch_size",
+        type=positive_int,
+        help=f"images per step; default: {DeploymentRecipe.batch_size}, in protocol C {LEGACY_BATCH_SIZE}. A "
+        "batch of C of as many images as there are classes has one of each",
     )
     protocol.add_argument(
         "--learning_rate",
@@ -220,11 +223,14 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
             ("before_matching" not in args.controls, ("before_matching",), "without before_matching in `--controls`"),
             (
                 not compares,
-                ("before_matching", "soft_labels", "without_augmentation", "train_batch_size", "learning_rate")
-                + ("mixed_precision",),
+                ("before_matching", "soft_labels", "without_augmentation", "learning_rate", "mixed_precision"),
                 without,
             ),
-            (not compares and bool(args.controls), ("controls",), without),
+            (
+                not compares and bool({*args.controls} - {"streamed"}),
+                ("controls",),
+                f"for names other than streamed {without}",
+            ),
             (not args.push_to_hub, ("hub_model_id", "hub_token", "hub_private_repo"), "without `--push_to_hub`"),
         ],
     )

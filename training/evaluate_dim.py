@@ -57,7 +57,7 @@ from dim_hf.evaluation.html_report import write_html_report
 from dim_hf.evaluation.making_sets import SetsRecipe, describe_times, make_fixed_sets, sets_by_name
 from dim_hf.evaluation.names import COMPARED
 from dim_hf.evaluation.protocols import Deployment, list_sources
-from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.recipe import LEGACY_BATCH_SIZE, DeploymentRecipe
 from dim_hf.evaluation.results import describe_job, job_key, read_results
 from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.evaluation.sources import Draw, Source, generated_source
@@ -93,7 +93,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     recipes = {
         ipc: DeploymentRecipe(
             epochs=epochs,
-            batch_size=args.train_batch_size,
+            batch_size=args.train_batch_size or DeploymentRecipe.batch_size,
             learning_rate=args.learning_rate,
             mixed_precision=accelerator.mixed_precision,
         )
@@ -130,6 +130,7 @@ def main(args: argparse.Namespace) -> list[Row]:
             soft_labels=args.soft_labels,
             without_augmentation=args.without_augmentation,
             codec_for=partial(choose_codec, args, train, ipc, recipe, folders.output, accelerator),
+            legacy_batch_size=args.train_batch_size or LEGACY_BATCH_SIZE,
         )
         for ipc, recipe in recipes.items()
     }

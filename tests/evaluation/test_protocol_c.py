@@ -4,14 +4,15 @@ import pytest
 import torch
 from torch import nn
 
-from dim_hf.data import ImageData, load_image_data
+from dim_hf.data import ImageData, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy
 from dim_hf.evaluation.protocol_c import (
+    LegacyRealStream,
     LegacyStream,
     batch_accuracy,
     change_colours,
     evaluated_epochs,
-    legacy_accuracy,
+    legacy_figures,
 )
 from dim_hf.models import DiMGenerator
 
@@ -27,7 +28,7 @@ def generator():
     return DiMGenerator(10, 8, 1, 4, 4, (8,), (0,)).eval()
 
 
-@pytest.mark.parametrize(("ipc", "sizes"), [(1, [10]), (12, [120]), (13, [128]), (50, [128] * 3)])
+@pytest.mark.parametrize(("ipc", "sizes"), [(2, [20]), (12, [120]), (13, [128]), (50, [128] * 3)])
 def test_whole_batches_of_random_labels(generator, ipc, sizes):
     stream = LegacyStream(generator, ipc, seed=0)
     batches = list(stream.batches(0))
@@ -39,11 +40,39 @@ def test_whole_batches_of_random_labels(generator, ipc, sizes):
     assert not torch.equal(again, torch.cat([images for images, _ in stream.batches(1)]))
 
 
+def test_as_many_images_as_classes_are_one_of_each(generator, test_split):
+    generated, real = (make(of, 3, 0, 10) for make, of in ((LegacyStream, generator), (LegacyRealStream, test_split)))
+    for stream in (generated, real):
+        assert stream.steps_per_epoch == 3
+        batches = [labels.tolist() for epoch in (0, 1) for _, labels in stream.batches(epoch)]
+        assert [sorted(labels) for labels in batches] == [list(range(10))] * 6
+    # The images of a batch are of their labels, and none comes twice before all of its class.
+    seen = [image.numpy().tobytes() for epoch in range(10) for images, _ in real.batches(epoch) for image in images]
+    assert len(set(seen)) == len(seen) == 300
+    everything, of = test_split.batch(torch.arange(len(test_split)))
+    known = {image.numpy().tobytes(): int(label) for image, label in zip(normalise(everything), of, strict=True)}
+    images, labels = next(real.batches(4))
+    assert [known[image.numpy().tobytes()] for image in images] == labels.tolist()
+
+
+def test_real_images_of_other_batches_are_shuffled_without_regard_to_class(test_split):
+    stream = LegacyRealStream(test_split, 10, 0, 64)
+    batches = [batch for epoch in range(5) for batch in stream.batches(epoch)]
+    # Of 100 images per epoch, those that fill a batch; 320 of 360 images, each once.
+    assert [len(labels) for _, labels in batches] == [64] * 5
+    assert len({image.numpy().tobytes() for images, _ in batches for image in images}) == 320
+    assert any(labels.bincount(minlength=10).max() > 8 for _, labels in batches)
+    again = list(LegacyRealStream(test_split, 10, 0, 64).batches(3))
+    assert torch.equal(again[0][0], batches[3][0]) and torch.equal(again[0][1], batches[3][1])
+
+
 def test_a_wrong_count_or_epoch_is_refused(generator):
     with pytest.raises(ValueError, match="`ipc` is 0; valid is a whole number from 1"):
         LegacyStream(generator, 0, seed=0)
     with pytest.raises(ValueError, match="`epoch` is -1"):
         LegacyStream(generator, 1, seed=0).batches(-1)
+    with pytest.raises(ValueError, match="`batch_size` is 0"):
+        LegacyStream(generator, 1, seed=0, batch_size=0)
 
 
 def test_colours_change_image_by_image():
@@ -78,18 +107,34 @@ def test_there_are_five_evaluations_whatever_the_number_of_epochs():
 
 def test_the_best_evaluation_counts(generator, test_split):
     # Runs of up to five epochs are scored after each, and the shorter ones are the beginning of the longer ones.
-    scores = [
-        legacy_accuracy(LegacyStream(generator, 2, 3), "convnet3", test_split, epochs=epochs, seed=3)
+    runs = [
+        legacy_figures(LegacyStream(generator, 2, 3), "convnet3", test_split, epochs=epochs, seed=3)
         for epochs in range(1, 6)
     ]
-    assert scores == sorted(scores) and len(set(scores)) < 5 and scores[0] < scores[-1]
+    evaluations = runs[-1]["evaluations"]
+    assert evaluations != sorted(evaluations)
+    for epochs, run in enumerate(runs, 1):
+        assert run["evaluations"] == evaluations[:epochs] and run["accuracy"] == max(evaluations[:epochs])
+        # ConvNet-3 has no batch norm, so that its mode makes no difference; ResNet-10 has.
+        assert run["last_in_eval"] == pytest.approx(evaluations[epochs - 1], abs=1 / len(test_split))
+    resnet = legacy_figures(LegacyStream(generator, 5, 0), "resnet10", test_split, epochs=3, seed=0)
+    assert resnet["last_in_eval"] != resnet["evaluations"][-1]
+
+
+def test_without_colours_images_are_only_moved(test_split):
+    plain, coloured = (
+        legacy_figures(LegacyRealStream(test_split, 10, 0), "convnet3", test_split, epochs=15, seed=0, colours=colours)
+        for colours in (False, True)
+    )
+    # Fifteen steps on real images learn more without changes of colour as strong as what tells digits apart.
+    assert plain["accuracy"] > coloured["accuracy"]
 
 
 def test_the_result_is_a_function_of_the_seed(generator, test_split):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()
     results = [
-        legacy_accuracy(LegacyStream(generator, 5, seed), "resnet10", test_split, epochs=3, seed=seed)
+        legacy_figures(LegacyStream(generator, 5, seed), "resnet10", test_split, epochs=3, seed=seed)["accuracy"]
         for seed in (0, 0, 1)
     ]
     assert results[0] == results[1] != results[2] and all(0 <= result <= 1 for result in results)

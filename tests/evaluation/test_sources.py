@@ -72,10 +72,18 @@ def test_all_rows_take_equal_steps_and_name_their_protocol(pipeline, digits):
     assert len(set(identities)) == len(sources) - 1
 
 
-def test_the_legacy_protocol_has_no_controls(pipeline, digits):
-    (source,) = sources_of(pipeline, digits, protocols=["C"], before_matching=pipeline)
+def test_the_legacy_protocol_has_one_control(pipeline, digits):
+    sources = sources_of(pipeline, digits, protocols=["C"], before_matching=pipeline)
     # 20 images per epoch, of which the released code with its batch of 128 would make none.
-    assert (source.protocol, source.stream(0).steps_per_epoch, source.seen(0)) == ("C", 1, 60)
+    assert [(s.description, s.protocol, s.control, s.stream(0).steps_per_epoch, s.seen(0)) for s in sources] == [
+        (GENERATED, "C", False, 1, 60),
+        (REAL["streamed"], "C", True, 1, 60),
+    ]
+    balanced = sources_of(pipeline, digits, protocols=["C"], legacy_batch_size=10)
+    assert [(s.stream(0).steps_per_epoch, s.seen(0)) for s in balanced] == [(2, 60), (2, 60)]
+    assert all(s.identity(0) == b.identity(0) and s.judge != b.judge for s, b in zip(sources, balanced, strict=True))
+    (alone,) = sources_of(pipeline, digits, protocols=["C"], controls=["random"])
+    assert alone.description == GENERATED
 
 
 def test_a_fixed_set_is_the_same_in_every_epoch_and_costs_its_latents(pipeline, digits):

@@ -3,61 +3,102 @@ Protocol C, legacy: the deployment of DiM's released code, rewritten, for compar
 
 It differs from protocol B in what makes it unfit for other comparisons: the best of five evaluations *on the test
 split* counts; classifiers are never put in `eval()`, so that batch norm uses the statistics of test batches; labels
-are drawn at random; the learning rate is constant; and colours are augmented. Two of its defects are left out: zero
-steps where an epoch is smaller than a batch, and test images that are normalised differently from those of train.
+are drawn at random, unless a batch has as many images as there are classes, which then has one of each; the learning
+rate is constant; and colours are augmented. Two of its defects are left out: zero steps where an epoch is smaller than
+a batch, and test images that are normalised differently from those of train.
 """
 
 import math
+from abc import ABC
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
+from ..arguments import check_integer
 from ..classifiers import build_classifier
+from ..data import members_by_class
 from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
-from ..streams.randomness import check_count
+from ..streams.randomness import ShuffledOrder, check_count
 from ..streams.real import BatchStream
-from .judges import Stream, random_crop
+from .judges import Stream, evaluate_accuracy, random_crop
+from .recipe import LEGACY_BATCH_SIZE
 
 
-BATCH_SIZE, LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EVALUATIONS = 128, 0.01, 0.9, 5e-4, 5
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY, EVALUATIONS = 0.01, 0.9, 5e-4, 5
 
 
-class LegacyStream(BatchStream):
+class _WholeBatches(BatchStream, ABC):
+    """`ipc * num_classes` images in each epoch, less what does not fill a batch, in one batch where it has fewer."""
+
+    def __init__(self, num_classes: int, ipc: int, seed: int, batch_size: int, device: torch.device):
+        check_count("ipc", ipc, least=1)
+        check_integer("batch_size", batch_size, least=1)
+        images = ipc * num_classes
+        self.batch_size = min(batch_size, images)
+        self.balanced = self.batch_size == num_classes
+        super().__init__(num_classes, images // self.batch_size * self.batch_size, seed, self.batch_size, device)
+
+
+class LegacyStream(_WholeBatches):
     """
-    Generated images of random labels, in whole batches of 128 images, or in one batch where an epoch has fewer.
+    Generated images of random labels, or of one of each class in a batch of as many images.
 
     Args:
         generator ([`DiMGenerator`]): In `eval()`.
         ipc (`int`): An epoch has `ipc * num_classes` images, less what does not fill a batch.
         seed (`int`): Seeds noise and labels.
+        batch_size (`int`, *optional*, defaults to 128): Images in a batch, or all of an epoch that has fewer.
     """
 
-    def __init__(self, generator: DiMGenerator, ipc: int, seed: int):
-        check_count("ipc", ipc, least=1)
-        images = ipc * generator.config.num_classes
-        self.generator, self.batch_size = generator, min(BATCH_SIZE, images)
-        whole_batches = images // self.batch_size * self.batch_size
-        super().__init__(generator.config.num_classes, whole_batches, seed, self.batch_size, generator.device)
+    def __init__(self, generator: DiMGenerator, ipc: int, seed: int, batch_size: int = LEGACY_BATCH_SIZE):
+        super().__init__(generator.config.num_classes, ipc, seed, batch_size, generator.device)
+        self.generator = generator
 
     @torch.no_grad()
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         rng = torch.Generator().manual_seed(((self.seed << 24) ^ epoch) & (2**63 - 1))
         for _ in range(self.steps_per_epoch):
-            labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng).to(self.device)
+            labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng)
+            labels = (torch.arange(self.num_classes) if self.balanced else labels).to(self.device)
             noise = torch.randn(self.batch_size, self.generator.config.latent_dim, generator=rng).to(self.device)
             yield self.generator(noise.to(self.generator.dtype), labels).sample.float(), labels
 
 
-@torch.random.fork_rng(devices=[])
-def legacy_accuracy(
-    stream: Stream, name: str, test: ImageData, *, epochs: int, seed: int, progress: bool = False
-) -> float:
+class LegacyRealStream(_WholeBatches):
     """
-    The best of five test accuracies of a classifier that is trained as the released code does it.
+    Real images in the batches of a [`LegacyStream`]: shuffled without regard to class, or one of each class.
+
+    Args:
+        data ([`ImageData`]): The images; batches are on the device of its labels.
+        ipc (`int`), seed (`int`), batch_size (`int`): See [`LegacyStream`].
+    """
+
+    def __init__(self, data: ImageData, ipc: int, seed: int, batch_size: int = LEGACY_BATCH_SIZE):
+        super().__init__(data.num_classes, ipc, seed, batch_size, data.labels.device)
+        self.data = data
+        everything = [torch.arange(len(data), device=self.device)]
+        self.parts = members_by_class(data.labels, data.num_classes) if self.balanced else everything
+        self.orders = [ShuffledOrder(len(part), f"{seed}/{i}", self.device) for i, part in enumerate(self.parts)]
+
+    def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        each = self.batch_size // len(self.parts)
+        for step in range(epoch * self.steps_per_epoch, (epoch + 1) * self.steps_per_epoch):
+            rows = [part[order.take(step * each, each)] for part, order in zip(self.parts, self.orders, strict=True)]
+            images, labels = self.data.batch(torch.cat(rows))
+            yield normalise(images), labels
+
+
+@torch.random.fork_rng(devices=[])
+def legacy_figures(
+    stream: Stream, name: str, test: ImageData, *, epochs: int, seed: int, colours: bool = True, progress: bool = False
+) -> dict[str, Any]:
+    """
+    Trains a classifier as the released code does it, and scores it as that does and as it should be.
 
     Args:
         stream: What it is trained on, usually a [`LegacyStream`].
@@ -65,27 +106,31 @@ def legacy_accuracy(
         test ([`ImageData`]): Real images, on the stream's device.
         epochs (`int`): Of training; it is scored after every fifth part of them.
         seed (`int`): Seeds the weights, the augmentation and any dropout.
+        colours (`bool`, *optional*, defaults to `True`): Whether colours are augmented, beside crops.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the epochs.
 
     Returns:
-        `float`: In [0, 1].
+        JSON values, all in [0, 1]: `accuracy`, the best of `evaluations`, which are the accuracies in training mode
+        after each fifth of the epochs; and `last_in_eval`, the last one in `eval()`.
     """
     torch.manual_seed(seed)
     device = test.labels.device
     classifier = build_classifier(name, stream.num_classes, test.channels, test.size).to(device).train()
     optimizer = torch.optim.SGD(classifier.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
     rng = torch.Generator(device).manual_seed(seed)
-    best = 0.0
+    evaluations = []
     evaluated = evaluated_epochs(epochs)
     for epoch in tqdm(range(1, epochs + 1), desc=name, unit="epoch", leave=False, disable=not progress):
         for images, labels in stream.batches(epoch - 1):
-            loss = F.cross_entropy(classifier(random_crop(change_colours(images, rng), rng)), labels)
+            images = change_colours(images, rng) if colours else images
+            loss = F.cross_entropy(classifier(random_crop(images, rng)), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
         if epoch in evaluated:
-            best = max(best, batch_accuracy(classifier, test))
-    return best
+            evaluations.append(batch_accuracy(classifier, test))
+    last_in_eval = evaluate_accuracy(classifier, test)
+    return {"accuracy": max(evaluations), "evaluations": evaluations, "last_in_eval": last_in_eval}
 
 
 def evaluated_epochs(epochs: int) -> set[int]:
@@ -114,7 +159,7 @@ def change_colours(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 def batch_accuracy(classifier: nn.Module, data: ImageData) -> float:
     """The accuracy of a classifier, in [0, 1], in its current mode, which may be training mode."""
     right = 0
-    for indices in torch.arange(len(data), device=data.labels.device).split(BATCH_SIZE):
+    for indices in torch.arange(len(data), device=data.labels.device).split(LEGACY_BATCH_SIZE):
         images, labels = data.batch(indices)
         right += int((classifier(normalise(images)).argmax(dim=1) == labels).sum())
     return right / len(data)

@@ -14,11 +14,11 @@ from sklearn.metrics import confusion_matrix
 from ..data.image_data import ImageData
 from ..weights import module_bytes
 from .codecs import PNG_FILES, Codec
-from .controls import CONTROLS, Comparison
+from .controls import CONTROLS, Comparison, streamed
 from .judges import Stream, predict, train_classifier
 from .names import BEFORE_MATCHING, COMPARED, PROTOCOLS, REAL
-from .protocol_c import LegacyStream, legacy_accuracy
-from .recipe import DeploymentRecipe
+from .protocol_c import LegacyRealStream, LegacyStream, legacy_figures
+from .recipe import LEGACY_BATCH_SIZE, DeploymentRecipe
 from .sources import Draw, LatentsOf, Source, fixed_source, generated_source, with_soft_labels
 
 
@@ -57,16 +57,15 @@ class Deployment:
 
 @dataclass(frozen=True)
 class Legacy:
-    """Protocol C: trained and scored as the released code does it. Of the recipe, only its epochs count."""
+    """Protocol C: trained and scored as the released code does it. Of the recipe, epochs and batch size count."""
 
     recipe: DeploymentRecipe
 
     def train(
         self, stream: Stream, classifier: str, test: ImageData, *, seed: int, augment: bool, progress: bool
     ) -> dict[str, Any]:
-        """`accuracy`; images are always augmented."""
-        epochs = self.recipe.epochs
-        return {"accuracy": legacy_accuracy(stream, classifier, test, epochs=epochs, seed=seed, progress=progress)}
+        """The figures of [`legacy_figures`]; images are always augmented."""
+        return legacy_figures(stream, classifier, test, epochs=self.recipe.epochs, seed=seed, progress=progress)
 
 
 def list_sources(
@@ -84,6 +83,7 @@ def list_sources(
     soft_labels: bool = False,
     without_augmentation: bool = False,
     codec_for: Callable[[int], Codec] = lambda budget: PNG_FILES,
+    legacy_batch_size: int = LEGACY_BATCH_SIZE,
 ) -> list[Source]:
     """
     What an evaluation trains classifiers on at one ipc, results first.
@@ -94,7 +94,7 @@ def list_sources(
         recipe ([`DeploymentRecipe`]): How classifiers are trained.
         train ([`ImageData`]): The real images for controls.
         protocols (`Sequence[str]`): Any of `"A"`, `"B"` and `"C"`.
-        controls (`Sequence[str]`, *optional*): Any of `REAL`, as controls of A and B.
+        controls (`Sequence[str]`, *optional*): Any of `REAL`, as controls of A and B; `"streamed"` is one of C, too.
         before_matching ([`DiMPipeline`], *optional*): A control of A and B.
         selections (`Mapping`, *optional*): The fixed sets of A by their descriptions, as [`fixed_source`] takes them.
         selections_before (`Mapping`, *optional*): Those of `before_matching`, by the same descriptions.
@@ -103,6 +103,7 @@ def list_sources(
             Whether to repeat results, and the random real subset, with the teacher's labels.
         without_augmentation (`bool`, *optional*, defaults to `False`): The same for training without augmentation.
         codec_for: From a number of bytes to the codec of `"equal_bytes_lossy"`, as [`best_codec`] finds it.
+        legacy_batch_size (`int`, *optional*, defaults to 128): Images of a batch of C.
 
     Raises:
         ValueError: If a protocol or a control is unknown, or a teacher is asked for that the pipeline does not have.
@@ -140,21 +141,35 @@ def list_sources(
     if without_augmentation:
         sources += [replace(source, augment=False) for source in compared]
     if "C" in protocols:
-        sources.append(legacy_source(pipeline, ipc, recipe))
+        legacy = Legacy(replace(recipe, batch_size=legacy_batch_size))
+        sources.append(legacy_source(pipeline, ipc, legacy))
+        if "streamed" in controls:
+            sources.append(legacy_streamed(train, ipc, legacy))
     return sources
 
 
-def legacy_source(pipeline: DiffusionPipeline, ipc: int, recipe: DeploymentRecipe) -> Source:
-    """Fresh images of a pipeline with labels drawn at random: protocol C."""
+def legacy_source(pipeline: DiffusionPipeline, ipc: int, judge: Legacy) -> Source:
+    """Fresh images of a pipeline: protocol C."""
 
     def stream(seed: int) -> LegacyStream:
-        return LegacyStream(pipeline.generator, ipc, seed)
+        return LegacyStream(pipeline.generator, ipc, seed, judge.recipe.batch_size)
 
-    seen = recipe.epochs * stream(0).length
+    seen = judge.recipe.epochs * stream(0).length
     return replace(
-        generated_source(pipeline, ipc, Legacy(recipe)),
-        kind="legacy",
-        protocol="C",
-        stream=stream,
-        seen=lambda seed: seen,
+        generated_source(pipeline, ipc, judge), kind="legacy", protocol="C", stream=stream, seen=lambda seed: seen
     )
+
+
+def legacy_streamed(train: ImageData, ipc: int, judge: Legacy) -> Source:
+    """All real images, in batches like those of generated ones: the limit of protocol C."""
+
+    def stream(seed: int) -> LegacyRealStream:
+        return LegacyRealStream(train, ipc, seed, judge.recipe.batch_size)
+
+    def seen(seed: int) -> int:
+        example = stream(seed)
+        drawn = judge.recipe.epochs * example.length // len(example.parts)
+        return sum(min(drawn, len(part)) for part in example.parts)
+
+    control = streamed(Comparison(train=train, ipc=ipc, judge=judge, protocol="C", budget=0))
+    return replace(control, kind="legacy_streamed", stream=stream, seen=seen)

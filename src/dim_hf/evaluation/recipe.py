@@ -5,6 +5,10 @@ from dataclasses import dataclass
 from ..arguments import check_choice, check_integer, check_number
 
 
+# Images per step of protocol C, unless another number is asked for.
+LEGACY_BATCH_SIZE = 128
+
+
 @dataclass(frozen=True)
 class DeploymentRecipe:
     """

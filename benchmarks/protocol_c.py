@@ -1,0 +1,136 @@
+"""
+What each part of protocol C, the deployment of DiM's released code, does to a figure.
+
+    python benchmarks/protocol_c.py --pipeline out/cifar10 --dataset_name uoft-cs/cifar10 --batch_sizes 10 64
+
+Classifiers are trained as the released code trains them, on generated images and on real ones at the same rate, with
+and without its changes of colour, on batches of each size; a batch of as many images as there are classes has one of
+each. Every classifier is scored three ways: the best of five evaluations with batch norm in training mode, which the
+released code reports; the last of the five; and the last in `eval()`. The same pipeline in protocol B, without any of
+this, is evaluated by training/evaluate_dim.py.
+
+The output folder gets results.jsonl, a line per classifier, and protocol_c.md, the table; the same command goes on
+after an interruption.
+"""
+
+import argparse
+import json
+import statistics
+import time
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dim_hf.classifiers import check_classifier
+from dim_hf.data import load_image_data
+from dim_hf.evaluation.names import GENERATED, REAL
+from dim_hf.evaluation.protocol_c import LegacyRealStream, LegacyStream, legacy_figures
+from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
+from dim_hf.machine import environment
+from dim_hf.pipelines import DiMPipeline
+from dim_hf.weights import module_digest
+
+
+SCORES = {
+    "best of five": lambda figures: figures["accuracy"],
+    "last": lambda figures: figures["evaluations"][-1],
+    "last, in eval()": lambda figures: figures["last_in_eval"],
+}
+
+
+def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="What each part of protocol C does to a figure.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--pipeline", required=True, help="folder of a distilled data set")
+    parser.add_argument("--dataset_name", default="digits")
+    parser.add_argument("--train_split", default="train")
+    parser.add_argument("--test_split", default="test")
+    parser.add_argument("--cache_dir")
+    parser.add_argument("--output_dir", default="out/protocol-c")
+    parser.add_argument("--classifiers", nargs="+", default=["convnet3", "resnet18"], metavar="CLASSIFIER")
+    parser.add_argument("--batch_sizes", type=int, nargs="+", default=[10, 64])
+    parser.add_argument("--ipc", type=int, default=10, help="images per class and epoch")
+    parser.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of classifiers and of what they see")
+    return parser.parse_args(input_args)
+
+
+def main(args: argparse.Namespace) -> list[dict[str, Any]]:
+    if not (Path(args.pipeline) / "model_index.json").exists():
+        raise FileNotFoundError(f"`--pipeline` is {args.pipeline}, which holds no pipeline (model_index.json).")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    generator = DiMPipeline.from_pretrained(args.pipeline).generator.to(device).eval()
+    size, channels = generator.config.sample_size, generator.config.out_channels
+    for name in args.classifiers:
+        check_classifier(name, channels, size)
+    options: dict[str, Any] = {"resolution": size, "channels": channels, "cache_dir": args.cache_dir}
+    train = load_image_data(args.dataset_name, args.train_split, **options).to(device)
+    options["class_names"] = train.class_names
+    test = load_image_data(args.dataset_name, args.test_split, **options).to(device)
+    streams = {
+        GENERATED: lambda seed, batch: LegacyStream(generator, args.ipc, seed, batch),
+        REAL["streamed"]: lambda seed, batch: LegacyRealStream(train, args.ipc, seed, batch),
+    }
+    contents = {GENERATED: module_digest(generator), REAL["streamed"]: train.fingerprint}
+
+    output_dir = Path(args.output_dir)
+    check_output_dir(output_dir, 2**20, resuming=True)
+    lock = lock_output_dir(output_dir)
+    results = output_dir / "results.jsonl"
+    wanted = []
+    for seed, name, colours, batch, source in product(
+        args.seeds, args.classifiers, (True, False), args.batch_sizes, streams
+    ):
+        job = {"source": source, "content": contents[source], "test": test.fingerprint, "classifier": name}
+        job |= {"ipc": args.ipc, "epochs": args.epochs, "batch_size": batch, "colours": colours, "seed": seed}
+        wanted.append(job)
+        if job in [row["job"] for row in read_json_lines(results)]:
+            continue
+        start, stream = time.perf_counter(), streams[source](seed, batch)
+        figures = legacy_figures(stream, name, test, epochs=args.epochs, seed=seed, colours=colours, progress=True)
+        steps = args.epochs * stream.steps_per_epoch
+        append_json_line(
+            results, {"job": job, "steps": steps, "seconds": round(time.perf_counter() - start, 1)} | figures
+        )
+        rows = [row for row in read_json_lines(results) if row["job"] in wanted]
+        replace_text(output_dir / "protocol_c.md", describe(rows, args))
+    rows = [row for row in read_json_lines(results) if row["job"] in wanted]
+    print(describe(rows, args))
+    lock.release()
+    return rows
+
+
+def describe(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
+    """The table: a line for each source, classifier, size of batches and augmentation; means over seeds."""
+    lines = [
+        f"# Protocol C: {Path(args.dataset_name).name}, ipc {args.ipc}, {args.epochs:,} epochs",
+        "",
+        f"| classifier | trained on | batch | steps | colours | {' | '.join(SCORES)} |",
+        f"|{'---|' * (5 + len(SCORES))}",
+    ]
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault(json.dumps({k: v for k, v in row["job"].items() if k != "seed"}), []).append(row)
+    for same in kinds.values():
+        job = same[0]["job"]
+        means = [100 * statistics.mean(score(row) for row in same) for score in SCORES.values()]
+        spreads = [100 * statistics.pstdev([score(row) for row in same]) for score in SCORES.values()]
+        cells = [job["classifier"], job["source"], str(job["batch_size"]), f"{same[0]['steps']:,}"]
+        cells += ["changed" if job["colours"] else "kept"]
+        cells += [f"{mean:.1f} ± {spread:.1f}" for mean, spread in zip(means, spreads, strict=True)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", f"Accuracy in %, seeds {', '.join(map(str, args.seeds))}.", ""]
+    lines += [f"- {name}: {value}" for name, value in environment().items()]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    try:
+        main(parse_args())
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"protocol_c.py: {error}") from error

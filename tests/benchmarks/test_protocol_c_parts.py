@@ -1,0 +1,39 @@
+import json
+
+import pytest
+import torch
+from protocol_c import main, parse_args
+
+from dim_hf import DiMPipeline
+from dim_hf.models import DiMGenerator
+
+
+@pytest.mark.slow
+def test_each_part_has_a_row_and_none_is_measured_twice(tmp_path):
+    torch.manual_seed(0)
+    generator = DiMGenerator(10, 8, 1, 4, 4, (8,), (0,)).eval()
+    DiMPipeline(generator).save_pretrained(tmp_path / "run")
+    flags = ["--pipeline", str(tmp_path / "run"), "--output_dir", str(tmp_path / "out"), "--epochs", "5", "--ipc", "2"]
+    flags += ["--classifiers", "resnet10", "--batch_sizes", "10", "16"]
+    rows = main(parse_args([*flags, "--seeds", "0"]))
+    assert [(row["job"]["source"], row["job"]["batch_size"], row["job"]["colours"], row["steps"]) for row in rows] == [
+        (source, batch, colours, steps)
+        for colours in (True, False)
+        for batch, steps in ((10, 10), (16, 5))
+        for source in ("generated images", "real images, streamed")
+    ]
+    results = tmp_path / "out" / "results.jsonl"
+    before = results.read_text()
+    assert main(parse_args([*flags, "--seeds", "0"])) == rows and results.read_text() == before
+    both = main(parse_args([*flags, "--seeds", "0", "1", "--batch_sizes", "10"]))
+    assert results.read_text().startswith(before) and len(both) == 8
+    table = (tmp_path / "out" / "protocol_c.md").read_text()
+    pair = [row for row in both if row["job"]["source"] == "generated images" and row["job"]["colours"]]
+    mean = 50 * sum(row["accuracy"] for row in pair)
+    assert f"| resnet10 | generated images | 10 | 10 | changed | {mean:.1f} ±" in table
+    assert json.loads(before.splitlines()[0])["job"]["seed"] == 0
+
+
+def test_a_folder_without_a_pipeline_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="`--pipeline` is .*, which holds no pipeline"):
+        main(parse_args(["--pipeline", str(tmp_path)]))
