@@ -3,11 +3,13 @@ Accuracy against stored bytes: generators, the same bytes of real images as PNG 
 all real images streamed at the same rate.
 
     python benchmarks/frontier.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/frontier-fashion \
-        --pipelines out/fashion-0.1MB out/fashion-0.3MB out/fashion-0.9MB --budgets 0.05 3
+        --pipelines out/fashion-nano out/fashion-tiny out/fashion-int8 --budgets 0.1 0.3 0.9
 
-Classifiers are trained in protocol B and scored once on the test split. Real images are compared at the size of each
-pipeline and at `--budgets`; their best coding is chosen for each size on held-out images of *train*, by
-`dim_hf.evaluation.codec_search`. `--storage float16 int8 int4` scores each pipeline in each of these forms.
+Classifiers are trained in protocol B and scored once on the test split. Real images are compared at `--budgets`, or
+else at the size of each pipeline; their best coding is chosen for each size on held-out images of *train*, by
+`dim_hf.evaluation.codec_search`, which takes longer than the rows. With `--budgets`, another pipeline needs no other
+search: it is compared with the smallest budget that it fits in. `--storage float16 int8 int4` scores each pipeline in
+each of these forms.
 
 The output folder gets results.jsonl, a line per classifier, and codecs.jsonl, the searches: the same command goes on
 after an interruption, and another pipeline, size, seed or classifier adds to what is there. frontier.md (the table)
@@ -87,7 +89,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         type=float,
         nargs="+",
         metavar="MB",
-        help=f"more sizes of real images; default without pipelines: {' '.join(map(str, DEFAULT_BUDGETS))}",
+        help="sizes of real images; default: those of the pipelines, or without any "
+        f"{' '.join(map(str, DEFAULT_BUDGETS))}",
     )
     parser.add_argument("--classifiers", nargs="+", default=["convnet3", "resnet18"], metavar="CLASSIFIER")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of classifiers and of what they see")
@@ -201,8 +204,8 @@ def list_points(
     """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
     judge = Deployment(recipe)
     sizes = {name: module_bytes(pipeline.generator) for name, pipeline in pipelines.items()}
-    megabytes = args.budgets or (() if pipelines else DEFAULT_BUDGETS)
-    budgets = sorted({*sizes.values(), *(round(1e6 * each) for each in megabytes)})
+    asked = {round(1e6 * each) for each in args.budgets or (() if pipelines else DEFAULT_BUDGETS)}
+    budgets = sorted(asked or {*sizes.values()})
     points = [
         Point(OURS, generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(name).name}"), sizes[name])
         for name, pipeline in sorted(pipelines.items(), key=lambda item: sizes[item[0]])
@@ -256,13 +259,15 @@ def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namesp
 
 
 def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
-    """How much better than real images of equal bytes each generator is, in points."""
+    """How much better each generator is, in points, than real images of as many bytes, or of the next larger budget."""
     means = {(point.curve, point.budget, row.classifier): (row.mean, row.source) for point, row in rows}
+    budgets = sorted({point.budget for point, _ in rows if point.curve in (PNG, CODED)})
     lines = []
     for point, row in rows:
         if point.curve != OURS:
             continue
-        real = [means.get((curve, point.budget, row.classifier)) for curve in (PNG, CODED)]
+        budget = next((each for each in budgets if each >= point.budget), None)
+        real = [means.get((curve, budget, row.classifier)) for curve in (PNG, CODED)]
         differences = [f"{100 * (row.mean - each[0]):+.2f} to {each[1]}" for each in real if each]
         if differences:
             lines.append(f"- {row.source}, {row.bytes:,} bytes, {row.classifier}: {', '.join(differences)}")

@@ -1,13 +1,14 @@
 """The frontier of accuracy and bytes, run on tiny pipelines of the embedded digits."""
 
 import json
+from types import SimpleNamespace
 
 import frontier
 import pytest
 import torch
 from PIL import Image
 
-from dim_hf.evaluation.tables import results_table
+from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, module_digest, stored_form
@@ -50,7 +51,8 @@ def test_the_frontier_is_drawn_and_goes_on_where_it_ended(tmp_path, capsys):
     # An interruption cuts the last line; only what it was of is run again, beside what is new.
     results.write_bytes(results.read_bytes()[:-20])
     capsys.readouterr()
-    more = ["--pipelines", str(tmp_path / "large"), str(tmp_path / "small"), "--budgets", "0.004"]
+    budgets = [str(size / 1e6) for size in (small, large, 2 * large)]
+    more = ["--pipelines", str(tmp_path / "large"), str(tmp_path / "small"), "--budgets", *budgets]
     again = run(tmp_path, *more, "--published", "cifar10")
     shared = [row for row in again if row.bytes in {row.bytes for row in rows}]
     assert [row.accuracies for row in shared] == [row.accuracies for row in rows]
@@ -61,6 +63,22 @@ def test_the_frontier_is_drawn_and_goes_on_where_it_ended(tmp_path, capsys):
     whole = [json.loads(line) for line in results.read_text().splitlines() if line.endswith("}")]
     assert len(whole) == 3 + 6
     assert "GSDD, arXiv 2509.26219" in (tmp_path / "out" / "frontier.md").read_text()
+
+
+def test_a_generator_is_compared_with_the_smallest_budget_that_it_fits_in(tmp_path):
+    def row(curve, budget, accuracy):
+        source = SimpleNamespace()
+        table = Row(f"{curve}, {budget}", "convnet3", 10, 1, 1, budget, 10, [accuracy], 1.0, "B", "hard", True, False)
+        return frontier.Point(curve, source, budget), table
+
+    ours = [row(frontier.OURS, size, 0.8) for size in (100, 101, 301)]
+    real = [row(curve, size, 0.7) for size in (100, 300) for curve in (frontier.PNG, frontier.CODED)]
+    lines = frontier.describe_margins([*ours, *real])
+    assert lines == [
+        f"- {frontier.OURS}, {size}, {size} bytes, convnet3: +10.00 to {frontier.PNG}, {budget}, +10.00 to "
+        f"{frontier.CODED}, {budget}"
+        for size, budget in ((100, 100), (101, 300))
+    ]
 
 
 @pytest.mark.slow
