@@ -259,7 +259,7 @@ def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namesp
 
 
 def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
-    """How much better each generator is, in points, than real images of as many bytes, or of the next larger budget."""
+    """How many points each generator is better than real images of as many bytes, or of the next larger budget."""
     means = {(point.curve, point.budget, row.classifier): (row.mean, row.source) for point, row in rows}
     budgets = sorted({point.budget for point, _ in rows if point.curve in (PNG, CODED)})
     lines = []
@@ -267,7 +267,7 @@ def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
         if point.curve != OURS:
             continue
         budget = next((each for each in budgets if each >= point.budget), None)
-        real = [means.get((curve, budget, row.classifier)) for curve in (PNG, CODED)]
+        real = [means.get((curve, budget, row.classifier)) for curve in (PNG, CODED)] if budget else []
         differences = [f"{100 * (row.mean - each[0]):+.2f} to {each[1]}" for each in real if each]
         if differences:
             lines.append(f"- {row.source}, {row.bytes:,} bytes, {row.classifier}: {', '.join(differences)}")
