@@ -44,7 +44,9 @@ def make_parser() -> Parser:
     )
     data.add_argument("--test_split", default="test", help="images that it was not trained on")
     data.add_argument(
-        "--max_train_samples", type=positive_int, help="it was trained on so many, stratified; as --train_split"
+        "--max_train_samples",
+        type=positive_int,
+        help="number of images, stratified, that it was trained on; as --train_split",
     )
     data.add_argument(
         "--validation",

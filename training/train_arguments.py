@@ -141,13 +141,13 @@ def make_parser() -> Parser:
     validation.add_argument(
         "--validation_steps",
         type=positive_int,
-        help="steps between validations; default: up to eight in a run, for a tenth of its time together",
+        help="steps between validations; default: up to eight in a run, for a tenth of its operations together",
     )
     validation.add_argument("--validation_classifier", default="convnet3", help="as in --pool, without a weight")
     validation.add_argument(
         "--validation_epochs",
         type=positive_int,
-        help="of 10 images per class; default: up to 100, for a tenth of the time of the run together",
+        help="of 10 images per class; default: up to 100, for a tenth of the operations of the run together",
     )
 
     privacy = parser.add_argument_group("privacy (docs/privacy.md; the pip extra dim_hf[privacy])")
@@ -157,7 +157,10 @@ def make_parser() -> Parser:
         help="train only on noisy statistics of the images, with this much differential privacy of each image",
     )
     privacy.add_argument(
-        "--privacy_delta", type=fraction, default=1e-5, help="chance of more; well below 1 / number of images"
+        "--privacy_delta",
+        type=fraction,
+        default=1e-5,
+        help="probability of giving away more; well below 1 / number of images",
     )
 
     hub = parser.add_argument_group("Hugging Face Hub")
