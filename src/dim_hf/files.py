@@ -25,7 +25,9 @@ WRITES = {
         "model_index.json", "pipeline.py", "generator", "labeler",
     ),
     "train_labeler.py": ("model_index.json", "pipeline.py", "generator", "labeler"),
-    "evaluate_dim.py": ("metrics.json", "report.md", "report.html", "results.jsonl", "samples.png", "fixed"),
+    "evaluate_dim.py": (
+        "metrics.json", "report.md", "report.html", "results.jsonl", "codecs.jsonl", "samples.png", "fixed",
+    ),
     "generate_dim.py": ("options.json", "README.md", "data"),
     "audit_dim.py": ("audit.json", "plan.json", "report.html", "closest.png", "pipeline", "shadows"),
 }  # fmt: skip

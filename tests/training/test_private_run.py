@@ -201,7 +201,7 @@ def test_two_processes_do_not_release_twice(finished, tmp_path):
 
 def test_without_the_accountant_nothing_begins(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    with pytest.raises(ValueError, match=r"pip install dim_hf\[privacy\]"):
+    with pytest.raises(ValueError, match=r"pip install dp-accounting"):
         train_dim.main(arguments(tmp_path, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

@@ -130,6 +130,6 @@ def _accountant() -> Any:
     except ImportError as error:
         raise ValueError(
             "`privacy_epsilon` needs the package dp-accounting, which is not installed; "
-            "`pip install dim_hf[privacy]` installs it."
+            "install it with `pip install dp-accounting`."
         ) from error
     return dp_accounting
