@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from dim_hf.choices import STORAGE_FORMS
 from dim_hf.classifiers import check_classifier
@@ -301,6 +301,7 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
                 axes.plot(megabytes, accuracy, "kx", ms=5)
                 axes.annotate(name, (megabytes, accuracy), (4, 3), textcoords="offset points", fontsize=7)
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("stored, MB")
