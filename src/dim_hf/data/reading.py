@@ -68,7 +68,13 @@ def open_dataset(
         ValueError: If there is no such split, or the layout or files do not fit.
     """
     path = Path(name)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    if revision is not None and path.exists():
+        raise ValueError(f"`revision` is {revision!r}, but `{argument}` {name} is not on the Hub and has none.")
+    if config is not None and (saved or path.is_file()):
+        kind = "a file" if path.is_file() else "a folder of `save_to_disk`"
+        raise ValueError(f"`dataset_config_name` is {config!r}, but `{argument}` {name} is {kind} and has none.")
+    if saved:
         return _saved(path, split, argument), ""
     if path.is_dir():
         folder = read_folder(path, argument)
@@ -210,12 +216,18 @@ def read_labels(
     """The class names, and the label of each row."""
     feature = dataset.features[column]
     values = dataset.select_columns([column])[:][column]
-    # A ClassLabel column holds -1 in rows without a label.
-    absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None,)
+    # A ClassLabel column holds -1 in rows without a label, and one of text often nothing.
+    absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None, "")
     if missing := [row for row, value in enumerate(values) if value in absent]:
         raise ValueError(f"`label_column` {column} of {origin} has no label in row {missing[0]}.")
     if isinstance(feature, datasets.ClassLabel):
         own = tuple(feature.names or [str(n) for n in range(feature.num_classes)])
+        # `datasets` reads what a file holds without looking at it.
+        if wrong := [row for row, value in enumerate(values) if not 0 <= value < len(own)]:
+            raise ValueError(
+                f"`label_column` {column} of {origin} has the label {values[wrong[0]]} in row {wrong[0]}; valid are 0 "
+                f"to {len(own) - 1}, its {len(own)} named classes."
+            )
         values = [own[value] for value in values]
     else:
         own = tuple(str(value) for value in sorted(set(values)))
