@@ -16,9 +16,12 @@ from command_line import (
     add_data_arguments,
     add_pipeline_argument,
     fraction,
+    given_flags,
+    idle_data_flags,
     local_path,
     positive_float,
     positive_int,
+    refuse_idle_flags,
     run_script,
     seed,
 )
@@ -46,6 +49,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--learning_rate", type=positive_float, default=DeploymentRecipe.learning_rate, help="of SGD, at most"
     )
+    given = given_flags(parser, input_args)
+    refuse_idle_flags(given, [idle_data_flags(given)])
     return parser.parse_args(input_args)
 
 
