@@ -141,7 +141,7 @@ def check_folders(args: argparse.Namespace) -> Folders:
     check_output_dir(output, 2**20, resuming=True)
     read_results(output / "results.jsonl")
     if args.export_dir:
-        check_export(args.export_dir)
+        check_export(args.export_dir, output)
     return Folders(pipeline, before, output, training)
 
 
