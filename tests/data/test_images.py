@@ -160,6 +160,10 @@ def test_save_to_disk(tmp_path, load):
     DatasetDict(train=part, test=part).save_to_disk(tmp_path / "both")
     part.save_to_disk(tmp_path / "one")
     assert torch.equal(load(str(tmp_path / "both"), "test").images, load(str(tmp_path / "one")).images)
+    part.with_format("torch", columns=["label"]).save_to_disk(tmp_path / "formatted")
+    part.with_format("arrow").save_to_disk(tmp_path / "arrow")
+    for name in ("formatted", "arrow"):
+        assert load(tmp_path / name).fingerprint == load(tmp_path / "one").fingerprint
     with pytest.raises(ValueError, match="`revision` is 'main', but `dataset_name` .*both is not on the Hub"):
         load(tmp_path / "both", revision="main")
     with pytest.raises(ValueError, match="`dataset_config_name` is 'x', but `dataset_name` .*one is a folder of `sav"):

@@ -111,7 +111,8 @@ def _saved(path: Path, split: str, argument: str) -> datasets.Dataset:
     parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
     if split not in parts:
         raise ValueError(f"`{argument}` {path} has no split {split!r}; valid are {listed(parts)}.")
-    return parts[split]
+    # A format is saved with a data set; it may leave out columns, and gives values of another kind.
+    return parts[split].with_format(None)
 
 
 def _data_files(folder: Folder) -> list[str]:
