@@ -137,7 +137,7 @@ def add_data_arguments(
     )
 
 
-def idle_data_flags(given: Collection[str]) -> tuple[bool, Collection[str], str]:
+def idle_data_flags(given: Collection[str]) -> tuple[bool, tuple[str, ...], str]:
     """The rule of [`refuse_idle_flags`] for [`add_data_arguments`]."""
     return "train_data_dir" in given, ("dataset_name", "revision"), "with `--train_data_dir`"
 

@@ -85,7 +85,7 @@ def read_training(pipeline: str, needed_by: str = "`--validation`") -> dict[str,
     kinds |= {"validation_fraction": float, "seed": int, "dataset_name": str}
     if wrong := [name for name, kind in kinds.items() if not isinstance(options[name], kind)]:
         raise ValueError(
-            f"`--validation` needs {path} as train_dim.py writes it; its {wrong[0]} is "
+            f"{needed_by} needs {path} as train_dim.py writes it; its {wrong[0]} is "
             f"{listed([repr(options[wrong[0]])])}."
         )
     return options
