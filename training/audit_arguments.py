@@ -8,6 +8,7 @@ from command_line import (
     add_hub_arguments,
     add_pipeline_argument,
     given_flags,
+    idle_data_flags,
     local_path,
     positive_float,
     positive_int,
@@ -83,10 +84,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         ValueError: If one has no effect beside the others.
     """
     parser = make_parser()
-    args = parser.parse_args(input_args)
+    args, given = parser.parse_args(input_args), given_flags(parser, input_args)
     refuse_idle_flags(
-        given_flags(parser, input_args),
+        given,
         [
+            idle_data_flags(given),
             (
                 "membership" not in args.tests,
                 ("budget", "candidates", "inversion_steps"),

@@ -110,7 +110,7 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
     refuse_foreign_files(output, "audit_dim.py")
     check_output_dir(output, 2**20, resuming=True)
     if args.export_dir:
-        check_export(args.export_dir)
+        check_export(args.export_dir, output)
     if args.push_to_hub:
         check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
     return output, options

@@ -137,6 +137,11 @@ def add_data_arguments(
     )
 
 
+def idle_data_flags(given: Collection[str]) -> tuple[bool, tuple[str, ...], str]:
+    """The rule of [`refuse_idle_flags`] for [`add_data_arguments`]."""
+    return "train_data_dir" in given, ("dataset_name", "revision"), "with `--train_data_dir`"
+
+
 def add_hub_arguments(parser: argparse._ActionsContainer, what: str, repository: str, default: str) -> None:
     """
     Adds the arguments of a push.

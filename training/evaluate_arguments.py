@@ -9,6 +9,7 @@ from command_line import (
     add_pipeline_argument,
     below_one,
     given_flags,
+    idle_data_flags,
     local_path,
     non_negative_int,
     positive_float,
@@ -198,11 +199,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
                 held_out,
                 "with `--validation`, where options.json in `--pipeline` says what was held out",
             ),
-            (
-                "train_data_dir" in given,
-                ("dataset_name", "dataset_config_name", "revision"),
-                "with `--train_data_dir`",
-            ),
+            idle_data_flags(given),
             (not makes_sets, ("selection", "latent_steps"), "without the fixed sets of protocol A in `--protocols`"),
             (
                 not chooses,

@@ -85,7 +85,7 @@ def read_training(pipeline: str, needed_by: str = "`--validation`") -> dict[str,
     kinds |= {"validation_fraction": float, "seed": int, "dataset_name": str}
     if wrong := [name for name, kind in kinds.items() if not isinstance(options[name], kind)]:
         raise ValueError(
-            f"`--validation` needs {path} as train_dim.py writes it; its {wrong[0]} is "
+            f"{needed_by} needs {path} as train_dim.py writes it; its {wrong[0]} is "
             f"{listed([repr(options[wrong[0]])])}."
         )
     return options
@@ -141,7 +141,7 @@ def check_folders(args: argparse.Namespace) -> Folders:
     check_output_dir(output, 2**20, resuming=True)
     read_results(output / "results.jsonl")
     if args.export_dir:
-        check_export(args.export_dir)
+        check_export(args.export_dir, output)
     return Folders(pipeline, before, output, training)
 
 

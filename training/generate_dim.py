@@ -153,7 +153,7 @@ def named_classes(class_labels: list[str] | None, class_names: list[str]) -> lis
     """Classes of the command line: a number is a label, unless a class has it for its name."""
     if class_labels is None:
         return None
-    return [int(label) if label.isdigit() and label not in class_names else label for label in class_labels]
+    return [int(label) if label.isdecimal() and label not in class_names else label for label in class_labels]
 
 
 def fingerprint(pipe: DiMPipeline) -> str:

@@ -22,7 +22,7 @@ from checks import (
     read_config,
 )
 from continuation import shared
-from presets import default_augmentation, network_configs
+from presets import default_augmentation, doublings, network_configs
 from run_folder import check_folder, is_branch
 from torch import nn
 from validation import MOST_IPC, ValidationPlan, count_operations, plan_validations, recorded_settings
@@ -161,6 +161,7 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
     accelerator.print(data.describe())
     # Here, and not when the pipeline is saved.
     checked_names(data.class_names, data.num_classes)
+    doublings(data.size)
     check_classifiers(args, data)
     check_batch_memory(args.train_batch_size, data)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))

@@ -54,6 +54,7 @@ from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import describe_threads, environment, peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
+from dim_hf.pipelines.pipeline_dim import checked_names
 from dim_hf.privacy import MeanMatching, PrivateStatistics, guarantee_of, release_statistics
 from dim_hf.weights import is_finite, stored_form
 
@@ -202,6 +203,7 @@ def read_images(args: argparse.Namespace) -> ImageData:
         )
     finally:
         datasets.enable_progress_bars()
+    checked_names(images.class_names, images.num_classes)
     doublings(images.size)
     check_batch_memory(args.train_batch_size, images)
     return images

@@ -13,6 +13,7 @@ from command_line import (
     below_one,
     fraction,
     given_flags,
+    idle_data_flags,
     local_path,
     non_negative_float,
     non_negative_int,
@@ -212,9 +213,18 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     ]
     args.given = sorted(given_flags(parser, input_args))
     private = args.privacy_epsilon is not None
+    # Steps of 0 that are asked for are those of a run that others branch off, with the same flags.
+    steps_of_matching = ("max_match_steps", "num_match_epochs")
+    matches = any(getattr(args, name) or name in args.given for name in steps_of_matching)
     idle += [
+        idle_data_flags(args.given),
         (private, tuple(name for name in args.given if name not in PRIVATE_FLAGS), "with `--privacy_epsilon`"),
         (not private, ("privacy_delta",), "without `--privacy_epsilon`"),
+        (
+            not matches,
+            ("match_learning_rate", "match_loss", "match_interval", "pool", "pool_steps"),
+            "without `--max_match_steps` or `--num_match_epochs`",
+        ),
     ]
     refuse_idle_flags(args.given, idle)
     return args

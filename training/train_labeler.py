@@ -16,9 +16,12 @@ from command_line import (
     add_data_arguments,
     add_pipeline_argument,
     fraction,
+    given_flags,
+    idle_data_flags,
     local_path,
     positive_float,
     positive_int,
+    refuse_idle_flags,
     run_script,
     seed,
 )
@@ -46,6 +49,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--learning_rate", type=positive_float, default=DeploymentRecipe.learning_rate, help="of SGD, at most"
     )
+    given = given_flags(parser, input_args)
+    refuse_idle_flags(given, [idle_data_flags(given)])
     return parser.parse_args(input_args)
 
 
@@ -53,6 +58,7 @@ if __name__ == "__main__":
     # `--help` and a wrong flag answer before the imports below, which take seconds.
     ARGS = run_script("train_labeler.py", parse_args)
 
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -75,6 +81,11 @@ from dim_hf.weights import is_finite
 def main(args: argparse.Namespace) -> float:
     keep_freed_memory()
     # 1. Settings and folders are checked before data is read.
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError(
+            "train_labeler.py runs in one process; valid are python training/train_labeler.py, and accelerate launch "
+            "with --num_processes 1."
+        )
     # Soft labels carry more information if the teacher's own labels were not smoothed (arXiv 1906.02629).
     recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)
     output_dir = Path(args.output_dir or args.pipeline)

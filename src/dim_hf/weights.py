@@ -31,6 +31,8 @@ def stored_form(pipeline: DiMPipeline, storage: str | None) -> DiMPipeline:
         labeler = pipeline.labeler
         if labeler is not None:
             labeler = DiMLabeler.from_pretrained(Path(folder) / "labeler")
+            # Half precision is loaded as float32, and the file will be gone.
+            labeler.file_bytes = module_bytes(labeler)
     stored = DiMPipeline(generator, pipeline.config.id2label, labeler)
     stored.register_to_config(_name_or_path=pipeline.name_or_path)
     return stored.to(pipeline.device)
@@ -72,6 +74,8 @@ def module_bytes(module: ModelMixin) -> int:
 
     For a network that was loaded it is the size of its file, because half precision is loaded as float32.
     """
+    if (known := getattr(module, "file_bytes", None)) is not None:
+        return known
     path = Path(module.config.get("_name_or_path") or "") / SAFETENSORS_WEIGHTS_NAME
     if isinstance(module, DiMGenerator) and module.storage is not None:
         content = module.stored_state(module.storage)

@@ -28,6 +28,8 @@ from dim_hf.data import load_image_data
         ({"seed": 0.5}, "`seed` is 0.5; valid is a whole number from 0"),
         ({"split": "validation"}, "digits have no split 'validation'; valid are train, test"),
         ({"image_column": "picture"}, "`image_column` 'picture' is not in the data set"),
+        ({"revision": "main"}, "`revision` is 'main', but the embedded digits have none"),
+        ({"dataset_config_name": "mnist"}, "`dataset_config_name` is 'mnist', but the embedded digits have none"),
     ],
 )
 def test_a_wrong_argument_is_one_message(tmp_path, arguments, message):

@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
 from dim_hf.data import load_image_data
-from dim_hf.data.decoding import _each_batch, _whole, decoded_images, to_pixels
+from dim_hf.data.decoding import _each_batch, _opened, _whole, decoded_images, to_pixels
 
 
 def encoded(image, image_format="PNG", **options):
@@ -46,10 +46,10 @@ def pgm(highest, values):
     return b"P5 2 2 %d\n" % highest + np.array(values, dtype=">u2").tobytes()
 
 
-def tiff_of_12_bits():
+def tiff_of_12_bits(*more):
     """Two rows of two values, 0 and 4095 and then 2048 and 16, three bytes a row; Pillow does not write it."""
     data = bytes([0x00, 0x0F, 0xFF, 0x80, 0x00, 0x10])
-    tags = [(256, 3, 2), (257, 3, 2), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8)]
+    tags = [(256, 3, 2), (257, 3, 2), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 8), *more]
     tags += [(277, 3, 1), (278, 3, 2), (279, 4, 6)]
     entries = b"".join(
         tag.to_bytes(2, "little")
@@ -116,6 +116,22 @@ def test_values_without_a_range_are_refused(image, words):
         to_pixels(image, 2, 1)
 
 
+# The usual orientation, which most programs write into TIFF files.
+UPRIGHT = {274: 1}
+
+
+def test_the_range_of_values_is_known_whatever_the_orientation(tmp_path):
+    content = tiff_of_12_bits((274, 3, 1))
+    assert to_pixels(_opened({"bytes": content, "path": None}), 2, 1).tolist() == [[[0, 255], [128, 1]]]
+    (tmp_path / "x.tif").write_bytes(content)
+    assert to_pixels(_opened({"bytes": None, "path": f"{tmp_path}/x.tif"}), 2, 1).tolist() == [[[0, 255], [128, 1]]]
+    image = _opened({"bytes": encoded(two_by_two(SIXTEEN, np.uint16), "TIFF", tiffinfo=UPRIGHT), "path": None})
+    assert to_pixels(image, 2, 1).tolist() == [SHADES]
+    image = _opened({"bytes": encoded(two_by_two(SHADES, np.int32), "TIFF", tiffinfo=UPRIGHT), "path": None})
+    with pytest.raises(ValueError, match="its pixels are 32-bit integers, of no known range"):
+        to_pixels(image, 2, 1)
+
+
 def write(folder, **columns):
     folder.mkdir(parents=True, exist_ok=True)
     pa.parquet.write_table(pa.table(columns), folder / "train.parquet")
@@ -167,6 +183,7 @@ def test_bytes_of_images_as_pandas_writes_them(tmp_path, load, images, labels, n
             "`image_column` must be given.*image .string., label .int64.",
         ),
         ({"image": [PNG, PNG], "label": [0, None]}, "`label_column` label of .* has no label in row 1"),
+        ({"image": [PNG, PNG], "label": ["a", ""]}, "`label_column` label of .* has no label in row 1"),
     ],
 )
 def test_rows_that_cannot_be_read(tmp_path, load, columns, words):

@@ -245,6 +245,18 @@ def test_metadata_labels_images_if_asked_to(tmp_path, suffix):
         load_image_data(**arguments, label_column="colour")
 
 
+@pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.large_string())])
+def test_metadata_may_hold_any_kind_of_text(tmp_path, kind):
+    # pandas and Polars write these.
+    names = ["0.png", "1.png"]
+    tree(tmp_path, "train", "test", images=2)
+    columns = {"file_name": pa.array(names, pa.large_string()), "kind": pa.array(["b", "a"]).cast(kind)}
+    write_metadata(tmp_path / "train", "parquet", columns)
+    write_metadata(tmp_path / "test", "csv", {"file_name": names, "kind": ["a", "b"]})
+    dataset, _ = read_image_folder(read_folder(tmp_path, "dataset_name"), "train", "kind")
+    assert dataset["kind"][:] == ["b", "a"] and dataset.features["kind"].dtype == "string"
+
+
 def test_metadata_labels_images_without_folders(tmp_path):
     for split, labels in (("train", ["a", "b", "b"]), ("test", ["b", "a", "a"])):
         tree(tmp_path, split, images=3)

@@ -4,9 +4,12 @@ import io
 import json
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
@@ -157,6 +160,14 @@ def test_save_to_disk(tmp_path, load):
     DatasetDict(train=part, test=part).save_to_disk(tmp_path / "both")
     part.save_to_disk(tmp_path / "one")
     assert torch.equal(load(str(tmp_path / "both"), "test").images, load(str(tmp_path / "one")).images)
+    part.with_format("torch", columns=["label"]).save_to_disk(tmp_path / "formatted")
+    part.with_format("arrow").save_to_disk(tmp_path / "arrow")
+    for name in ("formatted", "arrow"):
+        assert load(tmp_path / name).fingerprint == load(tmp_path / "one").fingerprint
+    with pytest.raises(ValueError, match="`revision` is 'main', but `dataset_name` .*both is not on the Hub"):
+        load(tmp_path / "both", revision="main")
+    with pytest.raises(ValueError, match="`dataset_config_name` is 'x', but `dataset_name` .*one is a folder of `sav"):
+        load(tmp_path / "one", dataset_config_name="x")
     with pytest.raises(ValueError, match="no split 'validation'; valid are train, test"):
         load(str(tmp_path / "both"), "validation")
 
@@ -169,6 +180,8 @@ def test_a_single_parquet_file(parquet, load):
     # The same images again would pass for a test split.
     with pytest.raises(ValueError, match="is a file and has no split 'test'; valid is train"):
         load(file, "test")
+    with pytest.raises(ValueError, match="`dataset_config_name` is 'x', but `dataset_name` .*parquet is a file"):
+        load(file, dataset_config_name="x")
 
 
 GREY = pixels(3)
@@ -345,6 +358,34 @@ def test_empty_classes_and_missing_labels(parquet, load):
         ValueError, match="`label_column` label of split 'unlabelled' of .*dataset has no label in row 2"
     ):
         load(folder, "unlabelled")
+
+
+def test_splits_without_images_or_with_a_single_class(tmp_path, load):
+    features = Features({"image": ImageFeature(), "kind": Value("string")})
+    images = [Image.fromarray(pixels(i)) for i in range(2)]
+    part = Dataset.from_dict({"image": images, "kind": ["a", "a"]}, features)
+    DatasetDict(train=part, test=part.select([])).save_to_disk(tmp_path / "saved")
+    with pytest.raises(ValueError, match="saved has a split without rows"):
+        load(str(tmp_path / "saved"))
+    for split, rows in (("train", part), ("test", part.select([]))):
+        rows.to_parquet(tmp_path / "set" / f"{split}.parquet")
+    with pytest.raises(ValueError, match="split 'test' of .*set cannot be read: .*no data"):
+        load(str(tmp_path / "set"), "test")
+    # Every classifier would be right, so that no generator would be better than another.
+    with pytest.raises(ValueError, match="split 'train' of .*set has only the class a; valid are two or more"):
+        load(str(tmp_path / "set"))
+    assert load(str(tmp_path / "set"), class_names=("a", "b")).labels.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("wrong", [2, -2])
+def test_labels_without_a_name_are_refused(parquet, load, wrong):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    images = [png(Image.fromarray(pixels(i))) for i in range(3)]
+    path = Path(parquet(features, train={"image": images, "label": [0, 1, 1]})) / "data/train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table.set_column(1, table.schema.field("label"), pa.array([0, 1, wrong], pa.int64())), path)
+    with pytest.raises(ValueError, match=f"has the label {wrong} in row 2; valid are 0 to 1, its 2 named classes"):
+        load(path)
 
 
 def numbered(labels):

@@ -167,6 +167,13 @@ def test_results_of_other_weights_leave_the_card(tmp_path):
         model_card(other, "me/cats", evaluation_dir=tmp_path / "nowhere")
 
 
+def test_a_pipeline_in_memory_has_nothing_to_do_with_where_the_process_runs(tmp_path, monkeypatch):
+    (tmp_path / "evaluation").mkdir()
+    (tmp_path / "evaluation" / "metrics.json").write_text('{"accuracy": 1}')
+    monkeypatch.chdir(tmp_path)
+    assert "Not measured yet" in model_card(make_pipeline(), "me/cats").text
+
+
 def test_what_a_card_says_of_other_weights_and_data_is_replaced(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     pipeline = save_run(tmp_path / "run", dataset_name="some/animals")

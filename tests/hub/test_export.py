@@ -7,7 +7,7 @@ import torch
 from huggingface_hub import ModelCard
 
 from dim_hf.hub.card import command
-from dim_hf.hub.push import EXPORTED, export_repository
+from dim_hf.hub.push import EXPORTED, check_export, export_repository
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import weights_digest
@@ -81,3 +81,11 @@ def test_the_command_on_a_card_is_the_one_that_was_given_without_paths():
         "--match_loss energy=2.0 features --max_train_steps 40"
     )
     assert "--dataset_name org/photos" in command(options | {"dataset_name": "org/photos"})
+
+
+def test_an_export_that_would_hold_the_figures_is_refused_before_them(tmp_path):
+    export_repository(build_pipeline(), tmp_path / "animals")
+    check_export(tmp_path / "animals", tmp_path / "evaluation")
+    for output_dir in (tmp_path / "animals" / "evaluation", tmp_path / "animals"):
+        with pytest.raises(FileExistsError, match="the export folder .*animals would hold `--output_dir`"):
+            check_export(tmp_path / "animals", output_dir)

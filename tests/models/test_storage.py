@@ -222,6 +222,10 @@ def test_a_pipeline_is_read_back_as_it_was_measured(form, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     assert loaded.generator.storage == form and not torch.equal(images(loaded), original)
     assert torch.equal(images(loaded), images(stored)) and weights_digest(loaded) == weights_digest(stored)
+    # What is scored has the bytes of what is saved, of the teacher too.
+    for network in ("generator", "labeler"):
+        size = (tmp_path / "saved" / network / FILE).stat().st_size
+        assert module_bytes(getattr(stored, network)) == module_bytes(getattr(loaded, network)) == size
     # The teacher goes in float16.
     assert same_weights(loaded.labeler, copy.deepcopy(pipe.labeler).half().float())
     assert {value.dtype for value in load_file(tmp_path / "saved" / "labeler" / FILE).values()} == {torch.float16}

@@ -289,6 +289,7 @@ def test_settings_that_do_not_fit_are_refused(home, tmp_path, words, message):
         (["--tests", "copies", "--candidates", "50"], "`--candidates` has no effect without membership"),
         (["--validation", "--test_split", "x"], "`--test_split` has no effect with `--validation`"),
         (["--hub_model_id", "me/x"], "`--hub_model_id` has no effect without `--push_to_hub`"),
+        (["--train_data_dir", "x", "--revision", "y"], "`--revision` has no effect with `--train_data_dir`"),
     ],
 )
 def test_flags_without_effect_are_refused(words, message):

@@ -370,6 +370,8 @@ BAD = [
     ("--protocols C --without_augmentation", "`--without_augmentation` has no effect without protocol A or B in"),
     ("--hub_model_id me/x --hub_private_repo", "`--hub_model_id` and `--hub_private_repo` have no effect without"),
     ("--train_data_dir {tmp} --dataset_name digits", "`--dataset_name` has no effect with `--train_data_dir`"),
+    ("--train_data_dir {tmp}/theirs/fixed --dataset_config_name x", "`dataset_config_name` is 'x', but .* has none"),
+    ("--export_dir {tmp}/run", "the export folder .*run would hold `--output_dir` .*run/evaluation"),
     ("--validation --train_split train", "`--train_split` has no effect with `--validation`"),
     ("--validation --max_train_samples 9 --test_split x", "`--test_split` and `--max_train_samples` have no effect"),
     # Pipelines and folders.

@@ -150,6 +150,7 @@ BAD = [
     ("--ipc 1000000000 --shard_size 1000000000", "MiB free; this run needs"),
     ("--max_attempts 2", "`max_attempts` is 2, which needs a teacher"),
     ("--class_labels Cot", "holds 'Cot'; valid are"),
+    ("--class_labels 2²", "holds '2²'; valid are"),
     ("--hub_dataset_id me/x", "`--hub_dataset_id` has no effect without `--push_to_hub`"),
     ("--pipeline /", "`--pipeline` / holds no pipeline"),
     ("--pipeline {tmp}/file", "`--pipeline` .*file is a file; valid is the folder of a pipeline"),

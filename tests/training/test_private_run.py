@@ -228,6 +228,14 @@ def test_flags_without_effect_are_refused_by_name(flags):
         train_dim.parse_args(["--privacy_epsilon", "1", *flags])
 
 
+def test_a_name_that_no_pipeline_can_have_spends_nothing(tmp_path):
+    write_images(tmp_path / "private")
+    (tmp_path / "private" / "cat").rename(tmp_path / "private" / "a\ncat")
+    with pytest.raises(ValueError, match="`id2label` holds the name .*; valid is one line"):
+        train_dim.main(reading(tmp_path, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_delta_without_epsilon_is_refused():
     with pytest.raises(ValueError, match="`--privacy_delta` has no effect without `--privacy_epsilon`"):
         train_dim.parse_args(["--privacy_delta", "1e-6"])

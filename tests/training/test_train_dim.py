@@ -20,6 +20,7 @@ import train_dim
 import validation
 from accelerate.state import AcceleratorState, GradientState
 from continuation import FORMER_FLAGS, may_still_change, recorded
+from PIL import Image
 from presets import default_augmentation
 from run_folder import needed_bytes
 from safetensors.torch import load_file
@@ -525,7 +526,8 @@ def test_epochs_win_over_the_steps_of_a_preset_and_steps_over_its_epochs():
 
 
 def test_losses_and_pools_are_recorded_as_they_are_typed():
-    args = train_dim.parse_args(["--match_loss", "energy=1.0", "features=0.1", "--pool", "convnet3@2", "resnet18@1"])
+    flags = ["--match_loss", "energy=1.0", "features=0.1", "--pool", "convnet3@2", "resnet18@1"]
+    args = train_dim.parse_args([*flags, "--max_match_steps", "5"])
     assert args.match_loss == {"energy": 1.0, "features": 0.1}
     assert args.pool == [("convnet3", 2), ("resnet18", 1)]
     options = recorded(args)
@@ -534,7 +536,7 @@ def test_losses_and_pools_are_recorded_as_they_are_typed():
 
 
 def test_a_checkpoint_may_write_losses_and_pools_in_another_form():
-    now = recorded(train_dim.parse_args(["--match_loss", "energy", "--pool", "convnet3"]))
+    now = recorded(train_dim.parse_args(["--match_loss", "energy", "--pool", "convnet3", "--max_match_steps", "5"]))
     now |= {"adversarial_steps": 6, "rounded_from": None, "num_processes": 1}
     then = now | {"match_loss": "energy=1", "pool": ["convnet3@1"]}
     assert {"match_loss", "pool"} <= may_still_change(8, then, now)
@@ -566,6 +568,32 @@ def test_the_last_steps_take_rounded_weights_and_going_on_is_exact(tiny, tmp_pat
     run(tiny("half", "--max_match_steps", "0", "--max_train_steps", "3", "--storage", "int4"))
     again = go("half", "--rounded_steps", "3", "--resume_from_checkpoint", "latest")
     assert all(torch.equal(again[name], value) for name, value in rounded.items())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--match_loss features", "`--match_loss` has no effect without `--max_match_steps` or `--num_match_epochs`"),
+        ("--preset tiny --pool resnet18 --pool_steps 9", "`--pool` and `--pool_steps` have no effect without"),
+        ("--train_data_dir x --dataset_name y", "`--dataset_name` has no effect with `--train_data_dir`"),
+    ],
+)
+def test_flags_without_effect_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        train_dim.parse_args(arguments.split())
+
+
+def test_flags_of_matching_are_for_runs_with_matching_or_a_trunk_of_them():
+    for more in ("--max_match_steps 9", "--num_match_epochs 1", "--max_match_steps 0", "--preset paper"):
+        assert train_dim.parse_args(["--match_interval", "3", *more.split()]).match_interval == 3
+
+
+def test_images_that_are_too_small_ask_for_a_resolution(tiny, tmp_path):
+    for name in ("cat", "dog"):
+        (tmp_path / "set" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "set" / name / "0.png")
+    with pytest.raises(ValueError, match="^`resolution` 4 is a size that .* nearest are 8 and 10; pass one as --reso"):
+        run(tiny("run", "--train_data_dir", str(tmp_path / "set")))
 
 
 @pytest.mark.parametrize(

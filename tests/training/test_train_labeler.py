@@ -73,6 +73,18 @@ def test_wrong_numbers_are_refused_by_argparse(capsys, flag, value, valid):
     assert f"error: argument {flag}: '{value}' is not {valid}\n" in capsys.readouterr().err
 
 
+def test_a_data_set_beside_a_folder_is_refused():
+    with pytest.raises(ValueError, match="`--dataset_name` and `--revision` have no effect with `--train_data_dir`"):
+        train_labeler.parse_args(["--train_data_dir", "x", "--dataset_name", "mnist", "--revision", "main"])
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    save_pipeline(tmp_path / "run")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="train_labeler.py runs in one process; valid are python"):
+        run(tmp_path)
+
+
 def test_a_wrong_split_is_refused_before_anything_is_made(tmp_path):
     save_pipeline(tmp_path / "run")
     with pytest.raises(ValueError, match="no split 'training'"):

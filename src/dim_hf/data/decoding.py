@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -20,7 +21,6 @@ import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
 from PIL import Image
-from PIL.TiffImagePlugin import TiffImageFile
 
 from ..files import replace_text, whole_cache_file
 from ..messages import listed
@@ -30,8 +30,8 @@ CACHE_FORMAT = 3
 BATCH_SIZE = 256
 FITTING_LABELS = "named classes, text, integers or booleans"
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
-# Mode I has 32 bits, but Pillow also uses it for 16-bit PGM and, in older releases, PNG. An image that was rotated as
-# its EXIF data says has no format.
+# Mode I has 32 bits, but Pillow also uses it for 16-bit PGM and, in older releases, PNG. An image that was not read
+# from a file has no format.
 FORMATS_OF_16_BIT = ("PNG", "PPM", None)
 TIFF_BITS_PER_SAMPLE = 258
 
@@ -250,7 +250,14 @@ def _named(value: dict | None, origin: str, row: int) -> Iterator[None]:
 def _opened(value: dict | None) -> Image.Image:
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError("it is missing (null)")
-    return datasets.Image().decode_example(value)
+    image = datasets.Image().decode_example(value)
+    if image.format is None and image.mode.startswith("I"):
+        # `datasets` copies an image whose file has an orientation, even the usual one. The copy lacks what the file
+        # says of the range of its values.
+        with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
+            image.format = file.format
+            image.tag_v2 = getattr(file, "tag_v2", {})  # type: ignore[attr-defined]
+    return image
 
 
 def _read_headers(batch: dict, start: int, origin: str, column: str) -> tuple[set[tuple[int, int]], bool]:
@@ -308,5 +315,6 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 def _largest_value(image: Image.Image) -> int:
     """The largest possible value in a 16-bit image; TIFF may also have 12 bits."""
-    bits = image.tag_v2.get(TIFF_BITS_PER_SAMPLE, (16,))[0] if isinstance(image, TiffImageFile) else 16
-    return 2**bits - 1
+    # Of a TIFF file.
+    tags = getattr(image, "tag_v2", {})
+    return 2 ** tags.get(TIFF_BITS_PER_SAMPLE, (16,))[0] - 1

@@ -121,7 +121,8 @@ def read_folder(root: Path, argument: str) -> Folder:
                 folder.hidden.append(path)
                 continue
             try:
-                status = entry.stat()
+                # That of the entry itself has no inode on Windows.
+                status = os.stat(entry.path)
             except OSError as error:
                 kind = "link" if entry.is_symlink() else "entry"
                 message = f"`{argument}`: the {kind} {one_line(root / path)} leads to nothing that can be read"

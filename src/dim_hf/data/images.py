@@ -78,6 +78,9 @@ def load_image_data(
     check_seed(seed)
     skipped = ""
     if train_data_dir is None and os.fspath(dataset_name) == "digits":
+        for argument, word in (("dataset_config_name", dataset_config_name), ("revision", revision)):
+            if word is not None:
+                raise ValueError(f"`{argument}` is {shown(word)}, but the embedded digits have none.")
         name, dataset = "digits", embedded_digits(split)
         if Path(name).is_dir():
             warnings.warn("`dataset_name` digits is the embedded set; ./digits names the folder.", stacklevel=2)
@@ -90,6 +93,8 @@ def load_image_data(
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     origin = f"split {split!r} of {name}"
     own_names, own_labels = read_labels(dataset, origin, label_column, class_names)
+    if class_names is None and len(own_names) < 2:
+        raise ValueError(f"{origin} has only the class {listed(own_names)}; valid are two or more.")
     if len(dataset) < len(own_names) and class_names is None:
         raise ValueError(f"{origin} has {len(dataset)} images of {len(own_names)} classes.")
     counts = torch.bincount(own_labels, minlength=len(own_names))

@@ -1,6 +1,6 @@
 """Labels of images in `metadata.csv`, `.jsonl` or `.parquet` beside them, the convention of `datasets`."""
 
-import os
+import posixpath
 from pathlib import Path
 
 import pyarrow as pa
@@ -38,16 +38,18 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
             reason = " ".join(str(error).split())[:150]
             raise ValueError(f"`{argument}`: the metadata {root / path} cannot be read: {reason}") from error
         names = table.column_names
-        if "file_name" not in names or not pa.types.is_string(table.schema.field("file_name").type):
+        if "file_name" not in names or not _is_text(table.schema.field("file_name").type):
             raise ValueError(
                 f"`{argument}`: the metadata {root / path} needs a column `file_name` of paths; its columns are "
                 f"{listed(names)}."
             )
         found += [name for name in names if name != "file_name" and name not in found]
         if column in names and column not in ("file_name", "image"):
-            folder = os.path.dirname(path)
-            files = [os.path.normpath(os.path.join(folder, name or "")) for name in table["file_name"].to_pylist()]
-            parts.append(pa.table({"file_name": pa.array(files, pa.string()), "label": table[column]}))
+            folder = posixpath.dirname(path)
+            # With slashes on every system, as the paths of images are.
+            files = [posixpath.normpath(posixpath.join(folder, name or "")) for name in table["file_name"].to_pylist()]
+            label = table[column].cast(pa.string()) if _is_text(table[column].type) else table[column]
+            parts.append(pa.table({"file_name": pa.array(files, pa.string()), "label": label}))
     if len(parts) < len(tables):
         if not parts and column == "label":
             return None
@@ -74,3 +76,9 @@ def _read(path: Path) -> pa.Table:
     if path.suffix == ".jsonl":
         return pyarrow.json.read_json(path)
     return pyarrow.parquet.read_table(path)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    """Whether a column holds strings; pandas and Polars write large ones, or each different one once."""
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)

@@ -68,7 +68,13 @@ def open_dataset(
         ValueError: If there is no such split, or the layout or files do not fit.
     """
     path = Path(name)
-    if (path / "dataset_dict.json").exists() or (path / "state.json").exists():
+    saved = (path / "dataset_dict.json").exists() or (path / "state.json").exists()
+    if revision is not None and path.exists():
+        raise ValueError(f"`revision` is {revision!r}, but `{argument}` {name} is not on the Hub and has none.")
+    if config is not None and (saved or path.is_file()):
+        kind = "a file" if path.is_file() else "a folder of `save_to_disk`"
+        raise ValueError(f"`dataset_config_name` is {config!r}, but `{argument}` {name} is {kind} and has none.")
+    if saved:
         return _saved(path, split, argument), ""
     if path.is_dir():
         folder = read_folder(path, argument)
@@ -97,6 +103,10 @@ def _saved(path: Path, split: str, argument: str) -> datasets.Dataset:
     """A split of a folder written by `save_to_disk`."""
     try:
         saved = datasets.load_from_disk(str(path))
+    except IndexError as error:
+        raise ValueError(
+            f"`{argument}` {path} has a split without rows, which `datasets` saves but cannot read; save it without."
+        ) from error
     # Errors of `datasets` over files that are cut, missing or not its own.
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
@@ -105,7 +115,8 @@ def _saved(path: Path, split: str, argument: str) -> datasets.Dataset:
     parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
     if split not in parts:
         raise ValueError(f"`{argument}` {path} has no split {split!r}; valid are {listed(parts)}.")
-    return parts[split]
+    # A format is saved with a data set; it may leave out columns, and gives values of another kind.
+    return parts[split].with_format(None)
 
 
 def _data_files(folder: Folder) -> list[str]:
@@ -210,12 +221,18 @@ def read_labels(
     """The class names, and the label of each row."""
     feature = dataset.features[column]
     values = dataset.select_columns([column])[:][column]
-    # A ClassLabel column holds -1 in rows without a label.
-    absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None,)
+    # A ClassLabel column holds -1 in rows without a label, and one of text often nothing.
+    absent = (None, -1) if isinstance(feature, datasets.ClassLabel) else (None, "")
     if missing := [row for row, value in enumerate(values) if value in absent]:
         raise ValueError(f"`label_column` {column} of {origin} has no label in row {missing[0]}.")
     if isinstance(feature, datasets.ClassLabel):
         own = tuple(feature.names or [str(n) for n in range(feature.num_classes)])
+        # `datasets` reads what a file holds without looking at it.
+        if wrong := [row for row, value in enumerate(values) if not 0 <= value < len(own)]:
+            raise ValueError(
+                f"`label_column` {column} of {origin} has the label {values[wrong[0]]} in row {wrong[0]}; valid are 0 "
+                f"to {len(own) - 1}, its {len(own)} named classes."
+            )
         values = [own[value] for value in values]
     else:
         own = tuple(str(value) for value in sorted(set(values)))

@@ -248,7 +248,8 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
     weights, or by a release with other tables, is an error if it was asked for and is ignored otherwise.
     """
     folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
-    metrics = read_json(folder / "metrics.json")
+    # A pipeline in memory has no folder, and that of the present directory is of something else.
+    metrics = read_json(folder / "metrics.json") if evaluation_dir or pipeline.name_or_path else None
     if metrics and not is_evaluation(metrics):
         raise ValueError(f"{folder / 'metrics.json'} is damaged; valid is what evaluate_dim.py writes.")
     of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)

@@ -179,9 +179,17 @@ def export_repository(
         write_card(pipeline, aside, name, existing, token, evaluation_dir, audit_dir)
 
 
-def check_export(folder: str | os.PathLike) -> None:
-    """Raises a `FileExistsError` if a folder holds files that an export would remove but has not written."""
+def check_export(folder: str | os.PathLike, output_dir: str | os.PathLike | None = None) -> None:
+    """
+    Raises a `FileExistsError` if a folder holds files that an export would remove but has not written, or is to hold
+    the `output_dir` of a script.
+    """
     path = Path(folder)
+    if output_dir is not None and Path(output_dir).resolve().is_relative_to(path.resolve()):
+        raise FileExistsError(
+            f"the export folder {path} would hold `--output_dir` {output_dir}, which is not of an export; name "
+            "another folder."
+        )
     if path.is_file():
         raise FileExistsError(f"the export folder {path} is a file.")
     foreign = sorted(each.name for each in path.iterdir() if each.name not in EXPORTED) if path.is_dir() else []
