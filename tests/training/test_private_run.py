@@ -162,7 +162,6 @@ def test_the_terminal_does_not_tell_the_number_of_images(tmp_path, capfd):
     [
         (["--privacy_epsilon", "2"], "`privacy_epsilon` was 1.0 and is now 2.0"),
         (["--seed", "1"], "`seed` was 0 and is now 1"),
-        (["--dataset_name", "mnist"], "`dataset_name` was 'digits' and is now 'mnist'"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_settings(finished, flags, message):

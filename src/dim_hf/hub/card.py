@@ -249,7 +249,7 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
     """
     folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
     # A pipeline in memory has no folder, and that of the present directory is of something else.
-    metrics = read_json(folder / "metrics.json") if evaluation_dir or pipeline.name_or_path else None
+    metrics: Any = read_json(folder / "metrics.json") if evaluation_dir or pipeline.name_or_path else None
     if metrics and not is_evaluation(metrics):
         raise ValueError(f"{folder / 'metrics.json'} is damaged; valid is what evaluate_dim.py writes.")
     of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)
