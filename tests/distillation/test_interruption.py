@@ -33,6 +33,7 @@ with heeded_signals() as stop:
         if stop_all():
             break
 pathlib.Path(sys.argv[1], str(accelerator.process_index)).write_text(str(step))
+accelerator.end_training()
 """
 
 
