@@ -45,7 +45,8 @@ from dim_hf.weights import module_bytes, stored_form
 
 
 OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
-STYLES = {OURS: ("C0", "o", "-"), PNG: ("C1", "s", ":"), CODED: ("C3", "^", "--")}
+# No line between generators: each is trained by itself.
+STYLES = {OURS: ("C0", "o", ""), PNG: ("C1", "s", ":"), CODED: ("C3", "^", "--")}
 DEFAULT_BUDGETS = (0.05, 0.1, 0.3, 0.9, 3.0)
 # Fixed sets of all classes with ConvNet-3: MB, accuracy in % and name. Classifiers were trained far longer, and each
 # counts bytes in its own way.
