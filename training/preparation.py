@@ -31,7 +31,7 @@ from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.distillation.checkpointing import find_checkpoint
 from dim_hf.distillation.processes import check_same
 from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision
-from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import checked_names
 
 
@@ -78,6 +78,8 @@ class Networks:
     plain_generator: DiMGenerator
     plain_discriminator: DiMDiscriminator
     configs: dict[str, dict[str, Any]]
+    # The teacher in the folder of a run that goes on.
+    labeler: DiMLabeler | None = None
 
     @property
     def saved(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from dim_hf.files import (
     replace_text,
 )
 from dim_hf.messages import listed
-from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 
 
@@ -117,6 +117,17 @@ def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
     shutil.rmtree(folder / "generator", ignore_errors=True)
     if folder.is_dir() and not os.listdir(folder):
         folder.rmdir()
+
+
+def read_teacher(folder: Path) -> DiMLabeler | None:
+    """The teacher that train_labeler.py saved in a run's folder; `None` if there is none or it cannot be read."""
+    if not (folder / "labeler").is_dir():
+        return None
+    try:
+        return DiMLabeler.from_pretrained(folder / "labeler")
+    except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        print(f"The teacher in {folder / 'labeler'} cannot be read and is left out: {' '.join(str(error).split())}")
+        return None
 
 
 def _holds(folder: Path, generator: DiMGenerator) -> bool:

@@ -41,7 +41,7 @@ from accelerate import Accelerator
 from continuation import deciding, may_still_change, recorded
 from filelock import FileLock
 from preparation import Data, Networks, Plan, Start, check, make_networks, make_plan, read_data
-from run_folder import check_restart, keep_until, needed_bytes, set_pipeline
+from run_folder import check_restart, keep_until, needed_bytes, read_teacher, set_pipeline
 from torch import nn
 from tqdm.auto import tqdm
 from validation import ValidationInterrupted, makes_finite_images, scored_part, validate
@@ -204,6 +204,8 @@ def load_or_prepare(run: Run, start: Start) -> None:
         networks.discriminator_optimizer,
     )
     leave_models_to_diffusers(run.accelerator)
+    if run.accelerator.is_main_process and start.goes_on:
+        networks.labeler = read_teacher(run.output_dir)
     checkpoint, best = start.checkpoint, networks.best_generator
     if checkpoint is None:
         return
@@ -557,9 +559,9 @@ def save(run: Run) -> None:
 
 
 def make_pipeline(run: Run, generator: DiMGenerator) -> DiMPipeline:
-    """A pipeline with a copy of the generator's current weights in their stored form."""
-    pipeline = DiMPipeline(copy.deepcopy(generator), id2label=dict(enumerate(run.data.train.class_names)))
-    pipeline = stored_form(pipeline, run.args.storage)
+    """A pipeline with a copy of the generator's current weights in their stored form, and the folder's teacher."""
+    names = dict(enumerate(run.data.train.class_names))
+    pipeline = stored_form(DiMPipeline(copy.deepcopy(generator), names, run.networks.labeler), run.args.storage)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 

@@ -26,7 +26,7 @@ from run_folder import needed_bytes
 from safetensors.torch import load_file
 
 from dim_hf.files import lock_output_dir
-from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 
 
@@ -690,6 +690,38 @@ def test_what_has_no_checkpoint_begins_again_over_its_own_pipeline_alone(tiny, t
     assert folder_files(folder) == before
     run(tiny("run", *more, "--resume_from_checkpoint", "latest"))
     assert (folder / "checkpoint-2").exists()
+
+
+def test_going_on_keeps_the_teacher_in_the_folder(tiny, tmp_path):
+    folder, steps = tmp_path / "run", ["--max_match_steps", "0", "--validation_steps", "2"]
+    run(tiny("run", *steps, "--max_train_steps", "2"))
+    torch.manual_seed(5)
+    pipeline = DiMPipeline.from_pretrained(folder)
+    generator, config = pipeline.generator, pipeline.generator.config
+    teacher = DiMLabeler(config.num_classes, config.sample_size, config.out_channels, width=4)
+    DiMPipeline(generator, pipeline.config.id2label, teacher).save_pretrained(folder)
+    before = generator.proj_in.weight.clone()
+    # Any weights validate better than the best so far, so that the folder's pipeline is replaced.
+    progress = folder / "checkpoint-2" / "progress.json"
+    recorded = json.loads(progress.read_text())
+    recorded["best"]["accuracy"] = 0.0
+    progress.write_text(json.dumps(recorded))
+    (folder / "checkpoint-2" / "manifest.json").unlink()
+    run(tiny("run", *steps, "--max_train_steps", "4", "--resume_from_checkpoint", "latest"))
+    after = DiMPipeline.from_pretrained(folder)
+    assert not torch.equal(after.generator.proj_in.weight, before)
+    kept = after.labeler.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
+
+
+def test_a_damaged_teacher_is_named_and_left_out(tiny, tmp_path, capsys):
+    folder, steps = tmp_path / "run", ["--max_match_steps", "0", "--validation_steps", "2"]
+    run(tiny("run", *steps, "--max_train_steps", "2"))
+    (folder / "labeler").mkdir()
+    (folder / "labeler" / "config.json").write_text("{")
+    run(tiny("run", *steps, "--max_train_steps", "4", "--resume_from_checkpoint", "latest"))
+    assert "labeler cannot be read and is left out: " in capsys.readouterr().out
+    assert DiMPipeline.from_pretrained(folder).labeler is None
 
 
 def test_a_checkpoint_from_before_manifests_goes_on(tiny, tmp_path):

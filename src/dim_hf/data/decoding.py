@@ -26,7 +26,7 @@ from ..files import replace_text, whole_cache_file
 from ..messages import listed
 
 
-CACHE_FORMAT = 3
+CACHE_FORMAT = 4
 BATCH_SIZE = 256
 FITTING_LABELS = "named classes, text, integers or booleans"
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
