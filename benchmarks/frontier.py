@@ -39,7 +39,7 @@ from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.sources import Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
-from dim_hf.machine import environment
+from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, stored_form
 
@@ -103,6 +103,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> list[Row]:
+    keep_freed_memory()
     recipe = DeploymentRecipe(args.epochs, mixed_precision=args.mixed_precision)
     for name in args.classifiers:
         check_classifier(name)

@@ -30,7 +30,7 @@ from dim_hf.evaluation.coverage import density, last_features, recall
 from dim_hf.evaluation.judges import Stream, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import append_json_line, read_json_lines
-from dim_hf.machine import environment
+from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.models import DiMGenerator
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import latents_at
@@ -59,6 +59,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
+    keep_freed_memory()
     options = json.loads((args.run / "options.json").read_text())
     data = load_image_data(args.dataset_name, options["train_split"], max_samples=options["max_train_samples"])
     if data.fingerprint != options["data_fingerprint"]:
