@@ -29,7 +29,7 @@ from dim_hf.evaluation.names import GENERATED, REAL
 from dim_hf.evaluation.protocol_c import LegacyRealStream, LegacyStream, legacy_figures
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
-from dim_hf.machine import environment
+from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_digest
 
@@ -61,6 +61,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
+    keep_freed_memory()
     if not (Path(args.pipeline) / "model_index.json").exists():
         raise FileNotFoundError(f"`--pipeline` is {args.pipeline}, which holds no pipeline (model_index.json).")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -70,7 +70,7 @@ from dim_hf.distillation.checkpointing import checkpoints
 from dim_hf.evaluation.html_report import draw_pairs, write_page
 from dim_hf.files import lock_output_dir, read_json, replace_text, whole_file
 from dim_hf.hub.push import export_repository, prepare_repository
-from dim_hf.machine import environment
+from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.models import DiMDiscriminator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import weights_digest
@@ -82,6 +82,7 @@ PAIRS_SHOWN, COLUMNS = 24, 6
 
 
 def main(args: argparse.Namespace) -> dict[str, Any]:
+    keep_freed_memory()
     # 1. Settings, folders and images are checked before any work.
     output, options = check(args)
     precision = (options or {}).get("mixed_precision") or "no"
