@@ -49,13 +49,16 @@ def deciding(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
 
 
-def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any], given: Collection[str] = ()) -> set[str]:
+def may_still_change(
+    step: int, then: dict[str, Any], now: dict[str, Any], given: Collection[str] = (), branched: bool = False
+) -> set[str]:
     """
     The settings that differ only in form, or have decided nothing when a checkpoint is taken after `step` steps; and
     the precision, where a flag asks for another.
 
     Args:
         given: The flags of the present command line.
+        branched: Whether the run goes on in another folder, where the best pipeline is selected anew.
 
     Raises:
         ValueError: If other processes than before would not see the same images in a step.
@@ -82,6 +85,10 @@ def may_still_change(step: int, then: dict[str, Any], now: dict[str, Any], given
     borders = [border for border in (then.get("rounded_from"), now["rounded_from"]) if border is not None]
     if step <= min(borders, default=math.inf):
         same.add("rounded_from")
+        if branched:
+            same.add("storage")
+    if branched:
+        same |= {"validation_classifier", "validation_epochs"}
     if step > min(then.get("adversarial_steps", 0), now["adversarial_steps"]):
         return same
     return same | MATCHING_SETTINGS | {"adversarial_steps"}

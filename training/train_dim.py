@@ -150,7 +150,7 @@ def begin_or_go_on(
         if start.goes_on:
             check_restart(start.output_dir, deciding(options))
         return options, progress
-    may_differ = partial(may_still_change, given=args.given)
+    may_differ = partial(may_still_change, given=args.given, branched=start.branched)
     progress = read_progress(start.checkpoint, deciding(options), may_differ) | {"validation": validation}
     if not {"seconds", "best"} <= progress.keys():
         raise ValueError(f"`--resume_from_checkpoint` {start.checkpoint} is not a checkpoint of train_dim.py.")

@@ -588,6 +588,30 @@ def test_flags_of_matching_are_for_runs_with_matching_or_a_trunk_of_them():
         assert train_dim.parse_args(["--match_interval", "3", *more.split()]).match_interval == 3
 
 
+def test_a_branch_chooses_its_storage_and_validation(tiny, tmp_path):
+    more = ["--max_match_steps", "0", "--checkpointing_steps", "2", "--checkpoints_total_limit", "9"]
+    rounding = [*more, "--storage", "int4", "--rounded_steps", "2", "--validation_epochs", "2"]
+    run(tiny("trunk", *more))
+    checkpoint = tmp_path / "trunk" / "checkpoint-4"
+    run(tiny("branch", *rounding, "--resume_from_checkpoint", str(checkpoint)))
+    run(tiny("straight", *rounding))
+    weights = [
+        load_file(tmp_path / name / "generator" / "diffusion_pytorch_model.safetensors")
+        for name in ("branch", "straight")
+    ]
+    assert "proj_in.weight.int4" in weights[0] and weights[0].keys() == weights[1].keys()
+    assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
+    # In its own folder a run has selected its pipeline by these settings, and rounded steps have used the storage.
+    for name in ("checkpoint-6", "checkpoint-5"):
+        shutil.rmtree(tmp_path / "trunk" / name, ignore_errors=True)
+    with pytest.raises(ValueError, match="`storage` was None and is now 'int4'.*`validation_epochs` was 1 and is now 2"):
+        run(tiny("trunk", *rounding, "--resume_from_checkpoint", "latest"))
+    rounded = tmp_path / "branch" / "checkpoint-6"
+    with pytest.raises(ValueError, match="another configuration: .*`storage` was 'int4' and is now 'int8'"):
+        longer = [*more, "--storage", "int8", "--rounded_steps", "4", "--max_train_steps", "8"]
+        run(tiny("late", *longer, "--resume_from_checkpoint", str(rounded)))
+
+
 def test_images_that_are_too_small_ask_for_a_resolution(tiny, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "set" / name).mkdir(parents=True)
