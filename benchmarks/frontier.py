@@ -301,7 +301,7 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
         if args.published and classifier == "convnet3":
             for megabytes, accuracy, name in PUBLISHED[args.published]:
                 axes.plot(megabytes, accuracy, "kx", ms=5)
-                axes.annotate(name, (megabytes, accuracy), (4, 3), textcoords="offset points", fontsize=7)
+                axes.annotate(name, (megabytes, accuracy), (0, 5), textcoords="offset points", fontsize=7, ha="center")
         axes.set_xscale("log")
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
@@ -310,7 +310,8 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
         axes.set_ylabel("test accuracy, %")
         axes.set_title(classifier)
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7, loc="lower right")
+        axes.margins(x=0.12, y=0.1)
+        axes.legend(fontsize=7, loc="best")
     figure.savefig(path, dpi=150)
 
 
