@@ -206,6 +206,8 @@ def load_or_prepare(run: Run, start: Start) -> None:
     leave_models_to_diffusers(run.accelerator)
     if run.accelerator.is_main_process and start.goes_on:
         networks.labeler = read_teacher(run.output_dir)
+        # A teacher of other images is refused now, and not when the first pipeline is saved.
+        make_pipeline(run, networks.ema_generator)
     checkpoint, best = start.checkpoint, networks.best_generator
     if checkpoint is None:
         return

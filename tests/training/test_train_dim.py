@@ -738,6 +738,15 @@ def test_going_on_keeps_the_teacher_in_the_folder(tiny, tmp_path):
     kept = after.labeler.state_dict()
     assert all(torch.equal(value, kept[name]) for name, value in teacher.state_dict().items())
 
+    shutil.rmtree(folder / "labeler")
+    DiMLabeler(config.num_classes + 1, config.sample_size, config.out_channels, width=4).save_pretrained(
+        folder / "labeler"
+    )
+    before = folder_files(folder)
+    with pytest.raises(ValueError, match="`labeler` takes 11 classes"):
+        run(tiny("run", *steps, "--max_train_steps", "6", "--resume_from_checkpoint", "latest"))
+    assert folder_files(folder) == before
+
 
 def test_a_damaged_teacher_is_named_and_left_out(tiny, tmp_path, capsys):
     folder, steps = tmp_path / "run", ["--max_match_steps", "0", "--validation_steps", "2"]
