@@ -22,8 +22,8 @@ MATCHING_SETTINGS = {"match_learning_rate", "match_loss", "match_interval", "poo
 FORMER_FLAGS = {
     "adam_epsilon": 1e-8, "adam_weight_decay": 0.0, "allow_tf32": False, "discr_adam_beta1": None,
     "discr_adam_beta2": None, "discr_adam_epsilon": 1e-8, "discr_adam_weight_decay": 0.0, "lr_scheduler": "constant",
-    "lr_warmup_steps": 0, "match_weight": 1.0, "max_grad_norm": None, "pool_snapshots": 6, "r1_interval": 16,
-    "use_ema": True, "validation_ipc": 10,
+    "lr_warmup_steps": 0, "match_weight": 1.0, "max_grad_norm": None, "pool_snapshots": 6, "privacy_delta": 1e-5,
+    "r1_interval": 16, "use_ema": True, "validation_ipc": 10,
 }  # fmt: skip
 
 

@@ -71,7 +71,7 @@ def make_parser() -> Parser:
         nargs="+",
         default=["convnet3", "resnet18"],
         metavar="CLASSIFIER",
-        help="networks of the field, timm/NAME or transformers/NAME",
+        help="any of convnet3, resnet10, resnet18, resnet10_ap, resnet18_ap, timm/NAME, transformers/NAME",
     )
     protocol.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of classifiers and of noise")
     # The search for a coding takes almost four trainings of its own.
@@ -81,10 +81,12 @@ def make_parser() -> Parser:
     )
     protocol.add_argument(
         "--codec",
-        help="how equal_bytes_lossy keeps its images, such as 'AVIF quality 35'; default: a search for each size",
+        help="coding of the images of equal_bytes_lossy, such as 'AVIF quality 35'; default: a search for the best",
     )
     protocol.add_argument("--soft_labels", action="store_true", help="more rows, with the labels of its `labeler`")
-    protocol.add_argument("--without_augmentation", action="store_true", help="more rows, which ARS compares")
+    protocol.add_argument(
+        "--without_augmentation", action="store_true", help="also train without random shifts; ARS needs these rows"
+    )
     protocol.add_argument(
         "--epochs",
         type=positive_int,
@@ -142,7 +144,7 @@ def make_parser() -> Parser:
     fixed = parser.add_argument_group("fixed sets (protocol A)")
     fixed.add_argument("--selection", nargs="+", choices=SELECTIONS, default=["random"], help="each is a row")
     fixed.add_argument(
-        "--candidates", type=positive_int, default=100, help="samples per image that k-means or herding keeps"
+        "--candidates", type=positive_int, default=100, help="images drawn for each one that k-means or herding keeps"
     )
     fixed.add_argument(
         "--latent_steps",
@@ -157,7 +159,7 @@ def make_parser() -> Parser:
         nargs="+",
         default=[PoolEntry("convnet3")],
         metavar="CLASSIFIER",
-        help="networks that latents are optimised for; the last one chooses, as the teacher; default: convnet3",
+        help="networks that latents are optimised for; k-means and herding use the last's features; default: convnet3",
     )
     fixed.add_argument("--pool_steps", type=positive_int, default=PoolRecipe.steps, help="training steps of each")
 

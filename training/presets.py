@@ -61,6 +61,7 @@ PRIVATE: dict[str, Any] = {
     "adam_beta1": 0.5,
     "adam_beta2": 0.99,
     "ema_decay": 0.99,
+    "privacy_delta": 1e-5,
 }
 # Of each preset but the paper's: the generator's dimensions of noise and of class embedding, and its channels at the
 # finest size, doubled from there to the coarser ones up to the last number.

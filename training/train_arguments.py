@@ -117,7 +117,9 @@ def make_parser() -> Parser:
 
     matching = parser.add_argument_group("matching (phase 2)")
     length = matching.add_mutually_exclusive_group()
-    length.add_argument("--num_match_epochs", type=non_negative_int, help="length of phase 2; 0: a conditional GAN")
+    length.add_argument(
+        "--num_match_epochs", type=non_negative_int, help="length of phase 2 in epochs; 0: no matching"
+    )
     length.add_argument("--max_match_steps", type=non_negative_int, help="length of phase 2, instead of epochs")
     matching.add_argument("--match_learning_rate", type=positive_float, help="of both networks in phase 2")
     matching.add_argument(
@@ -126,7 +128,7 @@ def make_parser() -> Parser:
         metavar="LOSS[=WEIGHT]",
         help=f"any of {', '.join(MATCHING_LOSSES)}, as in: energy=1 features=0.1",
     )
-    matching.add_argument("--match_interval", type=positive_int, help="steps from one matching loss to the next")
+    matching.add_argument("--match_interval", type=positive_int, help="apply the matching loss in every N-th step")
     matching.add_argument(
         "--pool",
         nargs="+",
@@ -160,8 +162,7 @@ def make_parser() -> Parser:
     privacy.add_argument(
         "--privacy_delta",
         type=fraction,
-        default=1e-5,
-        help="probability of giving away more; well below 1 / number of images",
+        help="probability with which the bound may fail; should be well below 1 / number of images; default: 1e-5",
     )
 
     hub = parser.add_argument_group("Hugging Face Hub")

@@ -239,13 +239,13 @@ def describe_protocol(
         # The standard error of a normal sample's standard deviation is about 1 / sqrt(2 (n - 1)) of it.
         spread = (
             f"mean and standard deviation over the seeds {', '.join(map(str, seeds))} (over {len(seeds)} seeds "
-            f"it has itself a relative error of about {100 / math.sqrt(2 * (len(seeds) - 1)):.0f} %)"
+            f"this standard deviation is itself uncertain by about {100 / math.sqrt(2 * (len(seeds) - 1)):.0f} %)"
         )
     parts.append(
         f"Accuracy on the {len(test):,} images of {scored_on}; {spread}. A seed determines a classifier, its noise "
         f"and its sets of images; the spread excludes variance between training runs of the generator. Real images "
-        f"have the generator's {test.size} x {test.size} pixels and {test.channels} channels. Size: everything that "
-        f"must be stored, which is weights as saved, with the latents of a fixed set and the teacher or probabilities "
+        f"have the generator's {test.channels} x {test.size} x {test.size} (channels, height, width). Size: everything "
+        f"that must be stored, which is weights as saved, with the latents of a fixed set and the teacher or probabilities "
         f"of soft labels, or real images with their labels in one container, as PNG files unless the row names "
         f"another coding. Bits per class: 8 times the bytes, divided by the classes. The generator takes {stored:,} "
         f"bytes, the size of {as_many_images:,.0f} real images as PNG. s: seconds to train and score one classifier, "

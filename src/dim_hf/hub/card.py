@@ -145,7 +145,7 @@ def model_card(
         parameters=f"{parameters:,}",
         num_bytes=f"{module_bytes(pipeline.generator):,}",
         form=form,
-        sample_rows="every class" if config.num_classes <= 10 else "the first 10 classes",
+        sample_rows="per class" if config.num_classes <= 10 else "for each of the first 10 classes",
         classes=classes,
         example_class=repr(names[0]).replace("<", "\\x3c") if pipeline.config.id2label else 0,
         results=describe_results(metrics),
