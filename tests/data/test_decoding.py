@@ -62,6 +62,14 @@ def tiff_of_12_bits(*more):
     return b"II*\0" + start + data + b"\0\0" + len(tags).to_bytes(2, "little") + entries + b"\0\0\0\0"
 
 
+def white_is_zero(image):
+    """The values of an image as those of a TIFF file that counts from white to black; Pillow does not write it."""
+    black_is_zero = bytes.fromhex("0601 0300 01000000 01000000")
+    content = encoded(image, "TIFF")
+    assert content.count(black_is_zero) == 1
+    return Image.open(io.BytesIO(content.replace(black_is_zero, bytes.fromhex("0601 0300 01000000 00000000"))))
+
+
 @pytest.mark.parametrize(
     ("image", "expected"),
     [
@@ -81,6 +89,12 @@ def tiff_of_12_bits(*more):
         (Image.open(io.BytesIO(pgm(65535, SIXTEEN))), [SHADES]),
         (Image.open(io.BytesIO(pgm(4095, [[0, 4095], [2048, 16]]))), [[[0, 255], [128, 1]]]),
         (Image.open(io.BytesIO(tiff_of_12_bits())), [[[0, 255], [128, 1]]]),
+        (white_is_zero(two_by_two(SIXTEEN, np.uint16)), [[[255, 254], [155, 0]]]),
+        (white_is_zero(two_by_two(SHADES)), [[[255, 254], [155, 0]]]),
+        (
+            Image.open(io.BytesIO(encoded(two_by_two(SIXTEEN, np.uint16), "PNG", transparency=0))),
+            [[[255, 1], [100, 255]]],
+        ),
     ],
 )
 def test_every_mode_to_exact_values(image, expected):
@@ -101,7 +115,7 @@ def test_white_is_white_in_every_mode(mode, channels):
     [
         (
             reopened(two_by_two([[100, 10**7]] * 2, np.int32), "TIFF"),
-            "its pixels are 32-bit integers, of no known range",
+            "its pixels are signed or 32-bit integers, of no known range",
         ),
         (
             reopened(two_by_two([[0.5, 1.0]] * 2, np.float32), "TIFF"),
@@ -128,7 +142,7 @@ def test_the_range_of_values_is_known_whatever_the_orientation(tmp_path):
     image = _opened({"bytes": encoded(two_by_two(SIXTEEN, np.uint16), "TIFF", tiffinfo=UPRIGHT), "path": None})
     assert to_pixels(image, 2, 1).tolist() == [SHADES]
     image = _opened({"bytes": encoded(two_by_two(SHADES, np.int32), "TIFF", tiffinfo=UPRIGHT), "path": None})
-    with pytest.raises(ValueError, match="its pixels are 32-bit integers, of no known range"):
+    with pytest.raises(ValueError, match="its pixels are signed or 32-bit integers, of no known range"):
         to_pixels(image, 2, 1)
 
 

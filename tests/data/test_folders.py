@@ -4,6 +4,7 @@ import os
 import shutil
 import tempfile
 import unicodedata
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,8 @@ def test_a_word_in_the_name_of_a_file(tmp_path):
         (("cat/test/deep/er", "cat/train", "dog/validation"), "train", ("cat", "dog")),
         (("b", "B", "a[12]", "a1", "a*", "?", "é"), "train", ("?", "B", "a*", "a1", "a[12]", "b", "é")),
         (("training", "holdout", "cat"), "train", ("cat", "holdout", "training")),
+        (("trainA", "trainB", "testA", "testB"), "train", ("testA", "testB", "trainA", "trainB")),
+        (("freight train/day", "freight train/night", "bus/day"), "train", ("bus", "freight train")),
         (("a b", "a"), "train", ("a", "a b")),
     ],
 )
@@ -168,9 +171,20 @@ def test_rows_are_sorted_by_class_and_path(tmp_path):
         (("cat", "dog"), "test", ["no split 'test'; valid is train"]),
         (("Train/a", "Train/b", "train/a", "train/b"), "train", ["Train and train are the same split"]),
         (("val/a", "val/b", "valid/a", "valid/b"), "val", ["val and valid are the same split"]),
-        (("train", "test"), "train", ["every folder (test, train) is named like a split"]),
-        (("Training/cat", "Training/dog", "Testing/cat", "Testing/dog"), "train", ["is named like a split"]),
-        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "train", ["is named like a split"]),
+        (("train", "test"), "train", ["test, train would be classes, but are named like splits"]),
+        (("Training/cat", "Training/dog", "Testing/cat", "Testing/dog"), "train", ["Testing, Training would be"]),
+        (("seg_train/seg_train/cat", "seg_test/seg_test/cat"), "train", ["are named like splits"]),
+        (("seg_train/x/cat", "seg_test/x/cat", "seg_pred/x"), "train", ["seg_test, seg_train would be"]),
+        (("training_set/cat", "test_set/cat", "single_prediction"), "train", ["test_set, training_set would be"]),
+        (("TrainSet/cat", "TrainSet/dog", "TestSet/cat", "TestSet/dog"), "train", ["TestSet, TrainSet would be"]),
+        (("training/cat", "training/dog", "holdout/cat", "holdout/dog"), "train", ["holdout, training would be"]),
+        (
+            ("Training/cat", "Training/dog", "Test/cat", "Test/dog"),
+            "train",
+            ["beside Test; move them, or rename Training"],
+        ),
+        (("train/cat", "train/dog", "test/cat", "extra"), "train", ["(extra) lie", "or give {root}/train"]),
+        (("test/cat", "test/dog", "extra"), "test", ["images in no split (extra) lie beside test; move them."]),
         ((), "train", ["holds no image that Pillow reads", "found in", "no image"]),
     ],
 )
@@ -241,7 +255,7 @@ def test_metadata_labels_images_if_asked_to(tmp_path, suffix):
     # By path: cat/0.png is the one of age 30.
     assert data.class_names == ("7", "30") and data.labels.tolist() == [1, 0, 0, 0] and "metadata" not in data.skipped
     assert counts(tmp_path, label_column="label") == {"cat": 2, "dog": 2}
-    with pytest.raises(ValueError, match="`label_column` 'colour' is not in .*valid are label .*age, kind"):
+    with pytest.raises(ValueError, match="`label_column` 'colour' is not in .*valid are label .*'age', 'kind'"):
         load_image_data(**arguments, label_column="colour")
 
 
@@ -277,13 +291,63 @@ def test_metadata_labels_images_without_folders(tmp_path):
             "names 1 images that are missing (dog/2.png)",
         ),
         ({"file_name": ["cat/0.png", "./cat/0.png"], "kind": ["a", "b"]}, "names cat/0.png more than once"),
-        ({"file": ["cat/0.png"], "kind": ["a"]}, "needs a column `file_name`"),
+        (
+            {"file": ["cat/0.png"], "kind": ["a"]},
+            "needs a column `file_name` of paths; its columns are 'file', 'kind'",
+        ),
+        ({"file_name": ["1", "2"], "kind": ["a", "b"]}, "has no row for 4 images"),
+        ({"file_name": pa.array([], pa.string()), "kind": pa.array([], pa.string())}, "has no rows"),
+        ({"file_name": ["cat/0.png"], " kind": ["a"]}, "and ' kind'"),
     ],
 )
 def test_metadata_that_does_not_fit(tmp_path, columns, words):
     tree(tmp_path, "cat", "dog", images=2)
     write_metadata(tmp_path, "csv", columns)
     assert words in refused(tmp_path, label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"file_name,kind,kind\ncat/0.png,a,b\n", "has several columns kind"),
+        (b"file_name,file_name,kind\ncat/0.png,x,a\n", "has several columns file_name"),
+        ("file_name,kind\nchât/0.png,a\n".encode("latin-1"), "the column `file_name` is text that is not UTF-8"),
+    ],
+)
+def test_a_broken_metadata_file_gives_one_message(tmp_path, content, words):
+    tree(tmp_path, "cat", "dog", images=2)
+    (tmp_path / "metadata.csv").write_bytes(content)
+    assert words in refused(tmp_path, label_column="kind")
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes"),
+    [
+        (["007", "7", "007", "7"], {"007": 2, "7": 2}),
+        (["7", "30", "7", "30"], {"7": 2, "30": 2}),
+        (["2020-01-01", "2020-02-01", "2020-01-01", "2020-02-01"], {"2020-01-01": 2, "2020-02-01": 2}),
+    ],
+)
+def test_labels_of_a_csv_file_stay_as_they_are_written(tmp_path, labels, classes):
+    tree(tmp_path, "images", images=4)
+    rows = "".join(f"images/{i}.png,{label}\n" for i, label in enumerate(labels))
+    (tmp_path / "metadata.csv").write_text("file_name,kind\n" + rows)
+    dataset, _ = read_image_folder(read_folder(tmp_path, "dataset_name"), "train", "kind")
+    assert Counter(map(str, dataset["kind"][:])) == classes
+
+
+def test_metadata_of_splits_with_other_names_is_refused(tmp_path):
+    for split in ("training", "testing"):
+        tree(tmp_path, split, images=2)
+        (tmp_path / split / "metadata.csv").write_text("file_name,kind\n0.png,a\n1.png,b\n")
+    assert "testing, training would be classes, but" in refused(tmp_path, label_column="kind")
+
+
+@pytest.mark.parametrize("folder", ["cat/@eaDir/0.png", "$RECYCLE.BIN", "#recycle", "System Volume Information"])
+def test_what_systems_put_beside_images_is_no_data(tmp_path, folder):
+    tree(tmp_path, "cat", "dog", images=2)
+    tree(tmp_path, folder, images=3)
+    assert counts(tmp_path) == {"cat": 2, "dog": 2}
 
 
 NAMES = st.sampled_from(

@@ -72,7 +72,7 @@ def test_the_protocol_says_how_little_few_seeds_tell():
 
     assert "one seed, so no spread is known" in describe(4)
     # 1 / sqrt(2) of itself with two seeds and 1 / sqrt(8) with five.
-    assert "over the seeds 4, 7 (over 2 seeds this standard deviation is itself uncertain by about 71 %)" in describe(4, 7)
+    assert "seeds 4, 7 (over 2 seeds this standard deviation is itself uncertain by about 71 %)" in describe(4, 7)
     assert "uncertain by about 35 %" in describe(0, 1, 2, 3, 4)
     assert "excludes variance between training runs" in describe(0, 1)
 

@@ -26,7 +26,7 @@ from ..files import replace_text, whole_cache_file
 from ..messages import listed
 
 
-CACHE_FORMAT = 4
+CACHE_FORMAT = 5
 BATCH_SIZE = 256
 FITTING_LABELS = "named classes, text, integers or booleans"
 GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
@@ -34,6 +34,8 @@ GREY_MODES = ("1", "L", "LA", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")
 # from a file has no format.
 FORMATS_OF_16_BIT = ("PNG", "PPM", None)
 TIFF_BITS_PER_SAMPLE = 258
+TIFF_PHOTOMETRIC = 262
+TIFF_WHITE_IS_ZERO = 0
 
 
 def default_cache_dir() -> Path:
@@ -293,9 +295,14 @@ def to_pixels(image: Image.Image, size: int, channels: int) -> np.ndarray:
         values = np.asarray(image, dtype=np.float64) * (255 / _largest_value(image))
         if values.min() < 0 or values.max() > 255:
             raise ValueError("its pixels are not of 16 bits")
+        # Pillow does both for 8 bits: values that count from white to black, and one value that is transparent.
+        if getattr(image, "tag_v2", {}).get(TIFF_PHOTOMETRIC) == TIFF_WHITE_IS_ZERO:
+            values = 255 - values
+        if (transparent := image.info.get("transparency")) is not None:
+            values[np.asarray(image) == transparent] = 255
         image = Image.fromarray(np.round(values).astype(np.uint8))
     elif image.mode in ("I", "F"):
-        kind = "32-bit integers" if image.mode == "I" else "floating point numbers"
+        kind = "signed or 32-bit integers" if image.mode == "I" else "floating point numbers"
         raise ValueError(f"its pixels are {kind}, of no known range; save it with 8 or 16 bits")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

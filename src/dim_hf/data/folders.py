@@ -21,8 +21,13 @@ from .metadata import METADATA, read_metadata
 
 
 SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
-# Other names of splits. Folders that all have such names are taken for splits, not for classes.
-SPLIT_WORDS = {*SPLITS, "training", "testing", "dev", "eval", "evaluation"}
+# What words in other names of splits mean; see `_refuse_splits`.
+SPLIT_WORDS = SPLITS | {
+    "training": "train", "testing": "test", "holdout": "test", "dev": "validation", "eval": "validation",
+    "evaluation": "validation",
+}  # fmt: skip
+# What systems put into folders: archives of macOS, thumbnails and recycle bins of Synology, QNAP and Windows.
+NOT_DATA = {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "system volume information"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 LAYOUTS = "Valid is one folder per class, at the top or inside train, test and validation folders (docs/your_data.md)"
 
@@ -36,7 +41,8 @@ def image_suffixes() -> frozenset[str]:
         for name, (factory, _) in Image.OPEN.items()
         if isinstance(factory, type) and issubclass(factory, ImageFile.StubImageFile)
     }
-    decoded = Image.OPEN.keys() - only_identified
+    # Without being such a file, MPEG is only identified too.
+    decoded = Image.OPEN.keys() - only_identified - {"MPEG"}
     return frozenset(suffix for suffix, name in suffixes.items() if name in decoded)
 
 
@@ -117,7 +123,7 @@ def read_folder(root: Path, argument: str) -> Folder:
             raise OSError(message) from error
         for entry in found:
             path = f"{folder.path}/{entry.name}" if folder.path else entry.name
-            if entry.name.startswith(".") or entry.name == "__MACOSX":
+            if entry.name.startswith(".") or entry.name.lower() in NOT_DATA:
                 folder.hidden.append(path)
                 continue
             try:
@@ -235,15 +241,19 @@ def _split(top: Folder, split: str, flat: bool) -> Folder:
     if not named:
         if wanted != "train":
             raise top.refusal(f"it has no split {split!r}; valid is train, as it has no folders of splits")
+        if flat and len(set().union(*(_split_words(folder) for folder in holding))) > 1:
+            raise _named_like_splits(top, [folder for folder in holding if _split_words(folder)])
         return top
     if top.images or len(named) < len(holding):
         beside = [os.path.basename(path) for path, _ in top.images]
         beside = [folder.name for folder in holding if folder not in named] + beside
         splits = listed((folder.name for folder in named), 3)
-        raise top.refusal(
-            f"images in no split ({listed(beside, 2)}) lie beside {splits}; move them, or give "
-            f"{one_line(top.root / named[0].name)}"
-        )
+        train = [folder for folder in named if SPLITS[folder.name.lower()] == "train"]
+        other = [folder.name for folder in holding if folder not in named and "train" in _split_words(folder)]
+        way_out = f", or rename {listed(other, 1)} to train" if other else ""
+        if train:
+            way_out = f", or give {one_line(top.root / train[0].name)}"
+        raise top.refusal(f"images in no split ({listed(beside, 2)}) lie beside {splits}; move them{way_out}")
     by_split: dict[str, Folder] = {}
     for folder in named:
         if (first := by_split.setdefault(SPLITS[folder.name.lower()], folder)) is not folder:
@@ -270,13 +280,34 @@ def _classes(part: Folder) -> list[Folder]:
         several = sum(folder.num_images > 0 for folder in inner.folders) > 1
         hint = f"; if its folders are the classes, give {one_line(inner.root / inner.path)}" if several else ""
         raise part.refusal(f"there is only one class ({listed([part.folders[0].name])}){hint}")
-    if all(_looks_like_split(folder) for folder in part.folders):
-        names = listed((folder.name for folder in part.folders), 3)
-        raise part.refusal(f"every folder ({names}) is named like a split, not like a class; rename or move them")
+    _refuse_splits(part)
     return sorted(part.folders, key=lambda folder: folder.name)
 
 
-def _looks_like_split(folder: Folder) -> bool:
-    """Whether a folder is named like a split, or has such a word in its name and holds no images of its own."""
-    words = set(re.split(r"[\W\d_]+", folder.name.lower()))
-    return folder.name.lower() in SPLIT_WORDS or (bool(words & SPLIT_WORDS) and not folder.images)
+def _refuse_splits(part: Folder) -> None:
+    """
+    Raises an error if folders that would become classes seem to be splits of other names: folders of folders with
+    words of several splits in their names (`seg_train`, `seg_test` and `seg_pred`), or all of them with such a word or
+    exactly such a name. Otherwise a word in a name says nothing (`freight train`, `car` and `bus`).
+    """
+    nested = [folder for folder in part.folders if _split_words(folder) and not folder.images]
+    like = [folder for folder in part.folders if folder in nested or folder.name.lower() in SPLIT_WORDS]
+    if len(like) == len(part.folders):
+        raise _named_like_splits(part, like)
+    if len(set().union(*map(_split_words, nested))) > 1:
+        raise _named_like_splits(part, nested)
+
+
+def _named_like_splits(part: Folder, folders: list[Folder]) -> ValueError:
+    names = listed((folder.name for folder in folders), 4)
+    return part.refusal(
+        f"{names} would be classes, but are named like splits: if they are, name them train, test and validation, "
+        "with no other folder beside them; if not, rename them"
+    )
+
+
+def _split_words(folder: Folder) -> set[str]:
+    """The splits that words in a folder's name mean; `TrainSet`, `train_data` and `trainset` mean `train`."""
+    words = re.split(r"[\W\d_]+", re.sub(r"(?<=[a-z])(?=[A-Z])", " ", folder.name).lower())
+    words += [word.removesuffix(end) for word in words for end in ("set", "data", "images")]
+    return {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}

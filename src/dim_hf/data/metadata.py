@@ -33,17 +33,26 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
     found: list[str] = []
     for path in tables:
         try:
-            table = _read(root / path)
+            table = _read(root / path, column)
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:150]
             raise ValueError(f"`{argument}`: the metadata {root / path} cannot be read: {reason}") from error
         names = table.column_names
-        if "file_name" not in names or not _is_text(table.schema.field("file_name").type):
+        if repeated := [name for name in ("file_name", column) if names.count(name) > 1]:
+            raise ValueError(f"`{argument}`: the metadata {root / path} has several columns {listed(repeated)}.")
+        if "file_name" not in names:
             raise ValueError(
                 f"`{argument}`: the metadata {root / path} needs a column `file_name` of paths; its columns are "
-                f"{listed(names)}."
+                f"{listed(map(repr, names))}."
             )
-        found += [name for name in names if name != "file_name" and name not in found]
+        if not table.num_rows:
+            raise ValueError(f"`{argument}`: the metadata {root / path} has no rows.")
+        if not _is_text(kind := table.schema.field("file_name").type):
+            reason = "text that is not UTF-8" if pa.types.is_binary(kind) else f"of type {kind}"
+            raise ValueError(
+                f"`{argument}`: in the metadata {root / path} the column `file_name` is {reason}; valid are paths."
+            )
+        found += [name for name in names if name not in ("file_name", "image", *found)]
         if column in names and column not in ("file_name", "image"):
             folder = posixpath.dirname(path)
             # With slashes on every system, as the paths of images are.
@@ -55,7 +64,7 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
             return None
         raise ValueError(
             f"`label_column` {listed([repr(column)])} is not in all the metadata of {root}, {listed(tables, most=2)}; "
-            f"valid are label (the folders of classes) and {listed(found, most=4)}."
+            f"valid are label (the folders of classes) and {listed(map(repr, found), most=4)}."
         )
     try:
         labels = pa.concat_tables(parts)
@@ -70,9 +79,21 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
     return labels
 
 
-def _read(path: Path) -> pa.Table:
+def _read(path: Path, column: str) -> pa.Table:
     if path.suffix == ".csv":
-        return pyarrow.csv.read_csv(path)
+        table = pyarrow.csv.read_csv(path)
+        # In a file without types, 007 and 7 are two labels, and a path may be a number.
+        as_written = pyarrow.csv.ConvertOptions(column_types={"file_name": pa.string(), column: pa.string()})
+        try:
+            written = pyarrow.csv.read_csv(path, convert_options=as_written)
+        except pa.ArrowInvalid:
+            return table  # Not UTF-8, which its types say.
+        for index, name in enumerate(table.column_names):
+            kind = table.schema.field(index).type
+            changed = pa.types.is_integer(kind) and not table[index].cast(pa.string()).equals(written[index])
+            if name == "file_name" or (name == column and (changed or pa.types.is_temporal(kind))):
+                table = table.set_column(index, name, written[index])
+        return table
     if path.suffix == ".jsonl":
         return pyarrow.json.read_json(path)
     return pyarrow.parquet.read_table(path)

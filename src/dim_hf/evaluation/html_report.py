@@ -84,7 +84,11 @@ def write_html_report(
         if training:
             figures.append(training_curves(training))
         samples = base64.b64encode((folder / "samples.png").read_bytes()).decode()
-        figures.append(Picture("Samples", "One row per class, from fixed noise; the images were not selected.", "image/png", samples))
+        figures.append(
+            Picture(
+                "Samples", "One row per class, from fixed noise; the images were not selected.", "image/png", samples
+            )
+        )
         if confusion is not None:
             row, counts = confusion
             figures.append(confusion_matrix(counts, pipeline.class_names, row))
