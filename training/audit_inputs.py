@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from command_line import check_pipeline, load_pipeline
+from command_line import check_pipeline, data_flag, load_pipeline, trained_on
 from evaluate_inputs import load_splits, read_training
 
 from dim_hf.audit.candidates import Union, draw_candidates, half, unite
@@ -179,10 +179,9 @@ def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, 
     if options.get("privacy"):
         return train
     if train.fingerprint != options["data_fingerprint"]:
-        data = "train_data_dir" if args.train_data_dir else "dataset_name"
         raise ValueError(
-            f"`--{data}` {args.train_data_dir or args.dataset_name} is not the data that `--pipeline` {args.pipeline} "
-            f"was trained on, {options['dataset_name']} (options.json)."
+            f"{data_flag(args)} is not the data that `--pipeline` {args.pipeline} was trained on, "
+            f"{trained_on(options)}."
         )
     return holdout(train, options["validation_fraction"], options["seed"])[0]
 

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from dim_hf.messages import listed, one_line
 
@@ -140,6 +140,18 @@ def add_data_arguments(
 def idle_data_flags(given: Collection[str]) -> tuple[bool, tuple[str, ...], str]:
     """The rule of [`refuse_idle_flags`] for [`add_data_arguments`]."""
     return "train_data_dir" in given, ("dataset_name", "revision"), "with `--train_data_dir`"
+
+
+def data_flag(args: argparse.Namespace) -> str:
+    """The flag that names the data, with its value, for messages."""
+    if args.train_data_dir:
+        return f"`--train_data_dir` {args.train_data_dir}"
+    return f"`--dataset_name` {args.dataset_name}"
+
+
+def trained_on(options: dict[str, Any]) -> str:
+    """What a run's options say that it was trained on, for messages."""
+    return f"{options.get('train_data_dir') or options.get('dataset_name')} (options.json in `--pipeline`)"
 
 
 def add_hub_arguments(parser: argparse._ActionsContainer, what: str, repository: str, default: str) -> None:

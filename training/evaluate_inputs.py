@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from command_line import check_once, check_pipeline, load_pipeline
+from command_line import check_once, check_pipeline, data_flag, load_pipeline, trained_on
 
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
@@ -263,27 +263,25 @@ def load_splits(
         train = load(training["train_split"], None, training["max_train_samples"])
     else:
         train = load(args.train_split, None, args.max_train_samples)
-    data = "train_data_dir" if args.train_data_dir else "dataset_name"
     names = pipeline.config.id2label
     expected = tuple(names.values()) if names else tuple(str(label) for label in range(config.num_classes))
     if train.class_names != expected:
         raise ValueError(
-            f"`--{data}` {args.train_data_dir or args.dataset_name} has the classes {listed(train.class_names)}; the "
-            f"pipeline generates {listed(expected)}."
+            f"{data_flag(args)} has the classes {listed(train.class_names)}; the pipeline generates "
+            f"{listed(expected)}."
         )
     if training:
         if train.fingerprint != training["data_fingerprint"]:
             raise ValueError(
-                f"`--validation` scores what training held out, but `--{data}` "
-                f"{args.train_data_dir or args.dataset_name} is not the data that it was trained on, "
-                f"{training['dataset_name']} (options.json in `--pipeline`)."
+                f"`--validation` scores what training held out, but {data_flag(args)} is not the data that it was "
+                f"trained on, {trained_on(training)}."
             )
         train, test = holdout(train, training["validation_fraction"], training["seed"])
     else:
         test = load(args.test_split, train.class_names, None)
         if test.fingerprint == train.fingerprint:
             raise ValueError(
-                f"`--test_split` {args.test_split} of `--{data}` {args.train_data_dir or args.dataset_name} holds "
-                f"the images of `--train_split` {args.train_split}; valid is one that nothing is trained on."
+                f"`--test_split` {args.test_split} of {data_flag(args)} holds the images of `--train_split` "
+                f"{args.train_split}; valid is one that nothing is trained on."
             )
     return train.to(accelerator.device), test.to(accelerator.device)

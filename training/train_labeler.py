@@ -65,7 +65,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from command_line import load_pipeline
+from command_line import data_flag, load_pipeline, trained_on
 from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
@@ -127,8 +127,7 @@ def main(args: argparse.Namespace) -> float:
     print(data.describe())
     if run.get("data_fingerprint", data.fingerprint) != data.fingerprint:
         raise ValueError(
-            f"`--dataset_name` {args.dataset_name} is not the data that `--pipeline` {args.pipeline} was trained on, "
-            f"{run.get('dataset_name')} (options.json)."
+            f"{data_flag(args)} is not the data that `--pipeline` {args.pipeline} was trained on, {trained_on(run)}."
         )
     seed = settings["seed"]
     train, validation = (part.to(device) for part in holdout(data, settings["validation_fraction"], seed))

@@ -193,6 +193,10 @@ def test_bytes_of_images_as_pandas_writes_them(tmp_path, load, images, labels, n
         ),
         ({"image": [PNG, PNG], "label": [[0], [1]]}, "`label_column` must be given, since no column fits"),
         (
+            {"image": [PNG, PNG], "label": [0.0, 1.0], "caption": ["a", "b"]},
+            "`label_column` must be given, since label .float64. does not fit; valid are caption",
+        ),
+        (
             {"image": ["a.png", "b.png"], "label": [0, 1]},
             "`image_column` must be given.*image .string., label .int64.",
         ),

@@ -61,6 +61,13 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
     ]
     kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in features.items()}
     image = _choose("image_column", image_column, images or encoded, images + encoded, kinds)
+    # Another column must not take its place in silence.
+    unfit = [name for name in kinds if name.lower() in ("label", "labels") and name not in classes + plain]
+    if label_column is None and unfit and not classes and plain:
+        raise ValueError(
+            f"`label_column` must be given, since {unfit[0]} ({kinds[unfit[0]]}) does not fit; valid are "
+            f"{listed(plain, most=4)}."
+        )
     return image, _choose("label_column", label_column, classes or plain, classes + plain, kinds)
 
 
