@@ -48,7 +48,7 @@ OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images
 # No line between generators: each is trained by itself.
 STYLES = {OURS: ("C0", "o", ""), PNG: ("C1", "s", ":"), CODED: ("C3", "^", "--")}
 DEFAULT_BUDGETS = (0.05, 0.1, 0.3, 0.9, 3.0)
-# Fixed sets of all classes with ConvNet-3: MB, accuracy in % and name. Classifiers were trained far longer, and each
+# Fixed sets of all classes with ConvNet-3: MB, accuracy in % and name. Recipes differ, and each
 # counts bytes in its own way.
 PUBLISHED = {
     "cifar10": (
@@ -252,8 +252,8 @@ def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namesp
     if args.published:
         named = "; ".join(f"{name}, {source}" for name, source in SOURCES.items())
         text.append(
-            f"Published fixed sets in the plot ({named}): ConvNet-3, trained far longer, and bytes are counted in "
-            "their own ways."
+            f"Published fixed sets in the plot ({named}): ConvNet-3, other recipes, and bytes are counted in their "
+            "own ways."
         )
     text.append("\n".join(f"- {name}: {value}" for name, value in environment().items()))
     replace_text(folder / "frontier.md", "\n\n".join(text) + "\n")

@@ -194,7 +194,15 @@ def test_bytes_of_images_as_pandas_writes_them(tmp_path, load, images, labels, n
         ({"image": [PNG, PNG], "label": [[0], [1]]}, "`label_column` must be given, since no column fits"),
         (
             {"image": [PNG, PNG], "label": [0.0, 1.0], "caption": ["a", "b"]},
-            "`label_column` must be given, since label .float64. does not fit; valid are caption",
+            "`label_column` must be given, since there is label .float64. beside caption .string.; valid are caption",
+        ),
+        (
+            {"image": [PNG, PNG], "label": [0.0, 1.0], "__index_level_0__": [3, 4]},
+            "`label_column` must be given, since no column fits",
+        ),
+        (
+            {"image": [PNG, b""], "label": [0, 1]},
+            "the image in row 1 of .* cannot be decoded: Pillow finds no image in",
         ),
         (
             {"image": ["a.png", "b.png"], "label": [0, 1]},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -463,6 +464,25 @@ def test_images_that_do_not_fit_into_memory_stay_on_disk(load, monkeypatch):
         for part in (lambda part: part, lambda part: part.select(torch.tensor([3] * 2 + list(range(100, 0, -1))))):
             (images, labels), (others, other_labels) = (part(each).batch(indices) for each in (here, there))
             assert torch.equal(images, others) and torch.equal(labels, other_labels)
+
+
+def test_a_set_that_is_saved_again_is_not_served_from_the_cache(tmp_path, load):
+    # `datasets` gives both results the same fingerprint, since the function is the same.
+    value = tmp_path / "value"
+    part = datasets.Dataset.from_dict({"label": [0, 1]}, features=Features({"label": ClassLabel(names=["a", "b"])}))
+
+    def paint(row):
+        return {"image": Image.new("L", (8, 8), int(value.read_text()))}
+
+    prints = set()
+    for shade in (7, 200):
+        value.write_text(str(shade))
+        painted = part.map(paint, load_from_cache_file=False, keep_in_memory=True)
+        prints.add(painted._fingerprint)
+        shutil.rmtree(tmp_path / "set", ignore_errors=True)
+        painted.save_to_disk(tmp_path / "set")
+        assert (load(tmp_path / "set").images == shade).all()
+    assert len(prints) == 1
 
 
 def test_normalise():

@@ -20,7 +20,7 @@ import datasets
 import numpy as np
 import torch
 from huggingface_hub.constants import HF_HOME
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from ..files import replace_text, whole_cache_file
 from ..messages import listed
@@ -58,17 +58,19 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
         for name, feature in features.items()
         if isinstance(feature, datasets.Value)
         and feature.dtype.startswith(("string", "large_string", "int", "uint", "bool"))
+        and not name.startswith("__index_level_")  # The index of a pandas table.
     ]
     kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in features.items()}
     image = _choose("image_column", image_column, images or encoded, images + encoded, kinds)
-    # Another column must not take its place in silence.
-    unfit = [name for name in kinds if name.lower() in ("label", "labels") and name not in classes + plain]
-    if label_column is None and unfit and not classes and plain:
+    found = classes or plain
+    named = [name for name in kinds if name.lower() in ("label", "labels") and name not in found]
+    if label_column is None and len(found) == 1 and named:
+        # Another column must not take its place in silence.
         raise ValueError(
-            f"`label_column` must be given, since {unfit[0]} ({kinds[unfit[0]]}) does not fit; valid are "
-            f"{listed(plain, most=4)}."
+            f"`label_column` must be given, since there is {named[0]} ({kinds[named[0]]}) beside {listed(found)} "
+            f"({kinds[found[0]]}); valid are {listed(classes + plain, most=4)}."
         )
-    return image, _choose("label_column", label_column, classes or plain, classes + plain, kinds)
+    return image, _choose("label_column", label_column, found, classes + plain, kinds)
 
 
 def _holds_encoded_images(feature: object) -> bool:
@@ -119,7 +121,10 @@ def decoded_images(
         ValueError: If an image cannot be decoded, naming its row and file, or if sizes differ without `resolution`.
         OSError: If the cache cannot be written or is too small, or if a decoding process was killed.
     """
-    key_parts = [CACHE_FORMAT, dataset._fingerprint, len(dataset), column, resolution, channels]
+    # The fingerprint of `datasets` is that of what was computed, and may stay where the result has changed.
+    files = [os.stat(file["filename"]) for file in dataset.cache_files]
+    content = [(file.st_size, file.st_mtime_ns) for file in files]
+    key_parts = [CACHE_FORMAT, dataset._fingerprint, content, len(dataset), column, resolution, channels]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:24]
     path = cache_dir / "images" / f"{key}.npy"
     digest_path = path.with_suffix(".sha256")
@@ -253,6 +258,8 @@ def _named(value: dict | None, origin: str, row: int) -> Iterator[None]:
     except Exception as error:
         file = f" ({value['path']})" if value and value.get("path") else ""
         reason = " ".join(str(error).split())[:200] or type(error).__name__
+        if isinstance(error, UnidentifiedImageError):
+            reason = "Pillow finds no image in it"
         raise ValueError(f"the image in row {row}{file} of {origin} cannot be decoded: {reason}") from error
 
 

@@ -100,7 +100,7 @@ def load_image_data(
     counts = torch.bincount(own_labels, minlength=len(own_names))
     if class_names is None and (counts == 0).any():
         empty = [own_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
-        raise ValueError(f"{origin} has no image of the class {listed(empty)}.")
+        raise ValueError(f"{origin} has no image of the class {listed(empty)}; every named class needs one.")
     if max_samples is not None and max_samples < len(dataset):
         if max_samples < len(own_names):
             raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
