@@ -15,6 +15,7 @@ from command_line import (
     Parser,
     add_hub_arguments,
     add_pipeline_argument,
+    below_one,
     given_flags,
     local_path,
     positive_float,
@@ -37,6 +38,12 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max_attempts", type=positive_int, default=1, help="above 1: draw again what the teacher rejects"
     )
+    parser.add_argument(
+        "--min_confidence",
+        type=below_one,
+        default=0.0,
+        help="draw again, too, where the teacher gives the class less than this probability",
+    )
     parser.add_argument("--noise_scale", type=positive_float, default=1.0, help="factor of the noise")
     parser.add_argument(
         "--shard_size", type=positive_int, default=10_000, help="images per file; a process holds one file"
@@ -47,7 +54,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(input_args)
     hub = ("hub_dataset_id", "hub_token", "hub_private_repo")
-    refuse_idle_flags(given_flags(parser, input_args), [(not args.push_to_hub, hub, "without `--push_to_hub`")])
+    idle = [
+        (not args.push_to_hub, hub, "without `--push_to_hub`"),
+        (args.max_attempts == 1, ("min_confidence",), "without `--max_attempts` above 1"),
+    ]
+    refuse_idle_flags(given_flags(parser, input_args), idle)
     return args
 
 
@@ -103,6 +114,7 @@ def main(args: argparse.Namespace) -> None:
         dict.fromkeys(label_ids, args.ipc),
         args.seed,
         max_attempts=args.max_attempts,
+        min_confidence=args.min_confidence,
         noise_scale=args.noise_scale,
     )
     num_shards = math.ceil(len(dataset) / args.shard_size)
@@ -110,7 +122,10 @@ def main(args: argparse.Namespace) -> None:
     options = {
         "weights": fingerprint(pipe),
         "labels": sorted(set(label_ids)),
-        **{name: getattr(args, name) for name in ("ipc", "seed", "max_attempts", "noise_scale", "shard_size")},
+        **{
+            name: getattr(args, name)
+            for name in ("ipc", "seed", "max_attempts", "min_confidence", "noise_scale", "shard_size")
+        },
     }
     config = pipe.generator.config
     if accelerator.is_main_process:
@@ -198,10 +213,11 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
 
 def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
     classes = listed(map(markdown, class_names), most=100)
+    wanted = f" for a teacher's confidence of {args.min_confidence}" if args.min_confidence else ""
     images = f"""\
 {count:,} images, {args.ipc:,} of each class ({classes}), made from noise by the generator of a
 distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
-{args.max_attempts} draws per image. The licence of the data set that the generator was trained on applies."""
+{args.max_attempts} draws per image{wanted}. The licence of the data set that the generator was trained on applies."""
     digest = hashlib.sha256(images.encode()).hexdigest()[:16]
     return DatasetCard(f"""---
 configs:

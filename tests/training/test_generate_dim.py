@@ -13,7 +13,7 @@ from datasets import load_dataset
 from huggingface_hub import DatasetCard
 from processes import run_as_two
 
-from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
+from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
 from dim_hf.files import lock_output_dir
 from dim_hf.streams.generated import to_pil
 
@@ -76,6 +76,26 @@ def test_shards_hold_the_images_of_the_stream(generate, tmp_path, channels, mode
         wanted = to_pil(images[7 * label + row // 3][None])[0]
         assert image.mode == mode
         np.testing.assert_allclose(np.asarray(image, int), np.asarray(wanted, int), atol=1)
+
+
+def test_images_that_the_teacher_rejects_are_drawn_again(generate, tmp_path):
+    torch.manual_seed(0)
+    pipe = DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,)), dict(enumerate(NAMES)), DiMLabeler(3, 8, 1, 4))
+    pipe.save_pretrained(tmp_path / "pipeline")
+    folder = generate("--pipeline", str(tmp_path / "pipeline"), "--max_attempts", "5", "--min_confidence", "0.34")
+    dataset = load_dataset(str(folder), split="train", cache_dir=str(tmp_path / "cache"))
+    pipe = DiMPipeline.from_pretrained(tmp_path / "pipeline")
+    filtered, drawn = (
+        DiMDataset(pipe, 7, seed=0, **more) for more in ({"max_attempts": 5, "min_confidence": 0.34}, {})
+    )
+    images = [np.asarray(image, int) for image in dataset["image"]]
+    order = [7 * (row % 3) + row // 3 for row in range(21)]
+    expected, others = (
+        [np.asarray(to_pil(stream[i]["pixel_values"][None])[0], int) for i in order] for stream in (filtered, drawn)
+    )
+    np.testing.assert_allclose(images, expected, atol=1)
+    assert not np.allclose(images, others, atol=1)
+    assert "at most\n5 draws per image for a teacher's confidence of 0.34." in (folder / "README.md").read_text()
 
 
 def test_a_finished_shard_is_not_made_again_and_the_rest_is_the_same(generate):
@@ -149,6 +169,7 @@ def test_wrong_numbers_are_refused_by_argparse(capsys, arguments, valid):
 BAD = [
     ("--ipc 1000000000 --shard_size 1000000000", "MiB free; this run needs"),
     ("--max_attempts 2", "`max_attempts` is 2, which needs a teacher"),
+    ("--min_confidence 0.5", "`--min_confidence` has no effect without `--max_attempts` above 1"),
     ("--class_labels Cot", "holds 'Cot'; valid are"),
     ("--class_labels 2²", "holds '2²'; valid are"),
     ("--hub_dataset_id me/x", "`--hub_dataset_id` has no effect without `--push_to_hub`"),
