@@ -48,8 +48,8 @@ OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images
 # No line between generators: each is trained by itself.
 STYLES = {OURS: ("C0", "o", ""), PNG: ("C1", "s", ":"), CODED: ("C3", "^", "--")}
 DEFAULT_BUDGETS = (0.05, 0.1, 0.3, 0.9, 3.0)
-# Fixed sets of all classes with ConvNet-3: MB, accuracy in % and name. Recipes differ, and each
-# counts bytes in its own way.
+# Fixed sets of all classes with ConvNet-3: MB, accuracy in % and name. Recipes differ, and each counts bytes in its
+# own way.
 PUBLISHED = {
     "cifar10": (
         (0.03, 58.6, "AutoPalette"),

@@ -159,7 +159,8 @@ def make_parser() -> Parser:
         nargs="+",
         default=[PoolEntry("convnet3")],
         metavar="CLASSIFIER",
-        help="networks that latents are optimised for; k-means and herding use the last's features; default: convnet3",
+        help="networks that latents are optimised for; k-means and herding use the features of the last one; "
+        "default: convnet3",
     )
     fixed.add_argument("--pool_steps", type=positive_int, default=PoolRecipe.steps, help="training steps of each")
 

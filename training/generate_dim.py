@@ -213,7 +213,7 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
 
 def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
     classes = listed(map(markdown, class_names), most=100)
-    wanted = f" for a teacher's confidence of {args.min_confidence}" if args.min_confidence else ""
+    wanted = f" until a teacher's confidence is at least {args.min_confidence}" if args.min_confidence else ""
     images = f"""\
 {count:,} images, {args.ipc:,} of each class ({classes}), made from noise by the generator of a
 distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most

@@ -336,6 +336,14 @@ def test_labels_of_a_csv_file_stay_as_they_are_written(tmp_path, labels, classes
     assert Counter(map(str, dataset["kind"][:])) == classes
 
 
+def test_labels_of_several_csv_files_are_of_one_kind(tmp_path):
+    tree(tmp_path, "a", "b", images=2)
+    (tmp_path / "a" / "metadata.csv").write_text("file_name,kind\n0.png,007\n1.png,x\n")
+    (tmp_path / "b" / "metadata.csv").write_text("file_name,kind\n0.png,7\n1.png,10\n")
+    dataset, _ = read_image_folder(read_folder(tmp_path, "dataset_name"), "train", "kind")
+    assert dataset["kind"][:] == ["007", "x", "7", "10"]
+
+
 def test_metadata_of_splits_with_other_names_is_refused(tmp_path):
     for split in ("training", "testing"):
         tree(tmp_path, split, images=2)

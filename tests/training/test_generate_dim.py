@@ -95,7 +95,10 @@ def test_images_that_the_teacher_rejects_are_drawn_again(generate, tmp_path):
     )
     np.testing.assert_allclose(images, expected, atol=1)
     assert not np.allclose(images, others, atol=1)
-    assert "at most\n5 draws per image for a teacher's confidence of 0.34." in (folder / "README.md").read_text()
+    assert (
+        "at most\n5 draws per image until a teacher's confidence is at least 0.34."
+        in (folder / "README.md").read_text()
+    )
 
 
 def test_a_finished_shard_is_not_made_again_and_the_rest_is_the_same(generate):

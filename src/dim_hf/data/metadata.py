@@ -66,6 +66,11 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
             f"`label_column` {listed([repr(column)])} is not in all the metadata of {root}, {listed(tables, most=2)}; "
             f"valid are label (the folders of classes) and {listed(map(repr, found), most=4)}."
         )
+    if any(_is_text(part.schema.field("label").type) for part in parts):
+        # A CSV file of a class may happen to hold only whole numbers.
+        for index, (path, part) in enumerate(zip(tables, parts, strict=True)):
+            if path.endswith(".csv") and pa.types.is_integer(part.schema.field("label").type):
+                parts[index] = part.set_column(1, "label", part["label"].cast(pa.string()))
     try:
         labels = pa.concat_tables(parts)
     except pa.ArrowInvalid as error:
