@@ -156,9 +156,9 @@ class DiMPipeline(DiffusionPipeline):
         Args:
             storage (`str`, *optional*):
                 How the generator's weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`: codes of
-                that many bits with a scale per channel. All but `"float32"` store a labeler in float16. The default
-                is the form that the generator was loaded from, or else its dtype in memory. Weights in memory do not
-                change, and loading gives float32.
+                that many bits with a scale per channel. A labeler is stored in float16 with `"float16"`, and in codes of
+                8 bits with all of these. The default is the form that the generator was loaded from, or else its
+                dtype in memory. Weights in memory do not change, and loading gives float32.
 
         Raises:
             ValueError: If an argument is not valid, or the form of storage cannot hold the weights.
@@ -208,8 +208,8 @@ class DiMPipeline(DiffusionPipeline):
             setattr(stored, name, network)
         stored.generator.storage = form
         if stored.labeler is not None and form not in (None, "float32"):
-            halves = {name: value.half() for name, value in stored.labeler.state_dict().items()}
-            stored.labeler.state_dict = lambda: halves
+            content = stored.labeler.stored_state(form)
+            stored.labeler.state_dict = lambda: content
         return stored
 
     def to_json_string(self) -> str:

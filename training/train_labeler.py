@@ -75,7 +75,7 @@ from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
-from dim_hf.weights import is_finite
+from dim_hf.weights import is_finite, stored_form
 
 
 def main(args: argparse.Namespace) -> float:
@@ -151,9 +151,11 @@ def main(args: argparse.Namespace) -> float:
                 f"the teacher's weights or logits became NaN or infinite, so {output_dir} stays as it is; lower "
                 f"`--learning_rate`, which is {args.learning_rate}."
             )
-        accuracy = evaluate_accuracy(classifier, validation)
         labeler.network.load_state_dict(classifier.state_dict())
-        replace_pipeline(DiMPipeline(pipe.generator, pipe.config.id2label, labeler), output_dir)
+        # What is scored is what is shipped: a generator's codes have the teacher in codes too.
+        taught = stored_form(DiMPipeline(pipe.generator, pipe.config.id2label, labeler), pipe.generator.storage)
+        accuracy = evaluate_accuracy(taught.labeler.to(device).network, validation)
+        replace_pipeline(taught, output_dir)
     print(f"teacher in {output_dir}: accuracy {accuracy:.4f} on the {len(validation):,} images held out of train")
     return accuracy
 

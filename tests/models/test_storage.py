@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import re
 import warnings
 
 import evaluate_dim
@@ -23,6 +24,7 @@ from dim_hf.weights import module_bytes, stored_form, warn_of_storage, weights_d
 
 INT_FORMS = [form for form in STORAGE_FORMS if form.startswith("int")]
 FILE = "diffusion_pytorch_model.safetensors"
+LINEAR = "network.13.weight"  # of the teacher, 3 x 4
 
 
 def make_generator(seed: int = 0, **kwargs) -> DiMGenerator:
@@ -226,9 +228,17 @@ def test_a_pipeline_is_read_back_as_it_was_measured(form, tmp_path):
     for network in ("generator", "labeler"):
         size = (tmp_path / "saved" / network / FILE).stat().st_size
         assert module_bytes(getattr(stored, network)) == module_bytes(getattr(loaded, network)) == size
-    # The teacher goes in float16.
-    assert same_weights(loaded.labeler, copy.deepcopy(pipe.labeler).half().float())
-    assert {value.dtype for value in load_file(tmp_path / "saved" / "labeler" / FILE).values()} == {torch.float16}
+    # The teacher goes in float16, and in 8 bits beside codes of any number of bits.
+    kinds = {value.dtype for value in load_file(tmp_path / "saved" / "labeler" / FILE).values()}
+    if form == "float16":
+        assert same_weights(loaded.labeler, copy.deepcopy(pipe.labeler).half().float()) and kinds == {torch.float16}
+    else:
+        assert kinds == {torch.float16, torch.uint8}
+        for name, value in pipe.labeler.state_dict().items():
+            rows, rounded = value.view(len(value), -1), loaded.labeler.state_dict()[name].view(len(value), -1)
+            # Half a step of 255 between -scale and scale, and what float16 makes of the scale.
+            step = rows.abs().amax(dim=1, keepdim=True) / 255 if value.ndim > 1 else 0.0
+            assert bool(((rounded - rows).abs() <= step + rows.abs().amax(dim=1, keepdim=True) / 1024).all()), name
     assert {value.dtype for value in pipe.labeler.state_dict().values()} == {torch.float32}
     # Saved again, it is the same folder; and in full where that is asked for.
     loaded.save_pretrained(tmp_path / "again")
@@ -256,6 +266,58 @@ def test_a_stored_form_comes_from_where_its_pipeline_does(tmp_path):
     stored = stored_form(pipe, "int4")
     assert stored.name_or_path == str(tmp_path) and stored.config.id2label == pipe.config.id2label
     assert stored_form(pipe, None) is pipe and stored_form(stored, "float32").generator.storage is None
+
+
+@settings(deadline=None)
+@given(scale=st.floats(0, 60000), seed=st.integers(0, 99), storage=st.sampled_from(["int8", "int5", "int2"]))
+def test_a_teacher_in_codes_is_the_same_after_a_second_rounding(scale, seed, storage):
+    labeler = DiMLabeler(3, 8, 1, width=4)
+    generator = torch.Generator().manual_seed(seed)
+    for value in labeler.parameters():
+        value.data = torch.rand(value.shape, generator=generator).mul(2).sub(1).mul(scale)
+    labeler.network[0].weight.data[0] = 0
+    content = labeler.stored_state(storage)
+    once = DiMLabeler(3, 8, 1, width=4)
+    weights = dict(content)
+    once._fix_state_dict_keys_on_load(weights)
+    once.load_state_dict(weights)
+    assert not once.network[0].weight[0].any()
+    again = once.stored_state(storage)
+    assert again.keys() == content.keys() and all(torch.equal(again[name], content[name]) for name in content)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda w: w.pop(f"{LINEAR}.scale"), rf"lack, or hold without need, '?{re.escape(LINEAR)}"),
+        (lambda w: w.update({LINEAR: torch.zeros(3, 4)}), rf"hold without need, '?{re.escape(LINEAR)}.int8"),
+        (
+            lambda w: w.update({f"{LINEAR}.int8": w[f"{LINEAR}.int8"][:2]}),
+            r"\.int8 is torch.uint8 of shape \(2, 4\);",
+        ),
+        (lambda w: w.update({f"{LINEAR}.int8": w[f"{LINEAR}.int8"].float()}), r"\.int8 is torch.float32 of shape"),
+        (lambda w: w.update({f"{LINEAR}.scale": -w[f"{LINEAR}.scale"]}), r"scale is torch.float16 .* smallest -"),
+        (lambda w: w.update({f"{LINEAR}.scale": w[f"{LINEAR}.scale"].float()}), r"scale is torch.float32"),
+        (lambda w: w[f"{LINEAR}.scale"].fill_(torch.nan), rf"{re.escape(LINEAR)} holds numbers that are not finite"),
+    ],
+    ids=["no scale", "twice", "cut", "not codes", "negative", "float32", "nan"],
+)
+def test_a_teacher_in_damaged_codes_is_refused(change, message, tmp_path):
+    make_pipeline(labeler=True).save_pretrained(tmp_path, storage="int4")
+    path = tmp_path / "labeler" / FILE
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=message):
+        DiMPipeline.from_pretrained(tmp_path)
+
+
+def test_a_teacher_that_codes_cannot_hold_is_refused_before_any_file_is_made(tmp_path):
+    pipe = make_pipeline(labeler=True)
+    pipe.labeler.network[0].weight.data[1, 0, 2, 2] = 1e6
+    with pytest.raises(ValueError, match=r"'int4' cannot hold the labeler's network.0.weight: its largest .* 1e\+06"):
+        pipe.save_pretrained(tmp_path / "saved", storage="int4")
+    assert not (tmp_path / "saved").exists()
 
 
 @pytest.mark.slow

@@ -124,10 +124,56 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         # Pickled weights can run code.
         return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
+    def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
+        """
+        The content of a file beside a generator in this form of storage. `"int8"` to `"int2"` all store a weight as
+        `NAME.int8`, uint8 codes of its own shape, and `NAME.scale`, a float16 per output channel; every other tensor
+        is float16, or float32 where float16 would overflow. `"float16"` and `"float32"` store all tensors so.
+
+        Raises:
+            ValueError: If a weight is too large for codes.
+        """
+        content = {}
+        for name, value in self.state_dict().items():
+            half = value.half()
+            if not storage.startswith("int") or value.ndim == 1:
+                content[name] = value.float() if storage == "float32" or half.isinf().any() else half
+                continue
+            if not bool(half.isfinite().all()):
+                raise ValueError(
+                    f"`storage` {storage!r} cannot hold the labeler's {name}: its largest weight is "
+                    f"{value.abs().max():.3g}; valid are finite ones up to 65504."
+                )
+            rows = value.float().flatten(1)
+            scale = half.flatten(1).abs().amax(dim=1)
+            # Where float16 loses digits.
+            scale[scale < torch.finfo(torch.float16).tiny] = 0
+            divisor = scale.float().where(scale > 0, torch.inf)[:, None]
+            codes = (rows / divisor).add(1).mul(127.5).round().clamp(0, 255)
+            content[f"{name}.int8"] = codes.to(torch.uint8).view_as(value)
+            content[f"{name}.scale"] = scale
+        return content
+
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
         # diffusers calls this with the content of a file; what is missing there it leaves at random initial values.
         super()._fix_state_dict_keys_on_load(state_dict)
         expected = self.state_dict()
+        for name, weight in expected.items():
+            if f"{name}.int8" not in state_dict or f"{name}.scale" not in state_dict or name in state_dict:
+                continue
+            codes, scale = state_dict.pop(f"{name}.int8"), state_dict.pop(f"{name}.scale")
+            if codes.dtype != torch.uint8 or codes.shape != weight.shape:
+                raise ValueError(
+                    f"the labeler's {name}.int8 is {codes.dtype} of shape {tuple(codes.shape)}; valid are torch.uint8 "
+                    f"and the shape {tuple(weight.shape)}."
+                )
+            if scale.dtype != torch.float16 or scale.shape != weight.shape[:1] or bool((scale < 0).any()):
+                raise ValueError(
+                    f"the labeler's {name}.scale is {scale.dtype} of shape {tuple(scale.shape)}, the smallest "
+                    f"{scale.min():.3g}; valid are torch.float16, from 0, and the shape {tuple(weight.shape[:1])}."
+                )
+            # The outermost values are exactly the scale, so rounding twice is the same as rounding once.
+            state_dict[name] = (codes.float() * 2 - 255) / 255 * scale.float().view(-1, *[1] * (weight.ndim - 1))
         if wrong := sorted(expected.keys() ^ state_dict.keys()):
             raise ValueError(
                 f"the labeler's weights lack, or hold without need, {_shown(', '.join(wrong))[1:-1]}; valid are "
