@@ -156,8 +156,8 @@ class DiMPipeline(DiffusionPipeline):
         Args:
             storage (`str`, *optional*):
                 How the generator's weights are stored: `"float32"`, `"float16"`, or `"int8"` to `"int2"`: codes of
-                that many bits with a scale per channel. A labeler is stored in float16 with `"float16"`, and in codes of
-                8 bits with all of these. The default is the form that the generator was loaded from, or else its
+                that many bits with a scale per channel. A labeler is stored in float16 with `"float16"`, and in codes
+                of 8 bits with any of these. The default is the form that the generator was loaded from, or else its
                 dtype in memory. Weights in memory do not change, and loading gives float32.
 
         Raises:
