@@ -9,7 +9,7 @@ Classifiers are trained in protocol B and scored once on the test split. Real im
 else at the size of each pipeline; their best coding is chosen for each size on held-out images of *train*, by
 `dim_hf.evaluation.codec_search`, which takes longer than the rows. With `--budgets`, another pipeline needs no other
 search: it is compared with the smallest budget that it fits in. `--storage float16 int8 int4` scores each pipeline in
-each of these forms.
+each of these forms, and `--max_attempts 1 8` pipelines with a teacher without and with its filter.
 
 The output folder gets results.jsonl, a line per classifier, and codecs.jsonl, the searches: the same command goes on
 after an interruption, and another pipeline, size, seed or classifier adds to what is there. frontier.md (the table)
@@ -36,12 +36,12 @@ from dim_hf.evaluation.codecs import Codec
 from dim_hf.evaluation.controls import Comparison, equal_bytes, equal_bytes_lossy, streamed
 from dim_hf.evaluation.protocols import Deployment
 from dim_hf.evaluation.recipe import DeploymentRecipe
-from dim_hf.evaluation.sources import Source, generated_source
+from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes, stored_form
+from dim_hf.weights import stored_form
 
 
 OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
@@ -86,6 +86,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         "--storage", nargs="+", choices=STORAGE_FORMS, help="score each of them in these forms; default: as stored"
     )
     parser.add_argument(
+        "--max_attempts",
+        type=int,
+        nargs="+",
+        default=[1],
+        metavar="N",
+        help="draws of an image that the teacher takes for another class, for pipelines with a teacher, whose bytes "
+        "count then; 1: no filter",
+    )
+    parser.add_argument(
         "--budgets",
         type=float,
         nargs="+",
@@ -114,6 +123,10 @@ def main(args: argparse.Namespace) -> list[Row]:
     if args.storage and not args.pipelines:
         raise ValueError(f"`--storage` {' '.join(args.storage)} has no effect without `--pipelines`.")
     pipelines = load_pipelines(args.pipelines, args.storage)
+    if min(args.max_attempts) < 1:
+        raise ValueError(f"`--max_attempts` has {min(args.max_attempts)}; each must be at least 1.")
+    if max(args.max_attempts) > 1 and all(pipeline.labeler is None for pipeline in pipelines.values()):
+        raise ValueError(f"`--max_attempts` {max(args.max_attempts)} takes a teacher, which no pipeline here has.")
     train, test = load_data(args, pipelines)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
@@ -205,13 +218,14 @@ def list_points(
 ) -> list[Point]:
     """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
     judge = Deployment(recipe)
-    sizes = {name: module_bytes(pipeline.generator) for name, pipeline in pipelines.items()}
-    asked = {round(1e6 * each) for each in args.budgets or (() if pipelines else DEFAULT_BUDGETS)}
-    budgets = sorted(asked or {*sizes.values()})
-    points = [
-        Point(OURS, generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(name).name}"), sizes[name])
-        for name, pipeline in sorted(pipelines.items(), key=lambda item: sizes[item[0]])
+    ours = [
+        generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(name).name}", draw=Draw(max_attempts=attempts))
+        for name, pipeline in pipelines.items()
+        for attempts in (args.max_attempts if pipeline.labeler is not None else [1])
     ]
+    points = sorted((Point(OURS, source, source.stored(0)) for source in ours), key=lambda point: point.budget)
+    asked = {round(1e6 * each) for each in args.budgets or (() if pipelines else DEFAULT_BUDGETS)}
+    budgets = sorted(asked or {point.budget for point in points})
 
     def compared(budget: int) -> Comparison:
         def search(budget: int) -> Codec:

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from dim_hf.evaluation.tables import Row, results_table
-from dim_hf.models import DiMGenerator
+from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, module_digest, stored_form
 
@@ -19,6 +19,13 @@ def make_pipeline(folder, width=4, size=8):
     generator = DiMGenerator(10, size, 1, 4, 4, (width,), (0,))
     DiMPipeline(generator, {label: str(label) for label in range(10)}).save_pretrained(folder)
     return module_bytes(generator)
+
+
+def add_teacher(folder):
+    torch.manual_seed(1)
+    pipeline = DiMPipeline.from_pretrained(folder)
+    DiMPipeline(pipeline.generator, pipeline.config.id2label, DiMLabeler(10, 8, 1, 4)).save_pretrained(folder)
+    return module_bytes(DiMPipeline.from_pretrained(folder).labeler)
 
 
 def run(folder, *more):
@@ -98,9 +105,24 @@ def test_each_form_of_storage_is_a_size_of_its_own(tmp_path):
     assert budgets == set(map(module_bytes, forms.values()))
 
 
+@pytest.mark.slow
+def test_a_teacher_filters_and_its_bytes_count(tmp_path):
+    plain, taught = make_pipeline(tmp_path / "plain"), make_pipeline(tmp_path / "taught", 8)
+    teacher = add_teacher(tmp_path / "taught")
+    folders = [str(tmp_path / name) for name in ("plain", "taught")]
+    rows = run(tmp_path, "--pipelines", *folders, "--max_attempts", "1", "3")
+    assert [(row.source, row.bytes) for row in rows if not row.control] == [
+        ("generated images, plain", plain),
+        ("generated images, taught", taught),
+        ("generated images, taught, teacher's filter (3 draws)", taught + teacher),
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--max_attempts", "1", "0"], "`--max_attempts` has 0; each must be at least 1"),
+        (["--max_attempts", "8"], "`--max_attempts` 8 takes a teacher, which no pipeline here has"),
         (["--budgets", "1", "0"], "`--budgets` has 0.0"),
         (["--test_split", "train"], "`--test_split` is 'train'"),
         (["--pipelines", "nowhere"], "`--pipelines` has nowhere, which holds no pipeline"),
