@@ -24,6 +24,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "match_interval": 1,
         "pool": ["convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
         "pool_steps": 2000,
+        "pool_snapshots": 6,
     },
     # DCGAN-shaped networks, small enough for a CPU.
     "base": {
@@ -46,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "match_interval": 4,
         "pool": ["convnet3"],
         "pool_steps": 1000,
+        "pool_snapshots": 6,
     },
 }
 # The same settings, with fewer weights in the generator or fewer bits per weight; sizes are in docs/how_small.md.

@@ -139,6 +139,9 @@ def make_parser() -> Parser:
     matching.add_argument(
         "--pool_steps", type=positive_int, help="training steps of a network until its last snapshot"
     )
+    matching.add_argument(
+        "--pool_snapshots", type=positive_int, help="snapshots of a network during its training; 1: only the last"
+    )
 
     validation = parser.add_argument_group("validation (a short deployment, scored on the part held out of train)")
     validation.add_argument(
@@ -223,7 +226,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         (not private, ("privacy_delta",), "without `--privacy_epsilon`"),
         (
             not matches,
-            ("match_learning_rate", "match_loss", "match_interval", "pool", "pool_steps"),
+            ("match_learning_rate", "match_loss", "match_interval", "pool", "pool_steps", "pool_snapshots"),
             "without `--max_match_steps` or `--num_match_epochs`",
         ),
     ]

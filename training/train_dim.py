@@ -240,7 +240,7 @@ def make_pool(run: Run) -> Sequence[nn.Module]:
         pool = build_pool(
             run.args.pool,
             run.data.train,
-            PoolRecipe(steps=run.args.pool_steps),
+            PoolRecipe(steps=run.args.pool_steps, snapshots=run.args.pool_snapshots),
             seed=run.args.seed,
             cache_dir=run.args.cache_dir or default_cache_dir(),
             device=run.accelerator.device,

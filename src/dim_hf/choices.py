@@ -5,7 +5,8 @@ AUGMENTATIONS = ("shift", "cutout", "flip", "color")
 CLASSIFIERS = ("convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap")
 # Of logits, then of features.
 MATCHING_LOSSES = (
-    "pairwise", "energy", "energy_probabilities", "standardised", "features", "energy_features", "sample_features",
+    "class", "pairwise", "energy", "energy_probabilities", "standardised",
+    "features", "energy_features", "sample_features",
 )  # fmt: skip
 # Those of `models/generator_dim.py`, which repositories on the Hub carry and which therefore imports nothing of ours.
 STORAGE_FORMS = ("float32", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))

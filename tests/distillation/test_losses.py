@@ -14,6 +14,7 @@ from dim_hf.distillation.losses import (
     FEATURE_LOSSES,
     LOGIT_LOSSES,
     class_loss,
+    class_matching_loss,
     class_mean_matching_loss,
     energy_matching_loss,
     energy_probability_matching_loss,
@@ -184,6 +185,13 @@ def test_energy_is_finite_where_images_coincide_or_stand_alone():
     loss.backward()
     assert torch.isfinite(loss) and torch.isfinite(fake.grad).all()
     assert (fake.grad[2] == 0).all()
+
+
+def test_class_matching_sees_the_generated_images_and_their_labels_alone():
+    fake = torch.tensor([[2.0, 0.0], [1.0, 4.0]])
+    expected = (math.log(1 + math.exp(-2)) + math.log(1 + math.exp(3))) / 2
+    for real in (torch.zeros(2, 2), torch.randn(2, 2)):
+        assert class_matching_loss(real, fake, torch.tensor([0, 0])).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_standardised_by_hand():

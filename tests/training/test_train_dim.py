@@ -385,11 +385,14 @@ def test_bad_settings_are_refused_before_anything_is_made(tiny, tmp_path, more, 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("--match_loss kl", "argument --match_loss: 'kl' is not a loss; valid are pairwise, energy, energy_prob"),
+        (
+            "--match_loss kl",
+            "argument --match_loss: 'kl' is not a loss; valid are class, pairwise, energy, energy_prob",
+        ),
         ("--match_loss energy=0", "argument --match_loss: the weight in 'energy=0' is not a number above 0"),
         ("--match_loss energy=much", "argument --match_loss: the weight in 'energy=much' is not a number"),
         ("--match_loss energy energy=2", "argument --match_loss: 'energy' is given twice"),
-        ("--match_loss=", "argument --match_loss: no loss is given; valid are pairwise"),
+        ("--match_loss=", "argument --match_loss: no loss is given; valid are class, pairwise"),
         ("--pool convnet3@0", "argument --pool: 'convnet3@0' has the weight '0'; it must be a whole number from 1"),
         ("--pool convnet3@2000", "argument --pool: 'convnet3@2000' has the weight '2000'"),
         ("--train_batch_size 0", "argument --train_batch_size: '0' is not a whole number from 1 to 1,000,000,000"),
@@ -541,6 +544,27 @@ def test_a_checkpoint_may_write_losses_and_pools_in_another_form():
     then = now | {"match_loss": "energy=1", "pool": ["convnet3@1"]}
     assert {"match_loss", "pool"} <= may_still_change(8, then, now)
     assert not {"match_loss", "pool"} & may_still_change(8, now | {"match_loss": "energy=2", "pool": []}, now)
+
+
+def test_a_checkpoint_from_before_pool_snapshots_had_six():
+    now = recorded(train_dim.parse_args(["--max_match_steps", "5", "--pool_snapshots", "1"]))
+    now |= {"adversarial_steps": 6, "rounded_from": None, "num_processes": 1}
+    then = {name: value for name, value in now.items() if name != "pool_snapshots"}
+    assert "pool_snapshots" in may_still_change(6, then, now)
+    assert "pool_snapshots" not in may_still_change(7, then, now)
+    assert "pool_snapshots" in may_still_change(7, then, now | {"pool_snapshots": 6})
+
+
+@pytest.mark.slow
+def test_pool_snapshots_says_how_many_networks_match(tiny, tmp_path):
+    counts = {}
+    for number in ("1", "3"):
+        cache = tmp_path / f"cache-{number}"
+        flags = ["--pool_snapshots", number, "--pool_steps", "40", "--match_loss", "class", "--cache_dir", str(cache)]
+        run(tiny(f"run-{number}", *flags))
+        (pool,) = (cache / "pool").iterdir()
+        counts[number] = sorted({int(name.partition("/")[0]) for name in load_file(pool)})
+    assert counts == {"1": [40], "3": [16, 25, 40]}
 
 
 def test_the_first_rounded_step_may_move_until_rounding_begins():

@@ -77,6 +77,20 @@ def class_loss(class_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor
     return F.cross_entropy(class_logits, labels)
 
 
+def class_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """
+    Cross-entropy of a pool network on the generated images: a classifier trained on real images shall give them their
+    own labels. That is [`class_loss`] with a classifier which is better than the discriminator's head, and which the
+    generator does not change. Like it, the loss rewards images that are typical of their class.
+
+    Args:
+        real_logits, fake_logits (`torch.Tensor` of shape `(batch_size, num_classes)`): A pool network's logits; those
+            of real images take no part.
+        labels (`torch.Tensor` of shape `(batch_size,)`): The labels of both batches.
+    """
+    return F.cross_entropy(fake_logits, labels)
+
+
 def pairwise_matching_loss(real_logits: torch.Tensor, fake_logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """
     The matching loss of DiM's released code (arXiv 2303.04707): squared difference of the log-probabilities of the
@@ -201,6 +215,7 @@ def sample_matching_loss(
 LogitsOrFeaturesLoss = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 # Of the logits, and of the outputs of several layers, over which the loss is averaged.
 LOGIT_LOSSES: dict[str, LogitsOrFeaturesLoss] = {
+    "class": class_matching_loss,
     "pairwise": pairwise_matching_loss,
     "energy": energy_matching_loss,
     "energy_probabilities": energy_probability_matching_loss,
@@ -225,9 +240,9 @@ def matching_loss(
     Matching loss of one pool network on a real and a generated batch of the same labels.
 
     Args:
-        weights (`dict[str, float]`): Factors of `"pairwise"` (the paper's), `"energy"`, `"energy_probabilities"` and
-            `"standardised"`, which compare logits, and of `"features"`, `"energy_features"` and `"sample_features"`,
-            which compare what the classifier's `feature_layers` give.
+        weights (`dict[str, float]`): Factors of `"class"`, `"pairwise"` (the paper's), `"energy"`,
+            `"energy_probabilities"` and `"standardised"`, which compare logits, and of `"features"`,
+            `"energy_features"` and `"sample_features"`, which compare what the classifier's `feature_layers` give.
         classifier: Maps images in [-1, 1] to logits of shape `(batch_size, num_classes)`; its weights get no gradient.
         real_images, fake_images (`torch.Tensor` of shape `(batch_size, channels, size, size)`):
             In [-1, 1], both under one shared augmentation.
