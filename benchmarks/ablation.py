@@ -58,6 +58,7 @@ MATCHING = {
     "energy of probabilities, weight 10": ["--match_loss", "energy_probabilities=10"],
     "energy of features, weight 30": ["--match_loss", "energy_features=30"],
     "means of features": ["--match_loss", "features"],
+    "class, last snapshot": ["--match_loss", "class", "--pool_snapshots", "1"],
     "standardised": ["--match_loss", "standardised"],
     "pairwise": ["--match_loss", "pairwise"],
     "pairwise, weight 0.01 (paper)": ["--match_loss", "pairwise=0.01"],

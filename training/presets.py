@@ -40,7 +40,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         # By the number of images; see `default_augmentation`.
         "augmentation": None,
         "ema_decay": 0.999,
-        # Matching gains nothing over more adversarial steps of these networks (docs/ablations.md).
+        # Only `class` on CIFAR-10 gained over more adversarial steps of these networks (docs/ablations.md).
         "max_match_steps": 0,
         "match_learning_rate": 2e-4,
         "match_loss": "energy",
