@@ -50,21 +50,23 @@ NO_MATCHING, AS_LONG = "no matching", "no matching, as long"
 # The second phase without its loss: what its learning rate does.
 RATE_ALONE = "learning rate of matching alone"
 FROM_THE_START = "energy from the first step"
+# The preset matches by class. The rows of other losses have the settings that were found for those.
+OTHERS = ["--match_loss", "energy", "--match_interval", "4", "--match_learning_rate", "2e-4", "--pool_snapshots", "6"]
 # How matching is done: the flags that differ from the preset's.
 MATCHING = {
-    RATE_ALONE: ["--match_interval", "1000000"],
-    "energy": [],
-    "energy, weight 10": ["--match_loss", "energy=10"],
-    "energy of probabilities, weight 10": ["--match_loss", "energy_probabilities=10"],
-    "energy of features, weight 30": ["--match_loss", "energy_features=30"],
-    "means of features": ["--match_loss", "features"],
-    "class, last snapshot": ["--match_loss", "class", "--pool_snapshots", "1"],
-    "standardised": ["--match_loss", "standardised"],
-    "pairwise": ["--match_loss", "pairwise"],
-    "pairwise, weight 0.01 (paper)": ["--match_loss", "pairwise=0.01"],
-    "energy in every step": ["--match_interval", "1"],
-    "energy in every step, released pool": ["--match_interval", "1"],
-    "energy, pool of five": ["--pool", "convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
+    RATE_ALONE: [*OTHERS, "--match_interval", "1000000"],
+    "class": [],
+    "energy": OTHERS,
+    "energy, weight 10": [*OTHERS, "--match_loss", "energy=10"],
+    "energy of probabilities, weight 10": [*OTHERS, "--match_loss", "energy_probabilities=10"],
+    "energy of features, weight 30": [*OTHERS, "--match_loss", "energy_features=30"],
+    "means of features": [*OTHERS, "--match_loss", "features"],
+    "standardised": [*OTHERS, "--match_loss", "standardised"],
+    "pairwise": [*OTHERS, "--match_loss", "pairwise"],
+    "pairwise, weight 0.01 (paper)": [*OTHERS, "--match_loss", "pairwise=0.01"],
+    "energy in every step": [*OTHERS, "--match_interval", "1"],
+    "energy in every step, released pool": [*OTHERS, "--match_interval", "1"],
+    "energy, pool of five": [*OTHERS, "--pool", "convnet3", "resnet10", "resnet18", "resnet10_ap", "resnet18_ap"],
 }
 # What the adversarial step is made of: flags, and entries of the discriminator's config.
 ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
@@ -94,9 +96,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--max_train_steps", type=int, default=1500, help="of phase 1")
     parser.add_argument("--max_match_steps", type=int, default=500, help="of phase 2, or as many without matching")
-    parser.add_argument(
-        "--pool_steps", type=int, default=PRESETS["base"]["pool_steps"], help="of each network matched"
-    )
+    parser.add_argument("--pool_steps", type=int, default=1000, help="of each network matched")
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--validation_fraction", type=float, default=0.3)
     parser.add_argument("--validation_classifier", default="resnet10")
@@ -151,7 +151,7 @@ def train(args: argparse.Namespace, name: str, seed: int) -> list[dict[str, Any]
     if name == FROM_THE_START:
         rate = str(PRESETS["base"]["learning_rate"])
         steps = args.max_train_steps + args.max_match_steps - 1
-        return run(args, name, seed, 1, steps, ["--match_learning_rate", rate])
+        return run(args, name, seed, 1, steps, [*OTHERS, "--match_learning_rate", rate])
     if name in ADVERSARIAL:
         flags, discriminator = ADVERSARIAL[name]
         config = config_file(args, name)

@@ -73,8 +73,8 @@ def compare_steps(
 ) -> dict[str, Any]:
     """
     The losses of one step in float32 on two devices, and by how much, of their length, the gradients of a network
-    differ. Gradients at a learning rate of 0, because Adam's first step is their sign: rounding decides it where one is
-    next to 0, and the generator's gradients come from the discriminator after its step.
+    differ. Gradients at a learning rate of 0, because Adam's first step is their sign: rounding decides it where one
+    is next to 0, and the generator's gradients come from the discriminator after its step.
     """
     losses, gradients = [], []
     for device in devices:

@@ -164,7 +164,7 @@ def test_a_run_branches_off_another_before_matching(tiny, tmp_path):
         assert (tmp_path / f"branch-{name}" / "before_matching" / "model_index.json").exists()
         # The branch goes on by its own settings.
         run(tiny(f"branch-{name}", *steps, *more, "--resume_from_checkpoint", "latest"))
-    with pytest.raises(ValueError, match="`match_interval` was 1 and is now 2.*`match_loss` was 'energy'"):
+    with pytest.raises(ValueError, match="`match_interval` was 1 and is now 2.*`match_loss` was 'class'"):
         run(tiny("late", *steps, *other, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
     with pytest.raises(ValueError, match="`adversarial_steps` was 6 and is now 7"):
         run(tiny("late", *steps, *longer, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
@@ -535,7 +535,7 @@ def test_losses_and_pools_are_recorded_as_they_are_typed():
     assert args.pool == [("convnet3", 2), ("resnet18", 1)]
     options = recorded(args)
     assert options["match_loss"] == "energy features=0.1" and options["pool"] == ["convnet3@2", "resnet18"]
-    assert recorded(train_dim.parse_args([]))["match_loss"] == "energy"
+    assert recorded(train_dim.parse_args([]))["match_loss"] == "class"
 
 
 def test_a_checkpoint_may_write_losses_and_pools_in_another_form():
