@@ -221,7 +221,7 @@ def list_points(
     ours = [
         generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(name).name}", draw=Draw(max_attempts=attempts))
         for name, pipeline in pipelines.items()
-        for attempts in (args.max_attempts if pipeline.labeler is not None else [1])
+        for attempts in (dict.fromkeys(args.max_attempts) if pipeline.labeler is not None else [1])
     ]
     points = sorted((Point(OURS, source, source.stored(0)) for source in ours), key=lambda point: point.budget)
     asked = {round(1e6 * each) for each in args.budgets or (() if pipelines else DEFAULT_BUDGETS)}

@@ -110,7 +110,7 @@ def test_a_teacher_filters_and_its_bytes_count(tmp_path):
     plain, taught = make_pipeline(tmp_path / "plain"), make_pipeline(tmp_path / "taught", 8)
     teacher = add_teacher(tmp_path / "taught")
     folders = [str(tmp_path / name) for name in ("plain", "taught")]
-    rows = run(tmp_path, "--pipelines", *folders, "--max_attempts", "1", "3")
+    rows = run(tmp_path, "--pipelines", *folders, "--max_attempts", "1", "3", "3")
     assert [(row.source, row.bytes) for row in rows if not row.control] == [
         ("generated images, plain", plain),
         ("generated images, taught", taught),
