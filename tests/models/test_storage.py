@@ -12,6 +12,7 @@ import processes
 import pytest
 import torch
 import train_dim
+from accelerate.state import AcceleratorState
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -465,6 +466,8 @@ def test_a_warning_names_both_accuracies_where_a_form_costs_more_than_two_points
 
 @pytest.mark.slow
 def test_a_run_scores_and_ships_the_form_and_never_the_discriminator(tmp_path):
+    # Accelerate keeps its settings for the life of a process.
+    AcceleratorState._reset_state(reset_partial_state=True)
     train_dim.main(train_dim.parse_args(
         ["--output_dir", str(tmp_path), "--max_train_steps", "2", "--train_batch_size", "8",
          "--validation_epochs", "1", "--validation_steps", "2",
