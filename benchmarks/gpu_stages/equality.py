@@ -73,26 +73,29 @@ def compare_steps(
 ) -> dict[str, Any]:
     """
     The losses of one step in float32 on two devices, and by how much, of their length, the gradients of a network
-    differ. Gradients at a learning rate of 0, because Adam's first step is their sign: rounding decides it where one
-    is next to 0, and the generator's gradients come from the discriminator after its step.
+    differ. Gradients are those of another step, at a learning rate of 0: the generator's come from the discriminator
+    after its step, and Adam's first step is the sign of a gradient, which rounding decides where it is next to 0.
     """
     losses, gradients = [], []
     for device in devices:
-        run = Run(preset, shape, device, "no", WAYS["as train_dim.py"], rate_factor=0.0)
-        rng = torch.Generator().manual_seed(0)
-        latents = torch.randn(len(labels), run.plain_generator.config.latent_dim, generator=rng)
-        batch = {"images": images, "labels": labels, "latents": latents}
-        batch["mix"] = torch.rand(len(labels), 1, 1, 1, generator=rng)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        own = run.step(batch, unchanged, with_r1=run.settings["r1_weight"] > 0)
-        losses.append({name: value.item() for name, value in own.items()})
-        # After one step, Adam's first moment is the gradient but for a factor.
-        gradients.append(
-            {
-                name: torch.cat([state["exp_avg"].flatten().cpu() for state in optimizer.state.values()])
-                for name, optimizer in optimizers(run).items()
-            }
-        )
+        for rate_factor in (0.0, 1.0):
+            run = Run(preset, shape, device, "no", WAYS["as train_dim.py"], rate_factor=rate_factor)
+            rng = torch.Generator().manual_seed(0)
+            latents = torch.randn(len(labels), run.plain_generator.config.latent_dim, generator=rng)
+            batch = {"images": images, "labels": labels, "latents": latents}
+            batch["mix"] = torch.rand(len(labels), 1, 1, 1, generator=rng)
+            batch = {name: value.to(device) for name, value in batch.items()}
+            own = run.step(batch, unchanged, with_r1=run.settings["r1_weight"] > 0)
+            if rate_factor:
+                losses.append({name: value.item() for name, value in own.items()})
+                continue
+            # After one step, Adam's first moment is the gradient but for a factor.
+            gradients.append(
+                {
+                    name: torch.cat([state["exp_avg"].flatten().cpu() for state in optimizer.state.values()])
+                    for name, optimizer in optimizers(run).items()
+                }
+            )
     distances = {name: distance(value, gradients[1][name]) for name, value in gradients[0].items()}
     near = all(abs(value - losses[1][name]) <= 1e-3 * (1 + abs(value)) for name, value in losses[0].items())
     return {
