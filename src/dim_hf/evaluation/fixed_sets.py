@@ -24,15 +24,17 @@ from ..arguments import reason
 from ..classifiers import logits_and_features
 from ..data.image_data import ImageData, members_by_class, normalise
 from ..distillation.augmentation import draw_augmentation
-from ..distillation.losses import matching_loss
 from ..files import whole_file
 from ..models import DiMGenerator
 from ..streams.randomness import check_count, latents_at
 from .names import SELECTIONS
 
 
-# A step of `optimise_latents` takes at most this many images of a class, and in total.
+# In the settings of a set that `optimise_latents` moved: a set made another way has another file.
+LATENTS_FORMAT = 2
+# A step of `optimise_latents` takes at most this many images of a class of the set, and in total; and of real images.
 PER_CLASS, PER_STEP = 16, 256
+REAL_PER_CLASS, REAL_PER_STEP = 32, 1024
 # A file of latents that is larger is not read: a million images have some 400 MB.
 MOST_FILE_BYTES = 2**30
 
@@ -156,14 +158,15 @@ def optimise_latents(
     steps: int,
     *,
     seed: int,
-    learning_rate: float = 0.01,
+    learning_rate: float = 0.03,
+    mixed_precision: str = "no",
     progress: bool = False,
 ) -> torch.Tensor:
     """
-    Moves latents so that networks of a pool see their images as they see real ones of the same class; the generator
-    stays as it is. Each step draws a network, images of the set, as many real ones of their classes and one shared
-    shift, and takes a step of Adam on the matching losses: mean features per class and energy distance of the logits,
-    or, where there is one image per class, the features of single images.
+    Moves latents so that networks of a pool see the set of each class as they see its real images; the generator stays
+    as it is. Each step draws a network, images of the set, real ones of their classes and one shared shift, and takes
+    a step of Adam on [`set_mean_loss`] (distribution matching, arXiv 2110.04181, by networks trained on the real
+    images). In the second half of the steps the learning rate falls to 0.
 
     Args:
         generator ([`DiMGenerator`]): In `eval()`.
@@ -173,7 +176,8 @@ def optimise_latents(
         pool (`Sequence[torch.nn.Module]`): Frozen classifiers, as [`build_pool`] makes them.
         steps (`int`): Steps of Adam.
         seed (`int`): Seeds what is drawn.
-        learning_rate (`float`, *optional*, defaults to 0.01): Of Adam.
+        learning_rate (`float`, *optional*, defaults to 0.03): Of Adam.
+        mixed_precision (`str`, *optional*, defaults to `"no"`): `"bf16"` for bfloat16 in generator and networks.
         progress (`bool`, *optional*, defaults to `False`): Whether to show a bar over the steps.
 
     Returns:
@@ -183,32 +187,55 @@ def optimise_latents(
         FloatingPointError: If they become NaN or infinite.
     """
     rng, draw = random.Random(seed), torch.Generator().manual_seed(seed)
-    ipc = len(labels) // data.num_classes
+    ipc, device = len(labels) // data.num_classes, labels.device
     per_class = min(ipc, PER_CLASS)
-    weights = {"features": 1.0, "energy": 1.0} if ipc > 1 else {"sample_features": 1.0}
+    count = min(data.num_classes, max(1, PER_STEP // per_class))
+    real_per_class = min(REAL_PER_CLASS, max(1, REAL_PER_STEP // count))
     members = members_by_class(data.labels, data.num_classes)
     latents = latents.clone().requires_grad_(True)
     optimizer = torch.optim.Adam([latents], lr=learning_rate)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, 2 - 2 * step / max(steps, 1)))
+    low = torch.autocast(device.type, torch.bfloat16, enabled=mixed_precision == "bf16")
     for _ in tqdm(range(steps), desc="latents", unit="step", leave=False, disable=not progress):
-        classes = torch.randperm(data.num_classes, generator=draw)[: max(1, PER_STEP // per_class)].tolist()
-        of_set = torch.cat([c * ipc + torch.randperm(ipc, generator=draw)[:per_class] for c in classes])
-        of_set = of_set.to(labels.device)
-        real = torch.cat(
-            [
-                members[c][torch.randint(len(members[c]), (per_class,), generator=draw).to(labels.device)]
-                for c in classes
-            ]
-        )
-        augment = draw_augmentation(("shift",), data.size, rng)
-        fake_images = generator(latents[of_set].to(generator.dtype), labels[of_set]).sample.float()
-        real_images = normalise(data.batch(real)[0])
-        loss = matching_loss(weights, rng.choice(pool), augment(real_images), augment(fake_images), labels[of_set])
+        classes = torch.randperm(data.num_classes, generator=draw)[:count].tolist()
+        of_set = torch.cat([c * ipc + torch.randperm(ipc, generator=draw)[:per_class] for c in classes]).to(device)
+        picks = [torch.randint(len(members[c]), (real_per_class,), generator=draw).to(device) for c in classes]
+        real_rows = torch.cat([members[c][pick] for c, pick in zip(classes, picks, strict=True)])
+        network, augment = rng.choice(pool), draw_augmentation(("shift",), data.size, rng)
+        with low:
+            parts = []
+            with torch.no_grad():
+                for rows in real_rows.split(PER_STEP):
+                    parts.append(logits_and_features(network, augment(normalise(data.batch(rows)[0])))[1])
+            images = generator(latents[of_set].to(generator.dtype), labels[of_set]).sample.float()
+            features = logits_and_features(network, augment(images))[1]
+        layers = [
+            set_mean_loss(torch.cat([part[name] for part in parts]).float(), of_layer.float(), count)
+            for name, of_layer in features.items()
+        ]
         # The generator's weights get no gradient.
-        (latents.grad,) = torch.autograd.grad(loss, [latents])
+        (latents.grad,) = torch.autograd.grad(torch.stack(layers).sum(), [latents])
         optimizer.step()
+        schedule.step()
     if not latents.isfinite().all():
         raise FloatingPointError("the optimised latents became NaN or infinite; lower `learning_rate`.")
     return latents.detach()
+
+
+def set_mean_loss(real_features: torch.Tensor, set_features: torch.Tensor, classes: int) -> torch.Tensor:
+    """
+    Squared distance between the mean features of a class's real images and those of its set, over the squared length
+    of the real mean, both summed over the classes.
+
+    A set is what it is, not a sample of the generator: its own mean counts. [`class_mean_matching_loss`], which
+    estimates the distance to the mean of all that the generator could make, would drive the few images apart.
+
+    Args:
+        real_features, set_features (`torch.Tensor` of shape `(classes * n, ...)`):
+            The outputs of one layer, class by class, equally many of each class; `n` may differ between the two.
+    """
+    real, of_set = (each.flatten(1).unflatten(0, (classes, -1)).mean(dim=1) for each in (real_features, set_features))
+    return (of_set - real).square().sum() / real.square().sum().clamp(min=1e-6)
 
 
 def fixed_set(pipeline: DiffusionPipeline, latents: torch.Tensor, labels: torch.Tensor) -> ImageData:

@@ -21,7 +21,7 @@ from ..data import ImageData
 from ..distillation.pool import POOL_FORMAT, build_pool
 from ..distillation.pool_recipe import PoolEntry, PoolRecipe
 from ..weights import weights_digest
-from .fixed_sets import choose_latents, latents_settings, load_latents, optimise_latents, save_latents
+from .fixed_sets import LATENTS_FORMAT, choose_latents, latents_settings, load_latents, optimise_latents, save_latents
 from .results import EVALUATION_FORMAT
 from .sources import LatentsOf
 
@@ -77,6 +77,8 @@ def make_fixed_sets(
                 "data": train.fingerprint,
             }
             settings |= {"latent_steps": steps, "pool_format": POOL_FORMAT}
+            if steps:
+                settings |= {"latents_format": LATENTS_FORMAT, "mixed_precision": accelerator.mixed_precision}
             networks = [name for name, _ in recipe.pool]
             if local := {name: content for name in networks if (content := local_fingerprint(name))}:
                 settings["local"] = local
@@ -113,7 +115,17 @@ def make_fixed_sets(
         for path, settings in sets:
             start, moved = time.perf_counter(), latents
             if steps := settings.get("latent_steps"):
-                moved = optimise_latents(generator, latents, labels, train, pool, steps, seed=seed, progress=progress)
+                moved = optimise_latents(
+                    generator,
+                    latents,
+                    labels,
+                    train,
+                    pool,
+                    steps,
+                    seed=seed,
+                    mixed_precision=accelerator.mixed_precision,
+                    progress=progress,
+                )
             seconds = round(choosing + time.perf_counter() - start, 1)
             save_latents(path, moved, labels, settings | {"seconds": seconds})
     accelerator.wait_for_everyone()
