@@ -595,8 +595,8 @@ def test_fixed_sets_are_rows_of_their_own_and_their_latents_are_kept(evaluate, t
     files = sorted((folder / "fixed").iterdir())
     assert len(files) == 8
     sets = [load_latents(path)[0] for path in files if path.name.startswith("herding-ipc2-seed0")]
-    # Adam's first steps are each of the learning rate.
-    assert 0 < (sets[0] - sets[1]).abs().max() < 0.03
+    # Adam's first two steps are each of the learning rate, 0.03.
+    assert 0 < (sets[0] - sets[1]).abs().max() < 0.061
 
 
 def test_every_kind_of_row_and_its_scores(evaluate, tmp_path):
