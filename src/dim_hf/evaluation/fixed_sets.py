@@ -199,13 +199,14 @@ def optimise_latents(
     for _ in tqdm(range(steps), desc="latents", unit="step", leave=False, disable=not progress):
         classes = torch.randperm(data.num_classes, generator=draw)[:count].tolist()
         of_set = torch.cat([c * ipc + torch.randperm(ipc, generator=draw)[:per_class] for c in classes]).to(device)
-        picks = [torch.randint(len(members[c]), (real_per_class,), generator=draw).to(device) for c in classes]
-        real_rows = torch.cat([members[c][pick] for c, pick in zip(classes, picks, strict=True)])
+        real = [
+            members[c][torch.randint(len(members[c]), (real_per_class,), generator=draw).to(device)] for c in classes
+        ]
         network, augment = rng.choice(pool), draw_augmentation(("shift",), data.size, rng)
         with low:
             parts = []
             with torch.no_grad():
-                for rows in real_rows.split(PER_STEP):
+                for rows in torch.cat(real).split(PER_STEP):
                     parts.append(logits_and_features(network, augment(normalise(data.batch(rows)[0])))[1])
             images = generator(latents[of_set].to(generator.dtype), labels[of_set]).sample.float()
             features = logits_and_features(network, augment(images))[1]
