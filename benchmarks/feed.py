@@ -27,7 +27,8 @@ from dim_hf.evaluation.judges import DeploymentRecipe, Stream, train_classifier
 from dim_hf.files import replace_text
 from dim_hf.machine import environment
 from dim_hf.models import DiMGenerator
-from dim_hf.streams.generated import DiMDataset, GeneratedStream
+from dim_hf.streams.dim_dataset import DiMDataset
+from dim_hf.streams.generated import GeneratedStream
 
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))

@@ -18,7 +18,7 @@ from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.streams.generated import MOST_CHOOSE_FROM
+from dim_hf.streams.dim_dataset import MOST_CHOOSE_FROM
 from dim_hf.streams.randomness import check_shuffled
 from dim_hf.weights import stored_form
 

@@ -94,7 +94,7 @@ from dim_hf.hub_errors import hub_reason
 from dim_hf.messages import listed, markdown
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.pipelines.pipeline_dim import labelled_features
-from dim_hf.streams.generated import DiMDataset, to_pil
+from dim_hf.streams.dim_dataset import DiMDataset, to_pil
 
 
 def main(args: argparse.Namespace) -> None:

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .models import DiMDiscriminator, DiMGenerator, DiMLabeler
     from .pipelines import DiMPipeline, DiMPipelineOutput
-    from .streams.generated import DiMDataset
+    from .streams.dim_dataset import DiMDataset
 
 __all__ = ["DiMDataset", "DiMDiscriminator", "DiMGenerator", "DiMLabeler", "DiMPipeline", "DiMPipelineOutput"]
 
 _MODULES = {
-    "DiMDataset": ".streams.generated",
+    "DiMDataset": ".streams.dim_dataset",
     "DiMDiscriminator": ".models",
     "DiMGenerator": ".models",
     "DiMLabeler": ".models",

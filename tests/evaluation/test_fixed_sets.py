@@ -19,7 +19,8 @@ from dim_hf.evaluation.fixed_sets import (
 )
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.streams.generated import GeneratedStream, to_pil
+from dim_hf.streams.dim_dataset import to_pil
+from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import latents_at
 
 

@@ -25,7 +25,8 @@ from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy, train_
 from dim_hf.evaluation.sample_grid import sample_grid
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.streams.generated import DiMDataset, GeneratedStream
+from dim_hf.streams.dim_dataset import DiMDataset
+from dim_hf.streams.generated import GeneratedStream
 
 
 ROOT = Path(__file__).parents[2]

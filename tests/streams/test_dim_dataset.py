@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from transformers import ViTImageProcessor
 
 from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
-from dim_hf.streams.generated import GeneratedStream, covering
+from dim_hf.streams.dim_dataset import covering
+from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import latents_at
 
 

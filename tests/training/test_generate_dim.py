@@ -15,7 +15,7 @@ from processes import run_as_two
 
 from dim_hf import DiMDataset, DiMGenerator, DiMLabeler, DiMPipeline
 from dim_hf.files import lock_output_dir
-from dim_hf.streams.generated import to_pil
+from dim_hf.streams.dim_dataset import to_pil
 
 
 NAMES = ["T-shirt", "Coat", "7"]
