@@ -1,7 +1,8 @@
 """
 Trains the same classifier for the same number of steps on a few real images, and on a mixture with generated ones.
 
-    python examples/mix_with_real.py --pipeline out/digits
+    python examples/mix_with_real.py --pipeline out/digits    # made by `make demo`
+    python examples/mix_with_real.py --pipeline distilled/mnist --dataset_name ylecun/mnist
 
 The generator was trained on more real images than the hundred that the classifier gets here, so the mixture adds what
 it learned from the others.
@@ -23,6 +24,7 @@ from dim_hf.evaluation.judges import evaluate_accuracy
 def main(input_args: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Train on a few real images, and on a mixture with generated ones.")
     parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--dataset_name", default="digits", help="real images of the same classes and size")
     parser.add_argument("--real", type=int, default=100, help="real images")
     parser.add_argument("--share", type=float, default=0.25, help="share of real images in the mixture")
     parser.add_argument("--steps", type=int, default=600)
@@ -30,7 +32,7 @@ def main(input_args: list[str] | None = None) -> dict[str, float]:
 
     pipe = DiMPipeline.from_pretrained(args.pipeline)
     train, test = (
-        load_image_data("digits", split, class_names=tuple(pipe.class_names)) for split in ("train", "test")
+        load_image_data(args.dataset_name, split, class_names=tuple(pipe.class_names)) for split in ("train", "test")
     )
     real = scarce(train, args.real)
     real_stream = real.to_iterable_dataset().repeat(None).shuffle(seed=0, buffer_size=args.real)
@@ -40,7 +42,7 @@ def main(input_args: list[str] | None = None) -> dict[str, float]:
     )
 
     accuracies = {}
-    for name, stream in ((f"only {args.real} real digits", real_stream), ("with generated ones", mixture)):
+    for name, stream in ((f"only {args.real} real images", real_stream), ("with generated ones", mixture)):
         accuracies[name] = evaluate_accuracy(train_on(stream, test, args.steps), test)
         print(f"{name}: {100 * accuracies[name]:.2f} % of {len(test)} real test images")
     return accuracies

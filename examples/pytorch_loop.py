@@ -1,7 +1,8 @@
 """
 Trains a classifier in plain PyTorch on images generated on the fly, and tests it on real ones.
 
-    python examples/pytorch_loop.py --pipeline out/digits
+    python examples/pytorch_loop.py --pipeline out/digits    # made by `make demo`
+    python examples/pytorch_loop.py --pipeline distilled/mnist --dataset_name ylecun/mnist
 """
 
 import argparse
@@ -19,6 +20,7 @@ from dim_hf.evaluation.judges import evaluate_accuracy
 def main(input_args: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description="Train a classifier in plain PyTorch on generated images.")
     parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--dataset_name", default="digits", help="real images of the same classes and size")
     parser.add_argument("--ipc", type=int, default=50, help="images per class and epoch")
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args(input_args)
@@ -27,7 +29,7 @@ def main(input_args: list[str] | None = None) -> float:
     pipe = DiMPipeline.from_pretrained(args.pipeline)
     train = DiMDataset(pipe, ipc=args.ipc)
     loader = DataLoader(train, batch_size=64, shuffle=True)
-    test = load_image_data("digits", "test", class_names=tuple(pipe.class_names))
+    test = load_image_data(args.dataset_name, "test", class_names=tuple(pipe.class_names))
 
     classifier = build_classifier("convnet3", train.num_classes, test.channels, test.size)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)

@@ -1,7 +1,8 @@
 """
 Trains a transformers model with `Trainer` on images generated on the fly, and tests it on real ones.
 
-    python examples/transformers_trainer.py --pipeline out/digits
+    python examples/transformers_trainer.py --pipeline out/digits    # made by `make demo`
+    python examples/transformers_trainer.py --pipeline distilled/mnist --dataset_name ylecun/mnist
 """
 
 import argparse
@@ -31,6 +32,7 @@ class FreshImages(TrainerCallback):
 def main(input_args: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description="Train a transformers model with Trainer on generated images.")
     parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--dataset_name", default="digits", help="real images of the same classes and size")
     parser.add_argument("--ipc", type=int, default=50, help="images per class and epoch")
     parser.add_argument("--epochs", type=int, default=30)
     args = parser.parse_args(input_args)
@@ -38,7 +40,7 @@ def main(input_args: list[str] | None = None) -> float:
     set_seed(0)
     pipe = DiMPipeline.from_pretrained(args.pipeline)
     train = DiMDataset(pipe, ipc=args.ipc)
-    test = load_image_data("digits", "test", class_names=tuple(pipe.class_names))
+    test = load_image_data(args.dataset_name, "test", class_names=tuple(pipe.class_names))
     real_test = [
         {"pixel_values": image, "labels": label}
         for image, label in zip(normalise(test.images), test.labels.tolist(), strict=True)

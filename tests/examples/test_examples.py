@@ -42,9 +42,9 @@ def test_a_classifier_is_trained_and_scored(name, pipeline, capsys):
 
 def test_both_accuracies_of_scarce_real_data_are_printed(pipeline, capsys):
     accuracies = run("mix_with_real", "--pipeline", pipeline, "--steps", "30")
-    assert list(accuracies) == ["only 100 real digits", "with generated ones"]
+    assert list(accuracies) == ["only 100 real images", "with generated ones"]
     # A hundred real digits teach something in 30 steps; images of an untrained generator only get in the way.
-    assert accuracies["only 100 real digits"] > max(0.5, accuracies["with generated ones"])
+    assert accuracies["only 100 real images"] > max(0.5, accuracies["with generated ones"])
     printed = re.findall(r"(\d+\.\d\d) % of 360 real test images", capsys.readouterr().out)
     assert printed == [f"{100 * accuracy:.2f}" for accuracy in accuracies.values()]
 

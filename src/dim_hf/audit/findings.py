@@ -108,8 +108,8 @@ def summary(audit: dict[str, Any]) -> str:
     if "leak" in levels:
         return f"**It gives away training images**, by tests of {told}."
     if "trace" in levels:
-        return f"There are traces of single training images, small but more than chance, by tests of {told}."
-    return f"Tests of {told} found no sign of single training images. That is not proof that there is none."
+        return f"There are traces of individual training images, small but more than chance, by tests of {told}."
+    return f"Tests of {told} found no sign of individual training images. That is not proof that there is none."
 
 
 def not_tested(audit: dict[str, Any]) -> list[str]:

@@ -17,8 +17,8 @@ from .names import ATTACKS, CANARIES, RATES
 
 AUDIT_FORMAT = 1
 NOT_MEASURED = (
-    "What it gives away of single training images has not been measured; `training/audit_dim.py` of dim_hf does so. "
-    "What its training guarantees is said under Training."
+    "What it gives away of individual training images has not been measured; `training/audit_dim.py` of dim_hf does "
+    "so. What its training guarantees is said under Training."
 )
 LITTLE_PROOF = "Distances alone prove little: an image can be near without being copied, or copied and changed."
 

@@ -374,7 +374,7 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
     made = environment.items() if isinstance(environment, dict) else ()
     made_with = ", ".join(f"{markdown(name)} {markdown(value)}" for name, value in made)
     return (
-        f"```bash\n{command(options)}\n```\n\nof dim_hf, which stands for\n\n"
+        f"With the script of dim_hf:\n\n```bash\n{command(options)}\n```\n\nAll its options:\n\n"
         f"| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
     )
 
