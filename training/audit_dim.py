@@ -15,12 +15,11 @@ not run again, and several processes with the same arguments share the shadow ru
 """
 
 from audit_arguments import parse_args
-from command_line import run_script
+from command_line import parse_before_imports, run_script
 
 
 if __name__ == "__main__":
-    # `--help` and a wrong flag answer before the imports below, which take seconds.
-    ARGS = run_script("audit_dim.py", parse_args)
+    ARGS = parse_before_imports("audit_dim.py", parse_args)
 
 import argparse
 import json

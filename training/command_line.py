@@ -286,7 +286,7 @@ def run_script(script: str, program: Callable[[], T], kept: str = "Nothing was w
         kept (`str`): What an interruption leaves, and how to go on.
     """
     # SIGTERM is handled like Ctrl-C, so that nothing is left half written.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    handle_signals(signal.default_int_handler)
     try:
         return program()
     except KeyboardInterrupt:
@@ -305,6 +305,29 @@ def run_script(script: str, program: Callable[[], T], kept: str = "Nothing was w
         if not should_reduce_batch_size(error):
             raise
         raise SystemExit(f"{script}: out of memory; lower the batch size or the resolution.") from error
+
+
+def parse_before_imports(script: str, parse_args: Callable[[], T]) -> T:
+    """
+    Reads the arguments of a script before its imports, which take seconds, so that `--help` and a wrong flag answer at
+    once. Until [`run_script`] runs the script, an interruption ends the process with one message.
+    """
+    args = run_script(script, parse_args)
+
+    def end(*_: Any) -> None:
+        os.write(2, f"\n{script}: interrupted. Nothing was written.\n".encode())
+        # An exception in the middle of an import would be taken for one of the imported library.
+        os._exit(130)
+
+    handle_signals(end)
+    return args
+
+
+def handle_signals(handler: Callable[..., Any]) -> None:
+    """Sets the handler of Ctrl-C, unless it is ignored as by `nohup`, and of SIGTERM."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, handler)
+    signal.signal(signal.SIGTERM, handler)
 
 
 def lost_a_process(error: RuntimeError) -> bool:

@@ -15,13 +15,12 @@ results.jsonl, a line per classifier, so that finished ones are not trained agai
 are added. Several processes share the classifiers.
 """
 
-from command_line import run_script
+from command_line import parse_before_imports, run_script
 from evaluate_arguments import parse_args
 
 
 if __name__ == "__main__":
-    # `--help` and a wrong flag answer before the imports below, which take seconds.
-    ARGS = run_script("evaluate_dim.py", parse_args)
+    ARGS = parse_before_imports("evaluate_dim.py", parse_args)
 
 import argparse
 import time

@@ -18,6 +18,7 @@ from command_line import (
     below_one,
     given_flags,
     local_path,
+    parse_before_imports,
     positive_float,
     positive_int,
     refuse_idle_flags,
@@ -63,8 +64,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # `--help` and a wrong flag answer before the imports below, which take seconds.
-    ARGS = run_script("generate_dim.py", parse_args)
+    ARGS = parse_before_imports("generate_dim.py", parse_args)
 
 import contextlib
 import hashlib

@@ -15,13 +15,12 @@ options.json, environment.json, metrics.jsonl, samples/, logs/, before_matching/
 publishes the pipeline with a model card at the end, and nothing else of the folder.
 """
 
-from command_line import run_script
+from command_line import parse_before_imports, run_script
 from train_arguments import parse_args
 
 
 if __name__ == "__main__":
-    # `--help` and a wrong flag answer before the imports below, which take seconds.
-    ARGS = run_script("train_dim.py", parse_args)
+    ARGS = parse_before_imports("train_dim.py", parse_args)
 
 import argparse
 import contextlib

@@ -19,6 +19,7 @@ from command_line import (
     given_flags,
     idle_data_flags,
     local_path,
+    parse_before_imports,
     positive_float,
     positive_int,
     refuse_idle_flags,
@@ -55,8 +56,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    # `--help` and a wrong flag answer before the imports below, which take seconds.
-    ARGS = run_script("train_labeler.py", parse_args)
+    ARGS = parse_before_imports("train_labeler.py", parse_args)
 
 import os
 import random

@@ -1,6 +1,7 @@
 """What the scripts have in common: how they end, and which flags were given."""
 
 import argparse
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -42,6 +43,28 @@ def test_a_script_ends_in_one_message(capsys, error, status):
         run_script("script.py", program, "All is kept.")
     assert end.value.code == status
     assert capsys.readouterr().err == ("\nscript.py: interrupted. All is kept.\n" if status == 130 else "")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("os.kill(os.getpid(), {number}); import json", "Nothing was written."),
+        (
+            "run_script('script.py', lambda: os.kill(os.getpid(), {number}) or time.sleep(9), 'All is kept.')",
+            "All is kept.",
+        ),
+    ],
+)
+def test_a_signal_during_the_imports_ends_in_one_message(number, script, message):
+    # Whoever runs the tests may ignore Ctrl-C.
+    begin = "import os, signal, time; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    begin += "from command_line import *; parse_before_imports('script.py', lambda: 1); "
+    folder = Path(command_line.__file__).parent
+    command = [sys.executable, "-c", begin + script.format(number=int(number)) + "; print('it went on')"]
+    result = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stdout) == (130, "")
+    assert result.stderr == f"\nscript.py: interrupted. {message}\n"
 
 
 def test_a_fault_of_ours_shows_where_it_is():
