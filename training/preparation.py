@@ -173,7 +173,7 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
             f"train on; valid are at most as many processes as images."
         )
     if args.augmentation is None:
-        args.augmentation = default_augmentation(len(train))
+        args.augmentation = default_augmentation(len(train), train.channels)
     return Data(train, validation, data.fingerprint)
 
 

@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "adam_beta2": 0.99,
         "discr_learning_rate": 4e-4,
         "r1_weight": 0.3,
-        # By the number of images; see `default_augmentation`.
+        # By the number of images and their channels; see `default_augmentation`.
         "augmentation": None,
         "ema_decay": 0.999,
         # Off, because it helps only classifiers that train briefly. This form of it is the only one that gained over
@@ -77,9 +77,12 @@ GENERATORS = {
 }
 
 
-def default_augmentation(num_images: int) -> list[str]:
-    """A shift keeps the discriminator from memorising few images (arXiv 2006.10738); with many it does harm."""
-    return ["shift"] if num_images < 10_000 else []
+def default_augmentation(num_images: int, channels: int) -> list[str]:
+    """
+    A shift keeps the discriminator from memorising few images (arXiv 2006.10738), and gains with any number of
+    photographs; with many grey images, whose objects are centred, it does harm (docs/ablations.md).
+    """
+    return ["shift"] if num_images < 10_000 or channels > 1 else []
 
 
 def doublings(sample_size: int) -> int:

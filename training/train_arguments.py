@@ -107,7 +107,7 @@ def make_parser() -> Parser:
         "--augmentation",
         nargs="*",
         choices=AUGMENTATIONS,
-        help="of real and generated images; base preset: shift where there are fewer than 10,000 images, else none",
+        help="of real and generated images; base preset: shift for colour and for fewer than 10,000 images, else none",
     )
     adversarial.add_argument("--ema_decay", type=below_one, help="of the average of the generator's weights; 0: none")
     adversarial.add_argument("--learning_rate", type=positive_float, help="of the generator, in phase 1")

@@ -43,5 +43,6 @@ def test_presets_set_the_same_things_but_for_their_length():
         assert len({"num_match_epochs", "max_match_steps"} & settings.keys()) == 1
 
 
-def test_few_images_are_shifted():
-    assert default_augmentation(9_999) == ["shift"] and default_augmentation(10_000) == []
+def test_few_images_and_colour_images_are_shifted():
+    assert default_augmentation(9_999, channels=1) == ["shift"] and default_augmentation(10_000, channels=1) == []
+    assert default_augmentation(10_000, channels=3) == ["shift"]
