@@ -24,7 +24,7 @@ setup(
         "safetensors>=0.8",
         "filelock>=3.12",
         "numpy>=1.26",
-        "pillow>=10.1",
+        "pillow>=11.3",
         "psutil>=5.9",
         "pyarrow>=15",
         "pyyaml>=6",

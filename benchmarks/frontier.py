@@ -40,6 +40,7 @@ from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment, keep_freed_memory
+from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import stored_form
 
@@ -199,10 +200,16 @@ def load_data(args: argparse.Namespace, pipelines: dict[str, DiMPipeline]) -> tu
     size, channels, classes = next(iter(shapes), (None, None, None))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options: dict[str, Any] = {"resolution": size, "channels": channels, "cache_dir": args.cache_dir}
+    names = {tuple(pipeline.class_names) for pipeline in pipelines.values()}
     train = load_image_data(args.dataset_name, args.train_split, **options)
     if classes is not None and train.num_classes != classes:
         raise ValueError(
             f"`--dataset_name` {args.dataset_name} has {train.num_classes} classes; `--pipelines` generate {classes}."
+        )
+    if other := names - {train.class_names}:
+        raise ValueError(
+            f"`--dataset_name` {args.dataset_name} has the classes {listed(train.class_names)}; of `--pipelines`, one "
+            f"generates {listed(other.pop())}."
         )
     options |= {"resolution": train.size, "channels": train.channels}
     test = load_image_data(args.dataset_name, args.test_split, class_names=train.class_names, **options)

@@ -54,7 +54,9 @@ def scarce(data: ImageData, count: int) -> datasets.Dataset:
     features = datasets.Features(
         {"image": datasets.Image(), "label": datasets.ClassLabel(names=list(data.class_names))}
     )
-    content = {"image": list(data.images[chosen].squeeze(1).numpy()), "label": data.labels[chosen].tolist()}
+    # Channels last, and none for grey, as Pillow takes them.
+    images = [image.permute(1, 2, 0).squeeze(2).numpy() for image in data.images[chosen]]
+    content = {"image": images, "label": data.labels[chosen].tolist()}
     return datasets.Dataset.from_dict(content, features=features)
 
 
@@ -65,7 +67,7 @@ def train_on(stream: datasets.IterableDataset, test: ImageData, steps: int) -> t
     loader = iter(DataLoader(stream.with_format("torch"), batch_size=64))
     for _ in range(steps):
         batch = next(loader)
-        images = batch["image"].reshape(-1, 1, test.size, test.size).float() / 127.5 - 1
+        images = batch["image"].reshape(-1, test.channels, test.size, test.size).float() / 127.5 - 1
         loss = F.cross_entropy(classifier(images), batch["label"])
         optimizer.zero_grad()
         loss.backward()

@@ -29,7 +29,8 @@ def main(input_args: list[str] | None = None) -> float:
     pipe = DiMPipeline.from_pretrained(args.pipeline)
     train = DiMDataset(pipe, ipc=args.ipc)
     loader = DataLoader(train, batch_size=64, shuffle=True)
-    test = load_image_data(args.dataset_name, "test", class_names=tuple(pipe.class_names))
+    shape = {"resolution": pipe.generator.config.sample_size, "channels": pipe.generator.config.out_channels}
+    test = load_image_data(args.dataset_name, "test", class_names=tuple(pipe.class_names), **shape)
 
     classifier = build_classifier("convnet3", train.num_classes, test.channels, test.size)
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-4)

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Container
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from huggingface_hub import snapshot_download
@@ -11,7 +11,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from dim_hf.arguments import shown
 from dim_hf.files import NEXT_PIPELINE, read_json
-from dim_hf.hub_errors import clear_hub_errors
+from dim_hf.hub_errors import check_characters, clear_hub_errors
 from dim_hf.messages import listed
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.models.generator_dim import MOST_WEIGHTS
@@ -60,6 +60,7 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
                 f"`custom_pipeline` is {shown(kwargs['custom_pipeline'])}; only None is valid, since this class runs "
                 "no code of a repository. `diffusers.DiffusionPipeline` does."
             )
+        check_characters(kwargs.get("token"), "`token`")
         # The installed classes are in the place of all that a repository could bring.
         kwargs["trust_remote_code"] = False
         name = _folder_or_repo_id(pretrained_model_name_or_path)
@@ -68,6 +69,7 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
                 raise ValueError(f"`subfolder` is {shown(subfolder)}; valid is the path of a folder, or None.")
             if os.path.isabs(subfolder) or ".." in Path(subfolder).parts:
                 raise ValueError(f"`subfolder` is {shown(subfolder)}; valid is a path within {shown(name)}, or None.")
+            subfolder = PurePath(subfolder).as_posix()
             if not os.path.isdir(name):
                 hub_arguments = ("cache_dir", "force_download", "local_files_only", "token", "revision")
                 arguments = {key: kwargs.pop(key) for key in hub_arguments if key in kwargs}

@@ -17,7 +17,7 @@ from dim_hf.audit.candidates import Union, draw_candidates, half, unite
 from dim_hf.audit.folder import look_around
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout
-from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
+from dim_hf.files import check_output_dir, read_json, refuse_data_folder, refuse_foreign_files
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator
@@ -107,6 +107,7 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
             f"`--pipeline`); valid is another split, or --validation for what training held out of it."
         )
     output = Path(args.output_dir or Path(args.pipeline) / "audit")
+    refuse_data_folder(output, args.train_data_dir or args.dataset_name)
     refuse_foreign_files(output, "audit_dim.py")
     check_output_dir(output, 2**20, resuming=True)
     if args.export_dir:

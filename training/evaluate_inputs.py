@@ -9,12 +9,14 @@ from typing import Any
 from accelerate import Accelerator
 from command_line import check_once, check_pipeline, data_flag, load_pipeline, trained_on
 
+from dim_hf.audit.report import read_audit
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.evaluation.codecs import CODECS
 from dim_hf.evaluation.results import read_results
 from dim_hf.evaluation.sources import Draw
-from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
+from dim_hf.files import check_output_dir, read_json, refuse_data_folder, refuse_foreign_files
+from dim_hf.hub.card import read_options
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
@@ -136,12 +138,14 @@ def check_folders(args: argparse.Namespace) -> Folders:
         check_pipeline("before_matching", before)
     training = read_training(args.pipeline) if args.validation else None
     output = Path(args.output_dir or pipeline / "evaluation")
+    refuse_data_folder(output, args.train_data_dir or args.dataset_name)
     refuse_foreign_files(output, "evaluate_dim.py")
     # A new evaluation takes the place of an older one.
     check_output_dir(output, 2**20, resuming=True)
     read_results(output / "results.jsonl")
     if args.export_dir:
         check_export(args.export_dir, output)
+        read_options(pipeline)
     return Folders(pipeline, before, output, training)
 
 
@@ -164,6 +168,8 @@ class Pipelines:
 def load_pipelines(args: argparse.Namespace, folders: Folders, accelerator: Accelerator) -> Pipelines:
     """Loads what is evaluated, and refuses a pipeline from before matching that does not fit it."""
     given = load_pipeline("pipeline", args.pipeline)
+    # Its findings will be part of the report.
+    read_audit(given)
     evaluated = stored_form(given, args.storage)
     before = None
     if folders.before:

@@ -30,6 +30,7 @@ from validation import MOST_IPC, ValidationPlan, count_operations, plan_validati
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.distillation.checkpointing import find_checkpoint
 from dim_hf.distillation.processes import check_same
+from dim_hf.files import refuse_data_folder
 from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import checked_names
@@ -136,6 +137,8 @@ def check(args: argparse.Namespace) -> Start:
     branched = is_branch(checkpoint, output_dir)
     goes_on = bool(resume) and not branched
     if accelerator.is_main_process:
+        if not goes_on:
+            refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
         check_folder(output_dir, checkpoint, goes_on)
         for reason in damaged:
             print(f"{reason}; going on from {checkpoint}.")

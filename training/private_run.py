@@ -45,6 +45,7 @@ from dim_hf.files import (
     append_json_line,
     check_output_dir,
     lock_output_dir,
+    refuse_data_folder,
     replace_pipeline,
     replace_text,
     whole_folder,
@@ -139,6 +140,8 @@ def check(args: argparse.Namespace) -> Start:
         raise ValueError(
             f"accelerate's `--num_processes` is {accelerator.num_processes}; valid with `--privacy_epsilon` is 1."
         )
+    if not resume:
+        refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
     check_folder(output_dir, checkpoint, bool(resume))
     for reason in damaged:
         print(f"{reason}; going on from {checkpoint}.")

@@ -70,7 +70,7 @@ from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
-from dim_hf.files import check_output_dir, lock_output_dir, refuse_foreign_files, replace_pipeline
+from dim_hf.files import check_output_dir, lock_output_dir, refuse_data_folder, refuse_foreign_files, replace_pipeline
 from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -100,6 +100,7 @@ def main(args: argparse.Namespace) -> float:
     if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
     if output_dir.resolve() != Path(args.pipeline).resolve():
+        refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
         refuse_foreign_files(output_dir, "train_labeler.py")
     pipe = load_pipeline("pipeline", args.pipeline)
     config = pipe.generator.config

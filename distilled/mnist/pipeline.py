@@ -182,7 +182,8 @@ class DiMPipeline(DiffusionPipeline):
             shutil.copyfile(inspect.getfile(sys.modules[module]), folder / name / f"{_file_name(module)}.py")
         shutil.copyfile(__file__, folder / "pipeline.py")
         repo_id = kwargs.pop("repo_id", folder.name)
-        super(DiMPipeline, stored).save_pretrained(
+        # `DiMPipeline` may be another class by now: diffusers runs this file again for each pipeline that it loads.
+        super(__class__, stored).save_pretrained(  # type: ignore[name-defined]
             str(folder), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
         )
         # From a temporary folder, since this one may also hold a run with its checkpoints.
@@ -192,7 +193,7 @@ class DiMPipeline(DiffusionPipeline):
     def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
         """Pushes as [`DiffusionPipeline.push_to_hub`] does; `storage` is that of [`save_pretrained`]."""
         stored = self._stored_as(self.generator.storage if storage is None else storage)
-        return super(DiMPipeline, stored).push_to_hub(repo_id, *args, **kwargs)
+        return super(__class__, stored).push_to_hub(repo_id, *args, **kwargs)  # type: ignore[name-defined]
 
     def _networks(self) -> dict[str, ModelMixin]:
         networks = {"generator": self.generator, "labeler": self.labeler}

@@ -75,6 +75,33 @@ def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str 
         )
 
 
+def refuse_data_folder(output_dir: str | os.PathLike, data: str | None) -> None:
+    """
+    Checks, before any work, that a script would not write among the images that it reads. A new folder beside them is
+    no danger: [`read_folder`][dim_hf.data.folders.read_folder] skips it.
+
+    Args:
+        data (`str`, *optional*): What names the data set; only the path of a folder can be refused.
+
+    Raises:
+        FileExistsError: If the output folder is that folder, or one below it with files that no script wrote.
+    """
+    if data is None or not Path(data).is_dir():
+        return
+    output, root = Path(output_dir).resolve(), Path(data).resolve()
+    within = root in output.parents and output.is_dir() and not _recorded(output)
+    if output == root or (within and any(not path.name.startswith(".") for path in output.iterdir())):
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} is {'' if output == root else 'part of '}the data folder {data}, whose "
+            "images it would be mixed with; name another folder."
+        )
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a script wrote to a folder, other than `generate_dim.py`, whose folders are data."""
+    return not (WRITES.keys() - {"generate_dim.py"}).isdisjoint(_recorded(folder))
+
+
 def _recorded(folder: Path) -> list[str]:
     """The scripts that have written to a folder, from its list of them."""
     marker = folder / MARKER
@@ -107,17 +134,30 @@ def check_output_dir(output_dir: str | os.PathLike, needed_bytes: int, resuming:
             f"`--output_dir` {path} already holds a run; resume it with --resume_from_checkpoint latest, or name "
             "another folder."
         )
-    try:
-        present = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-        with tempfile.TemporaryFile(dir=present):
-            pass
-    except OSError as error:
-        raise OSError(f"`--output_dir` {path} cannot be written to: {error.strerror}.") from error
+    present = check_writable(path, f"`--output_dir` {path}")
     free = shutil.disk_usage(present).free
     if free < needed_bytes:
         raise OSError(
             f"`--output_dir` {path} has {free / 2**20:.1f} MiB free; this run needs {needed_bytes / 2**20:.1f} MiB."
         )
+
+
+def check_writable(path: Path, named: str) -> Path:
+    """
+    Checks that a folder can be made or written to, and returns it or the nearest of its parents that exists.
+
+    Args:
+        named (`str`): The folder and its argument, for the message.
+
+    Raises:
+        OSError: If it cannot.
+    """
+    try:
+        present = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+        with tempfile.TemporaryFile(dir=present):
+            return present
+    except OSError as error:
+        raise OSError(f"{named} cannot be written to: {error.strerror}.") from error
 
 
 def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None, wait: bool = False) -> FileLock:

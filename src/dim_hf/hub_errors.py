@@ -16,6 +16,14 @@ from huggingface_hub.errors import (
 from huggingface_hub.utils import httpx
 
 
+def check_characters(token: str | bool | None, argument: str) -> None:
+    """Raises a `ValueError` that does not show the token if it has characters that no token has, such as a newline."""
+    if isinstance(token, str) and not (token.isascii() and token.isprintable() and " " not in token):
+        raise ValueError(
+            f"{argument} holds a space, a line break or another character that no token has; valid is a token alone."
+        )
+
+
 @contextmanager
 def clear_hub_errors(repo_id: str) -> Iterator[None]:
     """Raises one `OSError` that says why a repository cannot be loaded from the Hub."""
@@ -43,6 +51,9 @@ def hub_reason(error: BaseException) -> str:
             return "the token is not valid; log in with `hf auth login`, or set HF_TOKEN."
         if isinstance(each, HfHubHTTPError) and each.response.status_code == 403:
             return "the token does not give the right to do this; it needs write access to the repository."
+        if isinstance(each, httpx.LocalProtocolError):
+            # Its text would show the token.
+            return "a header of the request is not valid; see whether HF_TOKEN is a token alone."
         if isinstance(each, httpx.TransportError):
             return f"the connection to {constants.ENDPOINT} failed ({str(each) or type(each).__name__})."
     if any(isinstance(each, OfflineModeIsEnabled) for each in chain) and constants.HF_HUB_OFFLINE:

@@ -72,13 +72,13 @@ def module_bytes(module: ModelMixin) -> int:
     Size in bytes of the safetensors file of a network: its weights and buffers, the codes and scales of a generator in
     few bits, and the header with names and shapes. config.json and code are not counted.
 
-    For a network that was loaded it is the size of its file, because half precision is loaded as float32.
+    For a teacher that was loaded it is the size of its file, because half precision is loaded as float32.
     """
     if (known := getattr(module, "file_bytes", None)) is not None:
         return known
     path = Path(module.config.get("_name_or_path") or "") / SAFETENSORS_WEIGHTS_NAME
-    if isinstance(module, DiMGenerator) and module.storage is not None:
-        content = module.stored_state(module.storage)
+    if isinstance(module, DiMGenerator):
+        content = module.state_dict() if module.storage is None else module.stored_state(module.storage)
     elif path.parent.name and path.is_file():
         return path.stat().st_size
     else:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from dim_hf.data import load_image_data
 from dim_hf.data.folders import read_folder, read_image_folder
+from dim_hf.files import lock_output_dir
 
 
 def png(path, seed=0):
@@ -356,6 +357,20 @@ def test_what_systems_put_beside_images_is_no_data(tmp_path, folder):
     tree(tmp_path, "cat", "dog", images=2)
     tree(tmp_path, folder, images=3)
     assert counts(tmp_path) == {"cat": 2, "dog": 2}
+
+
+@pytest.mark.parametrize("folder", ["run", "cat/run", "dog/more/run"])
+def test_an_output_folder_among_the_images_is_no_data(tmp_path, folder):
+    tree(tmp_path, "cat", "dog", images=2)
+    tree(tmp_path / folder, "samples", "shadows/1", images=3)
+    before = counts(tmp_path)
+    assert before != {"cat": 2, "dog": 2}
+    (tmp_path / folder / ".made_by").write_text("somebody\ngenerate_dim.py\n")
+    assert counts(tmp_path) == before
+    lock_output_dir(tmp_path / folder, "train_dim.py").release()
+    assert counts(tmp_path) == {"cat": 2, "dog": 2}
+    # Asked for by its name, it is read.
+    assert counts(tmp_path / folder) == {"samples": 3, "shadows": 3}
 
 
 NAMES = st.sampled_from(

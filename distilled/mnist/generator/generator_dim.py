@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -214,7 +215,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             # diffusers saves what `state_dict` returns; a shallow copy returns the stored form.
             saved = copy.copy(self)
             saved.state_dict = lambda: content  # type: ignore[method-assign, assignment]
-        super(DiMGenerator, saved).save_pretrained(
+        # `DiMGenerator` may be another class by now: diffusers runs this file again for each pipeline that it loads.
+        super(__class__, saved).save_pretrained(  # type: ignore[name-defined]
             save_directory,
             is_main_process,
             save_function,
@@ -224,6 +226,11 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             push_to_hub,
             **kwargs,
         )
+        # diffusers leaves the index of an earlier save in several files, which the next loading would follow.
+        ending = f".{variant}" if variant else ""
+        folder = Path(save_directory)
+        if (folder / f"diffusion_pytorch_model{ending}.safetensors").is_file():
+            (folder / f"diffusion_pytorch_model.safetensors.index{ending}.json").unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

@@ -16,6 +16,7 @@ import datasets
 import pyarrow as pa
 from PIL import Image, ImageFile
 
+from ..files import MARKER, is_run
 from ..messages import listed, one_line
 from .metadata import METADATA, read_metadata
 
@@ -121,6 +122,10 @@ def read_folder(root: Path, argument: str) -> Folder:
         except OSError as error:
             message = f"`{argument}`: the folder {one_line(root / folder.path)} cannot be read: {error.strerror}."
             raise OSError(message) from error
+        if folder.parent and any(entry.name == MARKER for entry in found) and is_run(root / folder.path):
+            folder.parent.folders.remove(folder)
+            folder.parent.hidden.append(folder.path)
+            continue
         for entry in found:
             path = f"{folder.path}/{entry.name}" if folder.path else entry.name
             if entry.name.startswith(".") or entry.name.lower() in NOT_DATA:

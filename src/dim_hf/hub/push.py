@@ -12,8 +12,8 @@ from huggingface_hub.utils import validate_repo_id
 from ..arguments import shown
 from ..audit.report import read_audit
 from ..evaluation.sample_grid import save_sample_grid
-from ..files import EXPORTED, whole_folder
-from ..hub_errors import hub_reason
+from ..files import EXPORTED, check_writable, whole_folder
+from ..hub_errors import check_characters, hub_reason
 from ..messages import listed
 from ..pipelines.pipeline_dim import is_a
 from ..weights import stored_form
@@ -50,7 +50,8 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None, re
 
 
 def check_token(token: str | None, needed_by: str, argument: str) -> None:
-    """Raises a `ValueError` if there is no token."""
+    """Raises a `ValueError` if there is no token, or one that cannot be sent."""
+    check_characters(token, argument)
     if not (token or get_token()):
         raise ValueError(
             f"{needed_by} needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or give "
@@ -181,8 +182,13 @@ def export_repository(
 
 def check_export(folder: str | os.PathLike, output_dir: str | os.PathLike | None = None) -> None:
     """
-    Raises a `FileExistsError` if a folder holds files that an export would remove but has not written, or is to hold
-    the `output_dir` of a script.
+    Checks, before any work, that a folder can take an export.
+
+    Raises:
+        FileExistsError: If it holds files that an export would remove but has not written, or is to hold the
+            `output_dir` of a script.
+        OSError: If it cannot be written to.
+        ValueError: If the card of an earlier export cannot be read.
     """
     path = Path(folder)
     if output_dir is not None and Path(output_dir).resolve().is_relative_to(path.resolve()):
@@ -197,6 +203,8 @@ def check_export(folder: str | os.PathLike, output_dir: str | os.PathLike | None
         raise FileExistsError(
             f"the export folder {path} holds {listed(foreign)}, which is not of an export; name another folder."
         )
+    existing_card(ModelCard, path / "README.md")
+    check_writable(path, f"the export folder {path}")
 
 
 def write_card(
