@@ -31,8 +31,10 @@ def main(input_args: list[str] | None = None) -> dict[str, float]:
     args = parser.parse_args(input_args)
 
     pipe = DiMPipeline.from_pretrained(args.pipeline)
+    shape = {"resolution": pipe.generator.config.sample_size, "channels": pipe.generator.config.out_channels}
     train, test = (
-        load_image_data(args.dataset_name, split, class_names=tuple(pipe.class_names)) for split in ("train", "test")
+        load_image_data(args.dataset_name, split, class_names=tuple(pipe.class_names), **shape)
+        for split in ("train", "test")
     )
     real = scarce(train, args.real)
     real_stream = real.to_iterable_dataset().repeat(None).shuffle(seed=0, buffer_size=args.real)

@@ -40,7 +40,8 @@ def main(input_args: list[str] | None = None) -> float:
     set_seed(0)
     pipe = DiMPipeline.from_pretrained(args.pipeline)
     train = DiMDataset(pipe, ipc=args.ipc)
-    test = load_image_data(args.dataset_name, "test", class_names=tuple(pipe.class_names))
+    shape = {"resolution": pipe.generator.config.sample_size, "channels": pipe.generator.config.out_channels}
+    test = load_image_data(args.dataset_name, "test", class_names=tuple(pipe.class_names), **shape)
     real_test = [
         {"pixel_values": image, "labels": label}
         for image, label in zip(normalise(test.images), test.labels.tolist(), strict=True)

@@ -51,8 +51,13 @@ class HelpWithDefaults(argparse.ArgumentDefaultsHelpFormatter):
 
 # Types of arguments. A message of argparse begins with the argument; these add the value and what is valid.
 
-# `~` is the home folder.
-local_path = os.path.expanduser
+
+def local_path(text: str) -> str:
+    """The type of an argument that takes a path, where `~` is the home folder, or the id of a repository."""
+    if not text:
+        # From an unset variable of the shell; as a path it would be the current folder.
+        raise argparse.ArgumentTypeError("it is empty")
+    return os.path.expanduser(text)
 
 
 def whole_number(least: int, most: int = MOST) -> Callable[[str], int]:

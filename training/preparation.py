@@ -137,11 +137,13 @@ def check(args: argparse.Namespace) -> Start:
     branched = is_branch(checkpoint, output_dir)
     goes_on = bool(resume) and not branched
     if accelerator.is_main_process:
-        if not goes_on:
+        if checkpoint is None or branched:
             refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
         check_folder(output_dir, checkpoint, goes_on)
         for reason in damaged:
             print(f"{reason}; going on from {checkpoint}.")
+        if resume and checkpoint is None:
+            print(f"`--output_dir` {output_dir} has no checkpoint yet; the run begins.")
         check_bfloat16(accelerator.mixed_precision, accelerator.device)
         if chosen:
             print(chosen)

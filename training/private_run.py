@@ -140,7 +140,7 @@ def check(args: argparse.Namespace) -> Start:
         raise ValueError(
             f"accelerate's `--num_processes` is {accelerator.num_processes}; valid with `--privacy_epsilon` is 1."
         )
-    if not resume:
+    if checkpoint is None:
         refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
     check_folder(output_dir, checkpoint, bool(resume))
     for reason in damaged:

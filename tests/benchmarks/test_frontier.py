@@ -14,10 +14,10 @@ from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_bytes, module_digest, stored_form
 
 
-def make_pipeline(folder, width=4, size=8):
+def make_pipeline(folder, width=4, size=8, first="0"):
     torch.manual_seed(0)
     generator = DiMGenerator(10, size, 1, 4, 4, (width,), (0,))
-    DiMPipeline(generator, {label: str(label) for label in range(10)}).save_pretrained(folder)
+    DiMPipeline(generator, {0: first} | {label: str(label) for label in range(1, 10)}).save_pretrained(folder)
     return module_bytes(generator)
 
 
@@ -141,3 +141,10 @@ def test_pipelines_of_different_images_cannot_be_compared(tmp_path):
     make_pipeline(tmp_path / "sixteen", size=16)
     with pytest.raises(ValueError, match=r"\[\(8, 1, 10\), \(16, 1, 10\)\]"):
         run(tmp_path, "--pipelines", str(tmp_path / "small"), str(tmp_path / "sixteen"))
+
+
+def test_a_pipeline_of_other_classes_is_refused(tmp_path):
+    make_pipeline(tmp_path / "digits")
+    make_pipeline(tmp_path / "other", first="zero")
+    with pytest.raises(ValueError, match=r"has the classes 0, 1, .*; of `--pipelines`, one generates zero, 1"):
+        run(tmp_path, "--pipelines", str(tmp_path / "digits"), str(tmp_path / "other"))

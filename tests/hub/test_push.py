@@ -37,6 +37,10 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(tmp_path):
         ({"token": 3}, "`token` is 3; valid is a `str`, or None."),
         ({"variant": True}, "`variant` is True; valid is a `str`, or None."),
         ({"subfolder": 1}, "`subfolder` is 1; valid is a `str`, or None."),
+        ({"token": "hf_secret\n"}, "`token` holds a space, a line break or another character"),
+        ({"token": "hf_secret\r"}, "`token` holds a space, a line break or another character"),
+        ({"token": "hf secret"}, "`token` holds a space, a line break or another character"),
+        ({"token": "hf_secrét"}, "`token` holds a space, a line break or another character"),
         ({"commit_message": ["x"]}, "`commit_message` is ['x']; valid is a `str`, or None."),
         ({"private": "yes"}, "`private` is 'yes'; valid are True and False."),
         ({"create_pr": 1}, "`create_pr` is 1; valid are True and False."),
@@ -46,4 +50,16 @@ def test_each_wrong_argument_is_named(argument, text):
     arguments = {"pipeline": DiMPipeline(DiMGenerator(3, 8, 1, 6, 4, (8,), (0,))), "repo_id": "me/x", "token": "t"}
     with pytest.raises(ValueError) as caught:
         push_to_hub(**(arguments | argument))
-    assert str(caught.value).startswith(text) and "\n" not in str(caught.value)
+    assert str(caught.value).startswith(text) and "\n" not in str(caught.value) and "secr" not in str(caught.value)
+
+
+@pytest.mark.parametrize("token", ["hf_secret\r", "hf_secrét"])
+def test_a_token_that_cannot_be_sent_is_not_shown(token, monkeypatch):
+    for load in (
+        lambda: DiMPipeline.from_pretrained("me/x", token=token),
+        lambda: DiMPipeline.from_pretrained("me/x", subfolder="a", token=token),
+        lambda: prepare_repository("me/x", token, private=None),
+    ):
+        with pytest.raises(ValueError, match="a line break or another character that no token has") as caught:
+            load()
+        assert "secr" not in str(caught.value)

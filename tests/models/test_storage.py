@@ -331,6 +331,8 @@ sys.modules["dim_hf"] = sys.modules["datasets"] = None  # an import of them fail
 import torch
 from diffusers import DiffusionPipeline
 pipe = DiffusionPipeline.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
+# For which diffusers runs the same file again, so that its classes are others.
+DiffusionPipeline.from_pretrained({str(tmp_path / "saved")!r}, trust_remote_code=True)
 images = pipe(ipc=4, generator=torch.Generator().manual_seed(0), output_type="pt").images
 torch.save(images, {str(tmp_path / "images.pt")!r})
 pipe.save_pretrained({str(tmp_path / "again")!r})
@@ -342,6 +344,29 @@ pipe.save_pretrained({str(tmp_path / "again")!r})
     for path in (tmp_path / "saved").rglob("*"):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / "again" / path.relative_to(tmp_path / "saved")).read_bytes(), path
+
+
+def test_one_file_takes_the_place_of_several_and_the_other_way_round(tmp_path):
+    pipe = make_pipeline()
+    for arguments in ({"storage": "float32", "max_shard_size": "1KB"}, {"storage": "int4"}) * 2:
+        pipe.save_pretrained(tmp_path, **arguments)
+        kept = {path.name for path in (tmp_path / "generator").glob("*.index.json")}
+        assert len(kept) == ("max_shard_size" in arguments)
+        assert torch.equal(
+            images(DiMPipeline.from_pretrained(tmp_path)), images(stored_form(pipe, arguments["storage"]))
+        )
+
+
+def test_bytes_are_those_that_saving_takes_whatever_was_loaded(tmp_path):
+    pipe = make_pipeline()
+    pipe.save_pretrained(tmp_path / "full", storage="float32")
+    pipe.save_pretrained(tmp_path / "both", storage="int4")
+    pipe.save_pretrained(tmp_path / "both", storage="float32", variant="full")
+    half = DiMPipeline.from_pretrained(tmp_path / "full", dtype=torch.float16)
+    variant = DiMPipeline.from_pretrained(tmp_path / "both", variant="full")
+    for name, loaded in {"half": half, "variant": variant}.items():
+        loaded.save_pretrained(tmp_path / name)
+        assert module_bytes(loaded.generator) == (tmp_path / name / "generator" / FILE).stat().st_size
 
 
 # What is refused

@@ -401,19 +401,26 @@ BAD = [
     ),
     ("--output_dir {tmp}/file", "`--output_dir` .*file cannot be written to: Not a directory"),
     ("--output_dir {tmp}/file/report", "`--output_dir` .*file/report cannot be written to: Not a directory"),
+    ("--export_dir {tmp}/file/x", "the export folder .*file/x cannot be written to: Not a directory"),
+    ("--export_dir {tmp}/torn_card", ".*torn_card/README.md"),
+    ("--export_dir {tmp}/new --pipeline {tmp}/other_options", "other_options/options.json is damaged"),
+    ("--pipeline {tmp}/torn_audit", "torn_audit/audit/audit.json"),
+    ("--train_data_dir {tmp}/begun --output_dir {tmp}/begun", "`--output_dir` .*begun is the data folder .*begun"),
     ("--train_data_dir {tmp}/nowhere", "`train_data_dir` .*nowhere"),
     ("--dataset_name ~/nowhere/at/all", f"{re.escape(os.path.expanduser('~'))}/nowhere/at/all"),
 ]
 
 
 def odd_folders(root):
-    for name in ("empty", "begun", "theirs/fixed", "torn_options", "other_options"):
+    for name in ("empty", "begun", "theirs/fixed", "torn_options", "other_options", "torn_card", "torn_audit/audit"):
         (root / name).mkdir(parents=True)
     (root / "file").touch()
     (root / "begun" / "options.json").write_text("{}")
     for name in ("report.md", "metrics.json", "fixed/mine.txt", "notes.txt"):
         (root / "theirs" / name).write_text("{}")
-    for name in ("torn_options", "other_options", "torn_index", "torn_config", "cut_weights"):
+    (root / "torn_card" / "README.md").write_text("---\n[broken\n---\n")
+    (root / "torn_audit" / "audit" / "audit.json").write_text('{"findings": ')
+    for name in ("torn_options", "other_options", "torn_index", "torn_config", "cut_weights", "torn_audit"):
         shutil.copytree(root / "run", root / name, dirs_exist_ok=True)
     (root / "torn_options" / "options.json").write_text('{"preset": "ba')
     (root / "other_options" / "options.json").write_text('{"seed": 1}')

@@ -349,6 +349,28 @@ def test_ctrl_c_in_a_validation_of_two_processes_saves_within_seconds(tiny, tmp_
     assert progress["step"] == 2 and "loss/generator" in progress["pending"]
 
 
+@pytest.mark.parametrize("more", [[], ["--resume_from_checkpoint", "latest"], ["--privacy_epsilon", "1"]])
+def test_the_data_folder_is_no_output_folder(tiny, tmp_path, more):
+    for name in ("cat", "dog"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+        for i in range(4):
+            Image.new("L", (8, 8), 20 * i).save(tmp_path / "pets" / name / f"{i}.png")
+    before = sorted(tmp_path.rglob("*"))
+    arguments = ["--train_data_dir", str(tmp_path / "pets"), "--output_dir", str(tmp_path / "pets")]
+    if "--privacy_epsilon" not in more:
+        arguments = [*tiny("pets"), *arguments]
+    with pytest.raises(FileExistsError, match=r"`--output_dir` .*pets is the data folder .*pets, whose images"):
+        run([*arguments, *more])
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--train_data_dir", "--cache_dir", "--resume_from_checkpoint"])
+def test_an_empty_path_is_not_the_current_folder(tiny, flag, capsys):
+    with pytest.raises(SystemExit):
+        run([*tiny("run"), flag, ""])
+    assert f"argument {flag}: it is empty" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

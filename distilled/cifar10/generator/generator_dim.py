@@ -215,6 +215,10 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             # diffusers saves what `state_dict` returns; a shallow copy returns the stored form.
             saved = copy.copy(self)
             saved.state_dict = lambda: content  # type: ignore[method-assign, assignment]
+        ending = f".{variant}" if variant else ""
+        single = Path(save_directory) / f"diffusion_pytorch_model{ending}.safetensors"
+        index = Path(save_directory) / f"diffusion_pytorch_model.safetensors.index{ending}.json"
+        written = index.stat().st_mtime_ns if index.is_file() else None
         # `DiMGenerator` may be another class by now: diffusers runs this file again for each pipeline that it loads.
         super(__class__, saved).save_pretrained(  # type: ignore[name-defined]
             save_directory,
@@ -226,11 +230,11 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             push_to_hub,
             **kwargs,
         )
-        # diffusers leaves the index of an earlier save in several files, which the next loading would follow.
-        ending = f".{variant}" if variant else ""
-        folder = Path(save_directory)
-        if (folder / f"diffusion_pytorch_model{ending}.safetensors").is_file():
-            (folder / f"diffusion_pytorch_model.safetensors.index{ending}.json").unlink(missing_ok=True)
+        # diffusers leaves what an earlier save in several files, or in one, has in the place of these.
+        if index.is_file() and index.stat().st_mtime_ns != written:
+            single.unlink(missing_ok=True)
+        elif single.is_file():
+            index.unlink(missing_ok=True)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> Any:

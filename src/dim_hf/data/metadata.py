@@ -96,7 +96,8 @@ def _read(path: Path, column: str) -> pa.Table:
         for index, name in enumerate(table.column_names):
             kind = table.schema.field(index).type
             changed = pa.types.is_integer(kind) and not table[index].cast(pa.string()).equals(written[index])
-            if name == "file_name" or (name == column and (changed or pa.types.is_temporal(kind))):
+            changed |= pa.types.is_temporal(kind) or pa.types.is_boolean(kind)
+            if name == "file_name" or (name == column and changed):
                 table = table.set_column(index, name, written[index])
         return table
     if path.suffix == ".jsonl":
