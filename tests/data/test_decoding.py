@@ -193,6 +193,10 @@ def test_bytes_of_images_as_pandas_writes_them(tmp_path, load, images, labels, n
         ),
         ({"image": [PNG, PNG], "label": [[0], [1]]}, "`label_column` must be given, since no column fits"),
         (
+            {"image": [PNG, PNG], "Target": [0.0, 1.0], "fold": [0, 1]},
+            "`label_column` must be given, since there is Target .float64. beside fold .int64.; valid are fold",
+        ),
+        (
             {"image": [PNG, PNG], "label": [0.0, 1.0], "caption": ["a", "b"]},
             "`label_column` must be given, since there is label .float64. beside caption .string.; valid are caption",
         ),

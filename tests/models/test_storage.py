@@ -381,6 +381,15 @@ def test_an_unknown_form_is_refused_before_any_file_is_made(form, tmp_path):
     assert not (tmp_path / "saved").exists()
 
 
+@pytest.mark.parametrize("form", ["float32", "float16", "int8"])
+def test_weights_that_are_not_finite_are_refused(form, tmp_path):
+    pipe = make_pipeline()
+    pipe.generator.proj_in.weight.data[0, 0] = float("nan")
+    with pytest.raises(ValueError, match=rf"`storage` '{form}' cannot hold proj_in.weight: "):
+        pipe.save_pretrained(tmp_path / "saved", storage=form)
+    assert not (tmp_path / "saved").exists()
+
+
 def test_weights_that_a_form_cannot_hold_are_refused_before_any_file_is_made(tmp_path):
     pipe = make_pipeline()
     with pytest.raises(ValueError, match=r"`max_shard_size` is '1KB'; valid with `storage` 'int8', .* is None"):

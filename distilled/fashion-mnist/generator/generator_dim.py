@@ -267,6 +267,9 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         if storage not in STORAGE_FORMS:
             raise ValueError(f"`storage` is {storage!r}; valid are {', '.join(map(repr, STORAGE_FORMS))}.")
         if not storage.startswith("int"):
+            for name, value in self.state_dict().items():
+                if not value.isfinite().all():
+                    raise ValueError(f"`storage` {storage!r} cannot hold {name}: it has values that are not finite.")
             return
         if max_shard_size is not None:
             raise ValueError(

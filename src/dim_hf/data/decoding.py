@@ -43,6 +43,10 @@ def default_cache_dir() -> Path:
     return Path(HF_HOME) / "dim_hf"
 
 
+# What columns of labels are called.
+LABEL_NAMES = {"label", "labels", "class", "classes", "target", "targets", "category", "y"}
+
+
 def find_columns(features: datasets.Features, image_column: str | None, label_column: str | None) -> tuple[str, str]:
     """
     The names of the image and label columns: those given, or else the only ones that fit.
@@ -63,7 +67,9 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
     kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in features.items()}
     image = _choose("image_column", image_column, images or encoded, images + encoded, kinds)
     found = classes or plain
-    named = [name for name in kinds if name.lower() in ("label", "labels") and name not in found]
+    # Named classes say what they are; beside them only a column of that very name raises doubts.
+    likely = {"label", "labels"} if classes else LABEL_NAMES
+    named = [name for name in kinds if name.lower() in likely and name not in found]
     if label_column is None and len(found) == 1 and named:
         # Another column must not take its place in silence.
         raise ValueError(

@@ -189,6 +189,14 @@ def read_progress(
     return progress | {"options": now}
 
 
+# What decides settings that are no flags.
+MEANINGS = {
+    "data_fingerprint": " (the images and labels of the data set)",
+    "adversarial_steps": " (by --max_train_steps or --num_train_epochs)",
+    "rounded_from": " (the step after which --rounded_steps begin)",
+}
+
+
 def changed_settings(then: dict[str, Any], now: dict[str, Any], may_differ: Collection[str] = ()) -> str:
     """Names the settings that differ, with both values; entries of a nested config are named one by one."""
     old, new = ({name: value for name, value in each.items() if name not in may_differ} for each in (then, now))
@@ -198,6 +206,7 @@ def changed_settings(then: dict[str, Any], now: dict[str, Any], may_differ: Coll
             new |= {f"{name}.{entry}": value for entry, value in new.pop(name).items()}
     changed = [
         f"`{name}` was {listed([repr(old.get(name))])} and is now {listed([repr(new.get(name))])}"
+        + MEANINGS.get(name, "")
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]

@@ -3,6 +3,7 @@
 import os
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from diffusers import DiffusionPipeline
 from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, create_repo, get_token
@@ -141,7 +142,11 @@ def push_to_hub(
     except HUB_ERRORS as error:
         message = f"The push to {repo_id!r} failed: {hub_reason(error)}"
         if pipeline.name_or_path:
-            arguments = repr(repo_id) + (f", evaluation_dir={str(evaluation_dir)!r}" if evaluation_dir else "")
+            given: dict[str, Any] = {"variant": variant, "subfolder": subfolder, "storage": storage}
+            given |= {"evaluation_dir": evaluation_dir, "audit_dir": audit_dir}
+            arguments = ", ".join(
+                [repr(repo_id), *(f"{name}={str(value)!r}" for name, value in given.items() if value)]
+            )
             message += (
                 f" {pipeline.name_or_path} is complete all the same; push it later with "
                 f"DiMPipeline.from_pretrained({str(pipeline.name_or_path)!r}).push_to_hub({arguments})."
