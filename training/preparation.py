@@ -163,8 +163,6 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
             cache_dir=args.cache_dir,
             num_workers=args.dataloader_num_workers,
             max_samples=args.max_train_samples,
-            # One to train on and one to hold out.
-            least_per_class=2,
             revision=args.revision,
         )
     accelerator.print(data.describe())

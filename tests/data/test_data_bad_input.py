@@ -24,12 +24,6 @@ from dim_hf.data import load_image_data
         ({"num_workers": -1}, "`num_workers` is -1; valid is a whole number from 0"),
         ({"max_samples": 0}, "`max_samples` is 0; valid is a whole number from 1"),
         ({"max_samples": 9}, "`max_samples` is 9; there are 10 classes"),
-        ({"least_per_class": 0}, "`least_per_class` is 0; valid is a whole number from 1"),
-        ({"least_per_class": 200}, "the class 0, .* has fewer than 200 images in split 'train' of digits; each class"),
-        (
-            {"least_per_class": 3, "max_samples": 20},
-            "the class 0, 1, .* has fewer than 3 images in split 'train' of digits with `max_samples` 20; each class",
-        ),
         ({"seed": -1}, "`seed` is -1; valid is a whole number from 0"),
         ({"seed": 0.5}, "`seed` is 0.5; valid is a whole number from 0"),
         ({"split": "validation"}, "digits have no split 'validation'; valid are train, test"),

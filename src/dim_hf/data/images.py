@@ -33,7 +33,6 @@ def load_image_data(
     cache_dir: str | os.PathLike | None = None,
     num_workers: int | None = None,
     max_samples: int | None = None,
-    least_per_class: int = 1,
     revision: str | None = None,
     seed: int = 0,
 ) -> ImageData:
@@ -54,7 +53,6 @@ def load_image_data(
         cache_dir: Folder for decoded images. The default is `dim_hf` in the cache folder of Hugging Face.
         num_workers: Processes that decode, by default one per core. 0 decodes in this process.
         max_samples: Number of images in a stratified sample, drawn with `seed`.
-        least_per_class: Images that each class must have for what follows, such as 2 to hold out a part.
         revision: Revision of a data set on the Hub.
 
     Raises:
@@ -72,7 +70,6 @@ def load_image_data(
         if not isinstance(word, str) and (word is not None or name == "split"):
             raise ValueError(f"`{name}` is {shown(word)}; valid is a `str`.")
     numbers = {"resolution": (resolution, 4), "num_workers": (num_workers, 0), "max_samples": (max_samples, 1)}
-    numbers |= {"least_per_class": (least_per_class, 1)}
     for name, (number, least) in numbers.items():
         if number is not None:
             check_integer(name, number, least)
@@ -109,14 +106,6 @@ def load_image_data(
             raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
         chosen = stratified_order(own_labels, seed)[:max_samples].sort().values
         dataset, own_labels = dataset.select(chosen.tolist()), own_labels[chosen]
-    # Before images are decoded, which can take hours.
-    counts = torch.bincount(own_labels, minlength=len(own_names))
-    if class_names is None and (counts < least_per_class).any():
-        few = listed(own_names[i] for i in torch.nonzero(counts < least_per_class).flatten().tolist())
-        sampled = f" with `max_samples` {max_samples}" if max_samples is not None else ""
-        raise ValueError(
-            f"the class {few} has fewer than {least_per_class} images in {origin}{sampled}; each class needs so many."
-        )
     images, digest = decoded_images(
         dataset,
         origin,
