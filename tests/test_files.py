@@ -102,7 +102,9 @@ def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, mo
         (".", ".", "the data folder ."),
     ):
         with pytest.raises(FileExistsError, match=f"`--output_dir` {output} is {named}, whose images"):
-            refuse_data_folder(output, data)
+            refuse_data_folder(output, data, None)
+        with pytest.raises(FileExistsError):
+            refuse_data_folder(output, "owner/name", data)
     (tmp_path / "pets" / "empty").mkdir()
     lock_output_dir(tmp_path / "pets" / "run", "train_dim.py").release()
     write(tmp_path / "pets" / "run" / "options.json")
@@ -110,7 +112,12 @@ def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, mo
         ("pets/new", "pets"), ("pets/empty", "pets"), ("pets/run", "pets"), ("out", "pets"), ("pets-2", "pets"),
         (".", "pets"), ("pets", "owner/name"), ("pets", None), ("pets", "pets/cat/1.png"),
     ):  # fmt: skip
-        refuse_data_folder(output, data)
+        refuse_data_folder(output, data, None)
+    (tmp_path / "digits").mkdir()
+    refuse_data_folder("digits", "digits", None)
+    for arguments in (("./digits", None), ("digits", "digits")):
+        with pytest.raises(FileExistsError):
+            refuse_data_folder("digits", *arguments)
 
 
 def test_two_scripts_may_share_a_folder(tmp_path):

@@ -107,7 +107,7 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
             f"`--pipeline`); valid is another split, or --validation for what training held out of it."
         )
     output = Path(args.output_dir or Path(args.pipeline) / "audit")
-    refuse_data_folder(output, args.train_data_dir or args.dataset_name)
+    refuse_data_folder(output, args.dataset_name, args.train_data_dir)
     refuse_foreign_files(output, "audit_dim.py")
     check_output_dir(output, 2**20, resuming=True)
     if args.export_dir:

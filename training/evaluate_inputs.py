@@ -138,7 +138,7 @@ def check_folders(args: argparse.Namespace) -> Folders:
         check_pipeline("before_matching", before)
     training = read_training(args.pipeline) if args.validation else None
     output = Path(args.output_dir or pipeline / "evaluation")
-    refuse_data_folder(output, args.train_data_dir or args.dataset_name)
+    refuse_data_folder(output, args.dataset_name, args.train_data_dir)
     refuse_foreign_files(output, "evaluate_dim.py")
     # A new evaluation takes the place of an older one.
     check_output_dir(output, 2**20, resuming=True)

@@ -138,7 +138,7 @@ def check(args: argparse.Namespace) -> Start:
     goes_on = bool(resume) and not branched
     if accelerator.is_main_process:
         if checkpoint is None or branched:
-            refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
+            refuse_data_folder(output_dir, args.dataset_name, args.train_data_dir)
         check_folder(output_dir, checkpoint, goes_on)
         for reason in damaged:
             print(f"{reason}; going on from {checkpoint}.")

@@ -141,7 +141,7 @@ def check(args: argparse.Namespace) -> Start:
             f"accelerate's `--num_processes` is {accelerator.num_processes}; valid with `--privacy_epsilon` is 1."
         )
     if checkpoint is None:
-        refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
+        refuse_data_folder(output_dir, args.dataset_name, args.train_data_dir)
     check_folder(output_dir, checkpoint, bool(resume))
     for reason in damaged:
         print(f"{reason}; going on from {checkpoint}.")

@@ -100,7 +100,7 @@ def main(args: argparse.Namespace) -> float:
     if output_dir.resolve() != Path(args.pipeline).resolve() and read_options(output_dir):
         raise FileExistsError(f"`--output_dir` {output_dir} holds another training run; name another folder.")
     if output_dir.resolve() != Path(args.pipeline).resolve():
-        refuse_data_folder(output_dir, args.train_data_dir or args.dataset_name)
+        refuse_data_folder(output_dir, args.dataset_name, args.train_data_dir)
         refuse_foreign_files(output_dir, "train_labeler.py")
     pipe = load_pipeline("pipeline", args.pipeline)
     config = pipe.generator.config

@@ -20,7 +20,7 @@ def check_characters(token: str | bool | None, argument: str) -> None:
     """Raises a `ValueError` that does not show the token if it has characters that no token has, such as a newline."""
     if isinstance(token, str) and not (token.isascii() and token.isprintable() and " " not in token):
         raise ValueError(
-            f"{argument} holds a space, a line break or another character that no token has; valid is a token alone."
+            f"{argument} holds a space, a line break or another character that no token has; give only the token."
         )
 
 
@@ -53,7 +53,7 @@ def hub_reason(error: BaseException) -> str:
             return "the token does not give the right to do this; it needs write access to the repository."
         if isinstance(each, httpx.LocalProtocolError):
             # Its text would show the token.
-            return "a header of the request is not valid; see whether HF_TOKEN is a token alone."
+            return "a header of the request is not valid; check that HF_TOKEN holds only the token."
         if isinstance(each, httpx.TransportError):
             return f"the connection to {constants.ENDPOINT} failed ({str(each) or type(each).__name__})."
     if any(isinstance(each, OfflineModeIsEnabled) for each in chain) and constants.HF_HUB_OFFLINE:

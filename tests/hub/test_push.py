@@ -54,7 +54,7 @@ def test_each_wrong_argument_is_named(argument, text):
 
 
 @pytest.mark.parametrize("token", ["hf_secret\r", "hf_secrét"])
-def test_a_token_that_cannot_be_sent_is_not_shown(token, monkeypatch):
+def test_a_token_that_cannot_be_sent_is_not_shown(token):
     for load in (
         lambda: DiMPipeline.from_pretrained("me/x", token=token),
         lambda: DiMPipeline.from_pretrained("me/x", subfolder="a", token=token),

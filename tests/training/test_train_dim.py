@@ -165,7 +165,7 @@ def test_a_run_branches_off_another_before_matching(tiny, tmp_path):
         run(tiny(f"branch-{name}", *steps, *more, "--resume_from_checkpoint", "latest"))
     with pytest.raises(ValueError, match="`match_interval` was 1 and is now 2.*`match_loss` was 'class'"):
         run(tiny("late", *steps, *other, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
-    with pytest.raises(ValueError, match="`adversarial_steps` was 6 and is now 7"):
+    with pytest.raises(ValueError, match=r"`adversarial_steps` was 6 and is now 7 \(by --max_train_steps"):
         run(tiny("late", *steps, *longer, "--resume_from_checkpoint", str(trunk / "checkpoint-8")))
     with pytest.raises(ValueError, match="checkpoint-10 is of step 10, and the run ends at step 10; more"):
         run(tiny("late", *steps, "--resume_from_checkpoint", str(trunk / "checkpoint-10")))

@@ -230,7 +230,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             push_to_hub,
             **kwargs,
         )
-        # diffusers leaves what an earlier save in several files, or in one, has in the place of these.
+        # diffusers leaves the index of an earlier save in several files, or the file of one in a single file.
         if index.is_file() and index.stat().st_mtime_ns != written:
             single.unlink(missing_ok=True)
         elif single.is_file():

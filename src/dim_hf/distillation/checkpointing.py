@@ -189,7 +189,7 @@ def read_progress(
     return progress | {"options": now}
 
 
-# What decides settings that are no flags.
+# Which flags decide the settings that are not flags themselves.
 MEANINGS = {
     "data_fingerprint": " (the images and labels of the data set)",
     "adversarial_steps": " (by --max_train_steps or --num_train_epochs)",

@@ -51,7 +51,7 @@ def prepare_repository(repo_id: str, token: str | None, private: bool | None, re
 
 
 def check_token(token: str | None, needed_by: str, argument: str) -> None:
-    """Raises a `ValueError` if there is no token, or one that cannot be sent."""
+    """Raises a `ValueError` if the token is missing, or has characters that no token has."""
     check_characters(token, argument)
     if not (token or get_token()):
         raise ValueError(
