@@ -8,6 +8,7 @@ import copy
 import inspect
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterable, Mapping
@@ -162,15 +163,25 @@ class DiMPipeline(DiffusionPipeline):
 
         Raises:
             ValueError: If an argument is not valid, or the form of storage cannot hold the weights.
-            OSError: If the folder cannot be written.
+            OSError: If the folder cannot be written, or holds a `pipeline.py` but no pipeline.
         """
         if not safe_serialization:
             raise ValueError("`safe_serialization` is False; only True is valid, since pickled weights can run code.")
         if not isinstance(save_directory, str | os.PathLike):
             raise ValueError(f"`save_directory` is {_shown(save_directory)}; valid is the path of a folder.")
+        # It becomes part of file names.
+        if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]*", variant)):
+            raise ValueError(
+                f"`variant` is {_shown(variant)}; valid are letters, digits, hyphens and underscores, or None."
+            )
         folder = Path(save_directory).expanduser()
         if folder.is_file():
             raise NotADirectoryError(f"`save_directory` {folder} is a file; valid is the path of a folder.")
+        if (folder / "pipeline.py").is_file() and not (folder / "model_index.json").is_file():
+            raise FileExistsError(
+                f"`save_directory` {folder} holds a pipeline.py without a pipeline, which would be overwritten; "
+                "name another folder."
+            )
         form = self.generator.storage if storage is None else storage
         if form is not None:
             # Before any file is made.

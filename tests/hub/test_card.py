@@ -88,6 +88,14 @@ def test_quick_starts_on_the_card_are_valid_python(tmp_path):
         compile(code.partition("```")[0], "card", "exec")
 
 
+def test_the_card_of_a_variant_loads_that_variant():
+    text = model_card(make_pipeline(), "me/cats", variant="int4").text
+    assert 'DiMPipeline.from_pretrained("me/cats", variant="int4")' in text
+    assert 'DiffusionPipeline.from_pretrained("me/cats", variant="int4", trust_remote_code=True)' in text
+    # The plain weights, pushed later, have a quick start of their own.
+    assert "variant" not in model_card(make_pipeline(), "me/cats", existing=ModelCard(text)).text
+
+
 def test_card_of_a_pipeline_that_nothing_is_known_of():
     card = model_card(make_pipeline(), "me/cats")
     assert "Not measured yet" in part(card, "results") and "were not recorded" in part(card, "training")

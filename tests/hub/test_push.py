@@ -37,6 +37,8 @@ def test_wrong_arguments_are_refused_before_the_hub_is_asked(tmp_path):
         ({"token": 3}, "`token` is 3; valid is a `str`, or None."),
         ({"variant": True}, "`variant` is True; valid is a `str`, or None."),
         ({"subfolder": 1}, "`subfolder` is 1; valid is a `str`, or None."),
+        ({"subfolder": "a/../b"}, "`subfolder` is 'a/../b'; valid are names of folders with / between them."),
+        ({"variant": "a/b"}, "`variant` is 'a/b'; valid are letters, digits, hyphens"),
         ({"token": "hf_secret\n"}, "`token` holds a space, a line break or another character"),
         ({"token": "hf_secret\r"}, "`token` holds a space, a line break or another character"),
         ({"token": "hf secret"}, "`token` holds a space, a line break or another character"),

@@ -213,6 +213,20 @@ def test_a_folder_to_save_to(pipe, name):
     assert message(ValueError, pipe.save_pretrained, name) == expected
 
 
+@pytest.mark.parametrize("variant", ["../up", "a/b", "a.b", "", "-a", 8, "a\n"])
+def test_a_variant_that_is_no_part_of_a_file_name(pipe, tmp_path, variant):
+    assert f"`variant` is {variant!r}; valid are letters" in message(
+        ValueError, pipe.save_pretrained, tmp_path / "new", variant=variant
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_source_file_without_a_pipeline_is_kept(pipe, tmp_path):
+    (tmp_path / "pipeline.py").write_text("mine")
+    assert "holds a pipeline.py without a pipeline" in message(FileExistsError, pipe.save_pretrained, tmp_path)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+
+
 @pytest.mark.parametrize("subfolder", [3, True, b"x", []])
 def test_subfolder(pipe, tmp_path, subfolder):
     pipe.save_pretrained(tmp_path)

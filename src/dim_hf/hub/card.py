@@ -94,6 +94,7 @@ def model_card(
     existing: ModelCard | None = None,
     evaluation_dir: str | os.PathLike | None = None,
     audit_dir: str | os.PathLike | None = None,
+    variant: str | None = None,
 ) -> ModelCard:
     """
     Writes a model card from what is known about a pipeline, merged into an existing card if there is one. It never
@@ -115,7 +116,7 @@ def model_card(
     licence_in_text = markdown(licence) if licence else "not known; see where it comes from"
     parameters = pipeline.generator.num_parameters()
     form = pipeline.generator.storage or str(pipeline.generator.dtype).removeprefix("torch.")
-    about = [digest, names, pipeline.labeler is not None, form]
+    about = [digest, names, pipeline.labeler is not None, form, *([variant] if variant else [])]
     model_name = repo_id.rpartition("/")[2]
     results = eval_results(metrics, hub_id, data_name) if metrics else []
     privacy = (options or {}).get("privacy")
@@ -134,6 +135,7 @@ def model_card(
         template_path=str(TEMPLATE),
         title=model_name,
         repo_id=repo_id,
+        variant=f", variant={json.dumps(variant)}" if variant else "",
         digest=digest,
         about=hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16],
         labeler=pipeline.labeler is not None,

@@ -113,6 +113,8 @@ def push_to_hub(
     for name, word in words.items():
         if word is not None and not isinstance(word, str):
             raise ValueError(f"`{name}` is {shown(word)}; valid is a `str`, or None.")
+    if subfolder is not None and not set(subfolder.split("/")).isdisjoint(("", ".", "..")):
+        raise ValueError(f"`subfolder` is {shown(subfolder)}; valid are names of folders with / between them.")
     for name, flag in {"private": private, "create_pr": create_pr}.items():
         if flag is not None and not isinstance(flag, bool):
             raise ValueError(f"`{name}` is {shown(flag)}; valid are True and False.")
@@ -128,7 +130,7 @@ def push_to_hub(
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
             existing = existing_card(ModelCard, repo_id, token)
             if not subfolder and not (variant and existing):
-                write_card(pipeline, folder, repo_id, existing, token, evaluation_dir, audit_dir)
+                write_card(pipeline, folder, repo_id, existing, token, evaluation_dir, audit_dir, variant)
             prefix = f"{subfolder}/" if subfolder else ""
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             # `upload_folder` may make several commits of one folder.
@@ -220,7 +222,9 @@ def write_card(
     token: str | None,
     evaluation_dir: str | os.PathLike | None,
     audit_dir: str | os.PathLike | None,
+    variant: str | None = None,
 ) -> None:
     """Writes a pipeline's model card and the sample grid that it shows."""
-    model_card(pipeline, repo_id, token, existing, evaluation_dir, audit_dir).save(folder / "README.md")
+    card = model_card(pipeline, repo_id, token, existing, evaluation_dir, audit_dir, variant)
+    card.save(folder / "README.md")
     save_sample_grid(pipeline, folder / "samples.png")
