@@ -76,11 +76,11 @@ def test_the_command_on_a_card_is_the_one_that_was_given_without_paths():
         "generator_config": {"latent_dim": 3},
         "learning_rate": 0.1,
     }
-    assert command(json.loads(json.dumps(options))) == (
+    assert command(json.loads(json.dumps(options)), "cats") == (
         "accelerate launch training/train_dim.py --augmentation --dataset_name ... --generator_config ... "
-        "--match_loss energy=2.0 features --max_train_steps 40"
+        "--match_loss energy=2.0 features --max_train_steps 40 --output_dir out/cats"
     )
-    assert "--dataset_name org/photos" in command(options | {"dataset_name": "org/photos"})
+    assert "--dataset_name org/photos" in command(options | {"dataset_name": "org/photos"}, "cats")
 
 
 def test_an_export_that_would_hold_the_figures_is_refused_before_them(tmp_path):

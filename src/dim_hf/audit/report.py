@@ -119,9 +119,9 @@ def _copies_table(audit: dict[str, Any]) -> dict[str, Any]:
         f"{copies['generated']:,} generated images against {data['train']:,} training and {data['held_out']:,} "
         f"held-out images of their classes ({data['held_out_is']}); features are those of a {copies['classifier']} "
         "trained on the generated images. Intervals are 95 %, by resampling the distinct nearest images; p by 10,000 "
-        "permutations of training and held-out. AuthPct is the share of images farther from their nearest training "
-        "image than that one from its own nearest. A near copy is less than half as far from one side as from the "
-        f"other. {LITTLE_PROOF}"
+        "permutations of training and held-out. AuthPct is the share of images that are farther from their nearest "
+        "training image than that training image is from its own nearest one. A near copy is less than half as far "
+        f"from one side as from the other. {LITTLE_PROOF}"
     )
     return {"title": "Copies", "text": text, "header": header, "cells": cells}
 

@@ -152,7 +152,7 @@ def model_card(
         example_class=repr(names[0]).replace("<", "\\x3c") if pipeline.config.id2label else 0,
         results=describe_results(metrics),
         audit=describe_audit(audit),
-        training=describe_training(options, read_json(run / "environment.json") if options else None),
+        training=describe_training(options, read_json(run / "environment.json") if options else None, model_name),
         privacy=describe_privacy(privacy, pipeline.labeler is not None),
     )
     if existing is None:
@@ -367,7 +367,7 @@ def metric_name(row: dict[str, Any]) -> str:
     return f"accuracy of {row['classifier']} trained on {images}{labels}"
 
 
-def describe_training(options: dict[str, Any] | None, environment: dict[str, Any] | None) -> str:
+def describe_training(options: dict[str, Any] | None, environment: dict[str, Any] | None, name: str) -> str:
     if options is None:
         return "Its options were not recorded."
     shown = {name: public_value(value) for name, value in sorted(options.items()) if name not in NOT_ON_CARD}
@@ -376,22 +376,23 @@ def describe_training(options: dict[str, Any] | None, environment: dict[str, Any
     made = environment.items() if isinstance(environment, dict) else ()
     made_with = ", ".join(f"{markdown(name)} {markdown(value)}" for name, value in made)
     return (
-        f"With the script of dim_hf:\n\n```bash\n{command(options)}\n```\n\nAll its options:\n\n"
+        f"With the script of dim_hf:\n\n```bash\n{command(options, name)}\n```\n\nAll its options:\n\n"
         f"| option | value |\n|---|---|\n{table}\n\nMade with {made_with}."
     )
 
 
-def command(options: dict[str, Any]) -> str:
-    """The command of a run, with `...` for what only its machine has."""
+def command(options: dict[str, Any], name: str) -> str:
+    """The command of a run, with `...` for what only its machine has, and an output folder of this name."""
     words = ["accelerate launch training/train_dim.py"]
-    for name in options.get("given", []):
-        value = options.get(name)
-        if name in ("dataset_name", "train_data_dir") or name not in NOT_ON_CARD:
-            values = value if isinstance(value, list) else str(value).split() if name == "match_loss" else [value]
+    for option in options.get("given", []):
+        value = options.get(option)
+        if option in ("dataset_name", "train_data_dir") or option not in NOT_ON_CARD:
+            values = value if isinstance(value, list) else str(value).split() if option == "match_loss" else [value]
             told = [None if isinstance(each, dict) else public_value(each) for each in values]
             words.append(
-                " ".join([f"--{name}", *("..." if each is None else shlex.quote(str(each)) for each in told)])
+                " ".join([f"--{option}", *("..." if each is None else shlex.quote(str(each)) for each in told)])
             )
+    words.append(f"--output_dir {shlex.quote(f'out/{name}')}")
     # One line cannot end the block of code that it is in, and no comment a part of the card.
     return one_line(" ".join(words), 4000).replace("<!--", "<! --")
 
