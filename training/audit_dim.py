@@ -62,7 +62,7 @@ from dim_hf.audit.copies import find_copies
 from dim_hf.audit.findings import find
 from dim_hf.audit.lira import IN, OUT, attack_figures, leave_one_out, lira_scores, standardised
 from dim_hf.audit.names import CANARIES
-from dim_hf.audit.report import AUDIT_FORMAT, audit_pictures, audit_tables, describe_audit
+from dim_hf.audit.report import AUDIT_FORMAT, audit_pictures, audit_tables, describe_audit, of_folder
 from dim_hf.audit.signals import feature_rows, make_images, measure, pixel_rows
 from dim_hf.classifiers import build_classifier, public_name
 from dim_hf.distillation.checkpointing import checkpoints
@@ -203,7 +203,7 @@ def examine_pipeline(run: Audit) -> nn.Module:
 
 def compare_images(run: Audit, classifier: nn.Module, folder: Path) -> None:
     """Writes copies.json, and the picture of the closest pairs."""
-    train, held_out = (data.to(torch.device("cpu")) for data in (run.audited.train, run.audited.held_out))
+    train, held_out = (data.to(torch.device("cpu")) for data in (run.audited.distinct, run.audited.held_out))
     made = make_images(run.audited.pipeline, run.args.samples, run.args.seed)
     figures: dict[str, Any] = {"generated": len(made.labels), "classifier": public_name(run.args.classifier)}
     images = (made.pixels, train.images, held_out.images)
@@ -319,6 +319,7 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
             "held_out": len(audited.held_out),
             "held_out_is": held_out,
             "held_out_equal_to_training": audited.overlap,
+            "training_equal_to_held_out": len(audited.train) - len(audited.distinct),
         },
         "folder": audited.folder,
         "copies": read_json(output / "pipeline" / "copies.json"),
@@ -330,7 +331,9 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
     replace_text(output / "audit.json", json.dumps(audit, indent=2))
     pictures = audit_pictures(output, audit)
     write_page(output / "report.html", "Audit", audited.pipeline, audit_tables(audit), pictures)
-    print(f"\n{describe_audit(audit)}\n\nreport {output / 'audit.json'} and {output / 'report.html'}")
+    beside = [each["text"] for each in audit["findings"] if each.get("where") == "folder"] + of_folder(audit)
+    told = "\n".join([describe_audit(audit), "", *beside, ""] if beside else [describe_audit(audit), ""])
+    print(f"\n{told}\nreport {output / 'audit.json'} and {output / 'report.html'}")
     return audit
 
 

@@ -41,6 +41,7 @@ class Audited:
         pipeline ([`DiMPipeline`]): On the device of the audit.
         options: Of the run that made it, if its folder has them.
         train ([`ImageData`]): The images that its generator was trained on.
+        distinct ([`ImageData`]): Those of them that are not among the other images too, which copies are told by.
         held_out ([`ImageData`]): Images that it was not trained on.
         overlap (`int`): Held-out images that were left out, since they equal a training image in every pixel.
         folder: What lies in its folder, see [`look_around`]; `None` for a pipeline of the Hub.
@@ -50,6 +51,7 @@ class Audited:
     pipeline: DiMPipeline
     options: dict[str, Any] | None
     train: ImageData
+    distinct: ImageData
     held_out: ImageData
     overlap: int
     folder: dict[str, Any] | None
@@ -154,13 +156,16 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
         if options is not None:
             train = trained_part(args, train, options)
     check_classifier(args.classifier, train.channels, train.size, features=True)
-    held_out, overlap = without_copies(held_out, train)
+    others, held_out = held_out, without_copies(held_out, train)
+    overlap, distinct = len(others) - len(held_out), train
     if len(held_out) == 0:
         raise ValueError(
             f"all {overlap:,} images of `--test_split` {args.test_split} are among the training images; valid is a "
             "split of others."
         )
-    check_counts(args, train, held_out)
+    if overlap:
+        distinct = without_copies(train, others)
+    check_counts(args, distinct, held_out)
     folder = look_around(args.pipeline) if Path(args.pipeline).is_dir() else None
     discriminator = None
     # A private run has none that could be its own.
@@ -172,7 +177,7 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
             discriminator = None
         fits = discriminator is not None and discriminator.config.sample_size == train.size
         discriminator = discriminator.to(accelerator.device) if fits and discriminator is not None else None
-    return Audited(pipeline, options, train, held_out, overlap, folder, discriminator)
+    return Audited(pipeline, options, train, distinct, held_out, overlap, folder, discriminator)
 
 
 def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, Any]) -> ImageData:
@@ -187,13 +192,11 @@ def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, 
     return holdout(train, options["validation_fraction"], options["seed"])[0]
 
 
-def without_copies(held_out: ImageData, train: ImageData) -> tuple[ImageData, int]:
-    """The held-out images that equal no training image, and the number of the others."""
-    known = {digest for batch in _batches(train) for digest in batch}
-    kept = torch.tensor([digest not in known for batch in _batches(held_out) for digest in batch])
-    if bool(kept.all()):
-        return held_out, 0
-    return held_out.select(torch.nonzero(kept).squeeze(1)), int((~kept).sum())
+def without_copies(images: ImageData, others: ImageData) -> ImageData:
+    """The images that equal none of the others in every pixel."""
+    known = {digest for batch in _batches(others) for digest in batch}
+    kept = torch.tensor([digest not in known for batch in _batches(images) for digest in batch])
+    return images if bool(kept.all()) else images.select(torch.nonzero(kept).squeeze(1))
 
 
 def _batches(data: ImageData) -> Iterator[list[bytes]]:

@@ -88,6 +88,21 @@ def test_noisy_copies_are_seen_and_fresh_draws_are_not():
     assert abs(fresh["auth_pct"] - fresh["auth_pct_of_held_out"]) < 0.25
 
 
+def test_equal_images_are_more_than_chance_only_if_one_side_has_them():
+    train, held_out = cloud(30, 0), cloud(30, 1)
+    labels = torch.zeros(30, dtype=torch.int64)
+
+    def equal_p(made):
+        figures, _ = find_copies(made, labels[: len(made)], train, labels, held_out, labels)
+        return figures["equal_p"]
+
+    # Ten of 60 images, all of them of the 30: hypergeometric.
+    assert equal_p(train[:10].repeat(2, 1)) == pytest.approx(0.0004, abs=0.0006)
+    assert equal_p(train[:2]) == pytest.approx(30 * 29 / (60 * 59), abs=0.02)
+    assert equal_p(torch.cat([train[:5], held_out[:5]])) == pytest.approx(0.64, abs=0.05)
+    assert equal_p(cloud(10, 2)) == 1
+
+
 def test_sides_may_be_exchanged():
     train, held_out, made = cloud(30, 0), cloud(30, 1), cloud(30, 2)
     labels = torch.zeros(30, dtype=torch.int64)

@@ -337,10 +337,9 @@ def test_a_held_out_split_that_repeats_the_training_images_is_refused(home, tmp_
 def test_held_out_images_that_were_trained_on_are_left_out():
     pixels = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
     data = ImageData(pixels, torch.zeros(8, dtype=torch.int64), ("a",), "f")
-    kept, overlap = without_copies(data.select(torch.arange(3, 8)), data.select(torch.arange(5)))
-    assert overlap == 2 and kept.images[:, 0, 0, 0].tolist() == [5, 6, 7]
-    same, none = without_copies(data.select(torch.arange(5, 8)), data.select(torch.arange(5)))
-    assert none == 0 and len(same) == 3
+    kept = without_copies(data.select(torch.arange(3, 8)), data.select(torch.arange(5)))
+    assert kept.images[:, 0, 0, 0].tolist() == [5, 6, 7]
+    assert len(without_copies(data.select(torch.arange(5, 8)), data.select(torch.arange(5)))) == 3
 
 
 def test_the_folder_of_another_audit_is_refused(home, tmp_path):

@@ -100,15 +100,41 @@ def lean(
     # The nearest image of all, training images first, and how many generated images have it as theirs.
     owner = torch.where(is_train, nearest.train, nearest.held_out + len(train_labels))
     owners, counts = owner.unique(return_counts=True)
-    of_train = owners < len(train_labels)
-    both = torch.cat([train_labels, held_out_labels])
     weights = counts.double() / len(labels)
     rng = torch.Generator().manual_seed(seed)
+    share, expected, p = exchange(owners, weights, train_labels, held_out_labels, rng)
+    drawn = torch.randint(len(owners), (RESAMPLES, len(owners)), generator=rng)
+    resampled = (weights[drawn] * (owners < len(train_labels))[drawn]).sum(dim=1) / weights[drawn].sum(dim=1)
+    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return {"share": share, "expected": expected, "interval": [low, high], "p": p}
+
+
+def exchange(
+    owners: torch.Tensor,
+    weights: torch.Tensor,
+    train_labels: torch.Tensor,
+    held_out_labels: torch.Tensor,
+    rng: torch.Generator,
+) -> tuple[float, float, float]:
+    """
+    How much weight the training images have among some real images, and how much they would have if training and
+    held-out images could be exchanged.
+
+    Args:
+        owners (`torch.Tensor` of shape `(n,)`): Positions of distinct real images, training images first.
+        weights (`torch.Tensor` of shape `(n,)`): float64.
+        train_labels, held_out_labels (`torch.Tensor`): int64.
+        rng (`torch.Generator`): Source of the permutations.
+
+    Returns:
+        The weight, the expected one, and the probability of a weight as large by chance.
+    """
+    labels = torch.cat([train_labels, held_out_labels])
     expected, by_chance = 0.0, torch.zeros(PERMUTATIONS, dtype=torch.float64)
-    for label in labels.unique().tolist():
-        mine = torch.nonzero(both[owners] == label).squeeze(1)
+    for label in labels[owners].unique().tolist():
+        mine = torch.nonzero(labels[owners] == label).squeeze(1)
         members = int((train_labels == label).sum())
-        total = members + int((held_out_labels == label).sum())
+        total = int((labels == label).sum())
         expected += members / total * float(weights[mine].sum())
         # "Of the training" is dealt to these owners at random, without replacement, in all permutations at once.
         left = torch.full((PERMUTATIONS,), float(members), dtype=torch.float64)
@@ -116,12 +142,8 @@ def lean(
             dealt = torch.rand(PERMUTATIONS, generator=rng, dtype=torch.float64) * (total - taken) < left
             left -= dealt.double()
             by_chance += weight * dealt
-    share = float(weights[of_train].sum())
-    drawn = torch.randint(len(owners), (RESAMPLES, len(owners)), generator=rng)
-    resampled = (weights[drawn] * of_train[drawn]).sum(dim=1) / weights[drawn].sum(dim=1)
-    low, high = resampled.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    p = (1 + int((by_chance >= share - 1e-12).sum())) / (1 + PERMUTATIONS)
-    return {"share": share, "expected": expected, "interval": [low, high], "p": p}
+    weight = float(weights[owners < len(train_labels)].sum())
+    return weight, expected, (1 + int((by_chance >= weight - 1e-12).sum())) / (1 + PERMUTATIONS)
 
 
 def authenticity(to_train: torch.Tensor, between: torch.Tensor) -> float:
@@ -163,12 +185,16 @@ def find_copies(
     neighbours = torch.cat([nearest.train, by_held_out]).unique()
     _, apart = nearest_in_class(train[neighbours], train_labels[neighbours], train, train_labels, others=True)
     between = torch.full((len(train),), torch.inf).index_put((neighbours,), apart)
+    equal = torch.cat([by_train[to_train == 0], by_other[to_held_out == 0] + len(train)]).unique()
+    ones, rng = torch.ones(len(equal), dtype=torch.float64), torch.Generator().manual_seed(seed)
     return {
         "nearer_to_training": lean(nearest, labels, train_labels, held_out_labels, seed),
         "auth_pct": authenticity(nearest.to_train, between[nearest.train]),
         "auth_pct_of_held_out": authenticity(from_held_out, between[by_held_out]),
         "equal_to_training": int((nearest.to_train == 0).sum()),
         "equal_to_held_out": int((nearest.to_held_out == 0).sum()),
+        # Of the distinct images that generated ones equal.
+        "equal_p": exchange(equal, ones, train_labels, held_out_labels, rng)[2],
         # Half as far from the nearest of one side as from the nearest of the other.
         "near_copies_of_training": int((2 * nearest.to_train < nearest.to_held_out).sum()),
         "near_copies_of_held_out": int((2 * nearest.to_held_out < nearest.to_train).sum()),

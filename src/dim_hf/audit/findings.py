@@ -22,15 +22,17 @@ NOT_TESTED = [
 
 def find(audit: dict[str, Any]) -> list[dict[str, str]]:
     """
-    What an audit has found: a list of `level`, `"leak"` or `"trace"`, and `text`.
+    What an audit has found: a list of `level`, `"leak"` or `"trace"`, and `text`; `where` is `"folder"` for what lies
+    beside the pipeline.
 
     Every figure is held against chance at [`SIGNIFICANCE`] divided by the number of figures, so that an audit of a
-    pipeline that gives nothing away finds something in at most one case of a hundred.
+    pipeline that gives nothing away finds something in at most one case of a hundred. Only generated images that equal
+    a training image are told in any case.
     """
-    found = [{"level": "leak", "text": text} for text in _of_folder(audit.get("folder"))]
+    found = _of_folder(audit.get("folder"))
     copies, membership = audit.get("copies"), audit.get("membership")
     attacks = [] if membership is None else list(_attacks(membership))
-    tests = (2 if copies else 0) + len(attacks)
+    tests = (3 if copies else 0) + len(attacks)
     if copies:
         found += _of_copies(copies, SIGNIFICANCE / tests)
     for where, attack, figures in attacks:
@@ -38,26 +40,39 @@ def find(audit: dict[str, Any]) -> list[dict[str, str]]:
     return sorted(found, key=lambda each: each["level"] != "leak")
 
 
-def _of_folder(folder: dict[str, Any] | None) -> list[str]:
+def _of_folder(folder: dict[str, Any] | None) -> list[dict[str, str]]:
     if folder is None:
         return []
     found = []
     if folder["discriminator"]:
-        found.append(
-            f"The folder holds a discriminator ({folder['discriminator']}). It was shown the training images as real "
-            "ones and may recognise them; remove it."
-        )
+        found.append({
+            "level": "leak",
+            "where": "folder",
+            "text": f"The folder holds a discriminator ({folder['discriminator']}). It was shown the training images "
+            "as real ones and may recognise them; remove it.",
+        })  # fmt: skip
     others = [name for name in folder["weights"] if name.rpartition("/")[0] != folder["discriminator"]]
     if others:
-        found.append(f"The folder holds weights that no image needs: {listed(others, 4)}; remove them.")
+        found.append({
+            "level": "trace",
+            "where": "folder",
+            "text": f"The folder holds weights that no image needs: {listed(others, 4)}; remove them, unless they "
+            "know nothing of the images.",
+        })  # fmt: skip
     return found
 
 
 def _of_copies(copies: dict[str, Any], significance: float) -> list[dict[str, str]]:
     found = []
-    if (equal := copies["pixels"]["equal_to_training"]) > copies["pixels"]["equal_to_held_out"]:
-        found.append({"level": "leak", "text": f"{equal:,} of {copies['generated']:,} generated images equal a "
-                      "training image in every pixel."})  # fmt: skip
+    pixels = copies["pixels"]
+    if (equal := pixels["equal_to_training"]) > pixels["equal_to_held_out"]:
+        by_chance = pixels["equal_p"] >= significance
+        found.append({
+            "level": "trace" if by_chance else "leak",
+            "text": f"{equal:,} of {copies['generated']:,} generated images equal a training image in every pixel"
+            + (f", which can be chance where images repeat (p = {pixels['equal_p']:.2g}): look at them." if by_chance
+               else "."),
+        })  # fmt: skip
     for space in ("pixels", "features"):
         lean = copies[space]["nearer_to_training"]
         if lean["p"] >= significance:
@@ -101,14 +116,14 @@ def _of_attack(where: str, attack: str, figures: dict[str, Any], significance: f
 
 def summary(audit: dict[str, Any]) -> str:
     """One sentence on the outcome."""
-    levels = {each["level"] for each in audit["findings"]}
+    levels = {each["level"] for each in audit["findings"] if each.get("where") != "folder"}
     tested = [name for name in ("copies", "membership") if audit.get(name)]
     what = {"copies": "copies", "membership": "membership inference"}
     told = " and ".join(what[name] for name in tested)
     if "leak" in levels:
         return f"**It gives away training images**, by tests of {told}."
     if "trace" in levels:
-        return f"There are traces of individual training images, small but more than chance, by tests of {told}."
+        return f"There are small traces of individual training images, by tests of {told}."
     return f"Tests of {told} found no sign of individual training images. That is not proof that there is none."
 
 

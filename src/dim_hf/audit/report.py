@@ -9,7 +9,7 @@ from diffusers import DiffusionPipeline
 
 from ..evaluation.html_report import Picture
 from ..files import read_json
-from ..messages import markdown
+from ..messages import listed, markdown
 from ..weights import weights_digest
 from .findings import not_tested, summary
 from .names import ATTACKS, CANARIES, RATES
@@ -73,9 +73,9 @@ def describe_audit(audit: dict[str, Any] | None) -> str:
     if audit is None:
         return NOT_MEASURED
     lines = [summary(audit), ""]
-    lines += [f"- {markdown(each['text'])}" for each in audit["findings"]]
-    if audit["findings"]:
-        lines.append("")
+    # Nothing that lies beside a pipeline is pushed or exported with it.
+    found = [f"- {markdown(each['text'])}" for each in audit["findings"] if each.get("where") != "folder"]
+    lines += [*found, ""] if found else []
     for table in audit_tables(audit)[1:]:
         rows = ["| " + " | ".join(cells) + " |" for cells in (table["header"], *table["cells"])]
         rows.insert(1, "|" + "---|" * len(table["header"]))
@@ -85,10 +85,17 @@ def describe_audit(audit: dict[str, Any] | None) -> str:
     return "\n".join(lines)
 
 
+def of_folder(audit: dict[str, Any]) -> list[str]:
+    """What to know before the folder itself is shared."""
+    run = (audit.get("folder") or {}).get("run")
+    return [f"The folder also holds {listed(run, 4)} of its run; share an export or a push instead."] if run else []
+
+
 def audit_tables(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """The tables of an HTML report: `title`, `text`, `header` and `cells`; the first one has no cells."""
     guarantee = f"The training has {describe_privacy(audit['privacy'])}".replace("**", "")
     words = [guarantee, summary(audit).replace("**", ""), *(each["text"] for each in audit["findings"])]
+    words += of_folder(audit)
     words.append("Not tested: " + "; ".join(not_tested(audit)) + ".")
     tables = [{"title": "What this gives away", "text": " ".join(words), "header": [], "cells": []}]
     if audit.get("copies"):
@@ -115,13 +122,15 @@ def _copies_table(audit: dict[str, Any]) -> dict[str, Any]:
             str(figures["equal_to_training"]),
             f"{figures['near_copies_of_training']} ({figures['near_copies_of_held_out']})",
         ])  # fmt: skip
+    shared = data.get("training_equal_to_held_out", 0)
+    left_out = " Images that are on both sides are left out." if shared else ""
     text = (
-        f"{copies['generated']:,} generated images against {data['train']:,} training and {data['held_out']:,} "
-        f"held-out images of their classes ({data['held_out_is']}); features are those of a {copies['classifier']} "
-        "trained on the generated images. Intervals are 95 %, by resampling the distinct nearest images; p by 10,000 "
-        "permutations of training and held-out. AuthPct is the share of images that are farther from their nearest "
-        "training image than that training image is from its own nearest one. A near copy is less than half as far "
-        f"from one side as from the other. {LITTLE_PROOF}"
+        f"{copies['generated']:,} generated images against {data['train'] - shared:,} training and "
+        f"{data['held_out']:,} held-out images of their classes ({data['held_out_is']}).{left_out} Features are those "
+        f"of a {copies['classifier']} trained on the generated images. Intervals are 95 %, by resampling the distinct "
+        "nearest images; p by 10,000 permutations of training and held-out. AuthPct is the share of images that are "
+        "farther from their nearest training image than that training image is from its own nearest one. A near copy "
+        f"is less than half as far from one side as from the other. {LITTLE_PROOF}"
     )
     return {"title": "Copies", "text": text, "header": header, "cells": cells}
 
