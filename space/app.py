@@ -29,6 +29,7 @@ def main() -> None:
     # a network that swallows packets would keep them waiting for minutes.
     if "HF_HUB_OFFLINE" not in os.environ and not answers(os.environ.get("HF_ENDPOINT", "https://huggingface.co")):
         os.environ["HF_HUB_OFFLINE"] = "1"
+    from gradio import processing_utils
     from guard import MOST_BYTES, Guard
     from page import CSS, build_page, load_pipelines, theme
     from PIL import Image
@@ -45,6 +46,8 @@ def main() -> None:
         raise SystemExit(str(error)) from error
     # Pillow refuses twice as many pixels: a few bytes may say that they are a huge image.
     Image.MAX_IMAGE_PIXELS = 2**24
+    # Gradio would download any file that a message names by its address, of any size.
+    processing_utils.async_ssrf_protected_download = refuse_download
     page = build_page(pipelines, unseen)
     # One run of each kind at a time; calls that would pass the queue are not taken.
     page.queue(max_size=MOST_WAITING, default_concurrency_limit=1, api_open=False)
@@ -58,6 +61,10 @@ def main() -> None:
         state_session_capacity=MOST_WAITING,
         enable_monitoring=False,
     )
+
+
+async def refuse_download(url: str, cache_dir: str) -> str:
+    raise ValueError("An address in place of a file is not taken.")
 
 
 def answers(address: str, patience: float = LONGEST_WAIT) -> bool:

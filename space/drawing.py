@@ -45,7 +45,9 @@ def to_digit(drawing: np.ndarray) -> torch.Tensor | None:
     scale = BOX / max(width, height)
     size = (max(1, round(scale * width)), max(1, round(scale * height)))
     # Each pixel is the mean of the ink that it covers.
-    small = np.asarray(ink.crop(area).convert("F").resize(size, Image.Resampling.BOX)).round()
+    small = np.asarray(ink.crop(area).convert("F").resize(size, Image.Resampling.BOX))
+    # A thin stroke covers only a part of any pixel, and MNIST's are white.
+    small = (255 / small.max() * small).round()
     digit = np.zeros((SIZE, SIZE), np.uint8)
     top, left = (_offset(small.sum(axis=axis, dtype=np.float64)) for axis in (1, 0))
     digit[top : top + size[1], left : left + size[0]] = small

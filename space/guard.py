@@ -11,7 +11,8 @@ from typing import Any
 # All that the page asks for; the rest of Gradio (proxies, monitoring, editing, calls that pass the queue) stays shut.
 OPEN = re.compile(
     r"/|/config/?|/theme\.css|/robots\.txt|/favicon\.ico|/manifest\.json|/pwa_icon(/\d+)?|/(assets|static|svelte)/.+|"
-    r"/gradio_api/(info/?|app_id/?|startup-events|upload|upload_progress|file=.+|heartbeat/\w+|reset/?|cancel|"
+    # Gradio would fetch a file whose name is an address of the web, and hand it on.
+    r"/gradio_api/(info/?|app_id/?|startup-events|upload|upload_progress|file=(?!.*:/).+|heartbeat/\w+|reset/?|cancel|"
     r"queue/(join|data)|theme\.css)"
 )
 # A canvas is some 20 KB.
@@ -109,7 +110,11 @@ class Guard:
             return 413, TOO_LARGE
         if self.open[address] >= MOST_OPEN_OF_ONE or self.open.total() >= MOST_OPEN:
             return 503, "Too many pages are open; close one, or try again later."
-        if path.startswith("/gradio_api/") and not self.may_ask(address):
+        headers = dict(scope["headers"])
+        # A browser sends a file to any address that a page names, and only says so.
+        if scope.get("method") == "POST" and headers.get(b"sec-fetch-site") == b"cross-site":
+            return 403, "Requests of other pages are not taken."
+        if not re.match("/(assets|static|svelte)/", path) and not self.may_ask(address):
             return 429, f"Too many requests; valid are {PER_SECOND:g} per second."
         return None
 

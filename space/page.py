@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
@@ -12,9 +13,10 @@ import numpy as np
 import pandas as pd
 import torch
 from drawing import SIZE, is_of_digits, read_digit, to_digit
+from gradio.components.image_editor import EditorData
 from PIL import Image
 from torch import nn
-from unseen import MAX_SEED, unseen_images
+from unseen import MAX_SEED, NOT_READ, unseen_images
 
 from dim_hf import DiMPipeline
 from dim_hf.data import ImageData
@@ -32,6 +34,10 @@ STEPS_PER_POINT = 10
 CANVAS = 320
 # Whose choice of a pipeline is known, and seconds for which a classifier is kept.
 MOST_SESSIONS, KEPT = 1000, 3600
+# How often files of visitors and pictures for them are looked through, and the age at which they are deleted; seconds.
+KEPT_FILES = (60, 600)
+# Side of a drawing that is read, in pixels; a browser may send more than the canvas has.
+LARGEST_DRAWING = 4 * CANVAS
 # On which the page opens, unless a pipeline is named.
 FIRST = "mnist"
 NOTHING_TRAINED = "Nothing is trained yet."
@@ -41,6 +47,23 @@ CSS = """
 .pixels img {image-rendering: pixelated}
 footer {display: none !important}
 """
+
+
+def read_drawing(read: Callable[[EditorData | None], Any], sent: EditorData | None) -> Any:
+    """What `read` makes of the content of a canvas, of which only the drawing as a whole is decoded."""
+    if sent is None:
+        return None
+    # Of these a message may hold any number.
+    sent.background, sent.layers = None, []
+    if sent.composite is not None and sent.composite.path is not None:
+        try:
+            with Image.open(sent.composite.path, formats=("PNG", "WEBP")) as drawing:
+                fits = max(drawing.size) <= LARGEST_DRAWING
+        except (OSError, ValueError, Image.DecompressionBombError):
+            fits = False
+        if not fits:
+            raise refusal(f"The drawing is not a PNG or WebP image of at most {LARGEST_DRAWING} pixels a side.")
+    return read(sent)
 
 
 def theme() -> gr.themes.Base:
@@ -65,6 +88,9 @@ def load_pipelines(shipped: Path, named: str | None) -> dict[str, DiMPipeline]:
     if named is not None:
         folder = Path(named).expanduser().resolve()
         first = folder.name if folder.parent == shipped.resolve() and folder.name in sources else named
+        # A folder of the same name as a shipped one goes by its path.
+        if first in sources and folder.is_dir() and folder.parent != shipped.resolve():
+            first = str(folder)
         sources.setdefault(first, named)
     if not sources:
         raise FileNotFoundError(f"{shipped} holds no pipeline; name one in DIM_PIPELINE, a folder or Hub id.")
@@ -212,8 +238,11 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
         seed = check_whole("Seed", seed, MAX_SEED, lowest=0)
         if name not in unseen:
             yield as_curve([]), "Looking for real test images...", None
-            unseen[name] = unseen_images(pipelines[name])
-        images = unseen[name]
+            images = unseen_images(pipelines[name])
+            if NOT_READ not in images.origin:
+                unseen[name] = images
+        else:
+            images = unseen[name]
         points: list[tuple[int, float]] = []
         classifier: nn.Module | None = None
         for step, accuracy, classifier in train_and_score(pipelines[name], images, ipc, seed, is_wanted):
@@ -239,7 +268,9 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
         enlarged = Image.fromarray(digit[0, 0].numpy()).resize((8 * SIZE, 8 * SIZE), Image.Resampling.NEAREST)
         return enlarged, read_digit(classifier, digit)
 
-    with gr.Blocks(title="dim_hf: a data set in a generator", analytics_enabled=False) as page:
+    with gr.Blocks(
+        title="dim_hf: a data set in a generator", analytics_enabled=False, delete_cache=KEPT_FILES
+    ) as page:
         gr.Markdown("# A data set in a generator")
         with gr.Row():
             choice = gr.Dropdown(list(pipelines), value=first, label="Pipeline", elem_id="pipeline", scale=2)
@@ -305,6 +336,7 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
                         transforms=(),
                         buttons=[],
                     )
+                    drawing.preprocess = partial(read_drawing, drawing.preprocess)  # type: ignore[method-assign]
                     read = gr.Button("Recognise", variant="primary")
                 with gr.Column(scale=3), gr.Row():
                     seen = gr.Image(

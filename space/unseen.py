@@ -15,6 +15,8 @@ from dim_hf.hub.card import existing_card
 from dim_hf.messages import markdown, one_line
 
 
+# What a network that is up again may change.
+NOT_READ = "could not be read"
 # Enough to see a curve rise, and scored in a second.
 MOST_IMAGES = 500
 MAX_SEED = 2**31 - 1
@@ -34,7 +36,7 @@ def unseen_images(pipeline: DiMPipeline) -> ImageData:
         reason = "the pipeline's card names no data set on the Hub"
     # What a network, the Hub, a card or a data set raises; the page goes on.
     except (OSError, httpx.HTTPError, ValueError) as error:
-        reason = f"{dataset or 'the card'} could not be read: {markdown(one_line(error))}"
+        reason = f"{dataset or 'the card'} {NOT_READ}: {markdown(one_line(error))}"
     return replace(held_out_images(pipeline), origin=f"held-out *generated* images (no real ones: {reason})")
 
 

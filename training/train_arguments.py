@@ -147,8 +147,8 @@ def make_parser() -> Parser:
     validation.add_argument(
         "--validation_steps",
         type=positive_int,
-        help="steps between validations; default: up to eight in a run, one after the adversarial phase, for a tenth of "
-        "its operations together",
+        help="steps between validations; default: up to eight in a run, one after the adversarial phase, for a tenth "
+        "of its operations together",
     )
     validation.add_argument("--validation_classifier", default="convnet3", help="as in --pool, without a weight")
     validation.add_argument(

@@ -115,6 +115,16 @@ def test_a_drawing_with_its_weight_at_one_side_stays_whole():
     assert np.array_equal(digit, expected)
 
 
+@pytest.mark.parametrize("width", [1, 3, 22])
+def test_a_thin_stroke_is_as_white_as_a_thick_one(width):
+    digit = drawing.to_digit(canvas(np.ones((200, width), bool), left=50, top=30))[0, 0].numpy()
+    assert digit.max() == 255
+    dots = canvas(np.zeros((1, 1), bool))
+    # Two dots in corners, which make up little of any of its pixels.
+    dots[0, 0] = dots[-1, -1] = (0, 0, 0, 255)
+    assert drawing.to_digit(dots)[0, 0].numpy().max() == 255
+
+
 @pytest.mark.parametrize("paper", [0, 255])
 def test_an_empty_canvas_is_no_digit(paper):
     assert drawing.to_digit(np.full((320, 320, 4), paper, np.uint8)) is None
@@ -238,6 +248,11 @@ def test_the_page_opens_on_the_pipeline_that_is_named_or_mnist(tmp_path, monkeyp
     assert list(pipelines) == ["own", "clothes", "mnist", "toys"]
     assert [Path(each.name_or_path).name for each in pipelines.values()] == list(pipelines)
     assert list(page.load_pipelines(tmp_path / "none", "own")) == ["own"]
+    # A folder of the user, and what is shipped under the same name.
+    build_pipeline(names=list("klmnopqrst")).save_pretrained(tmp_path / "mnist")
+    pipelines = page.load_pipelines(shipped, "mnist")
+    assert list(pipelines) == [str(tmp_path / "mnist"), "clothes", "mnist", "toys"]
+    assert [each.class_names[0] for each in pipelines.values()] == ["k", "a", "a", "a"]
 
 
 @pytest.mark.parametrize(

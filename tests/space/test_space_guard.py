@@ -9,15 +9,18 @@ import socket
 import subprocess
 import sys
 import urllib.parse
+from contextlib import suppress
 from pathlib import Path
 
 import guard
 import page
 import pytest
 import unseen
+from gradio.components.image_editor import EditorData
 from guard import Guard
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 
 ROOT = Path(__file__).parents[2]
@@ -37,7 +40,7 @@ async def app(scope, receive, send):
     await send({"type": "http.response.body", "body": str(length).encode()})
 
 
-def ask(guarded, path="/gradio_api/queue/join", bodies=(b"",), headers=(), client="1.2.3.4"):
+def ask(guarded, path="/gradio_api/queue/join", bodies=(b"",), headers=(), client="1.2.3.4", method="GET"):
     """The status, headers and text of an answer."""
     sent, left = [], list(bodies)
 
@@ -47,9 +50,8 @@ def ask(guarded, path="/gradio_api/queue/join", bodies=(b"",), headers=(), clien
     async def send(message):
         sent.append(message)
 
-    asyncio.run(
-        guarded({"type": "http", "path": path, "headers": list(headers), "client": (client, 5)}, receive, send)
-    )
+    scope = {"type": "http", "method": method, "path": path, "headers": list(headers), "client": (client, 5)}
+    asyncio.run(guarded(scope, receive, send))
     return sent[0]["status"], dict(sent[0]["headers"]), sent[1]["body"].decode()
 
 
@@ -69,10 +71,25 @@ def test_a_flood_of_one_address_is_stopped_and_of_others_is_not():
     statuses = [ask(guarded)[0] for _ in range(guard.BURST + 5)]
     assert statuses == [200] * guard.BURST + [429] * 5
     assert ask(guarded, client="5.6.7.8")[0] == 200 and ask(guarded, "/assets/a.js")[0] == 200
+    assert ask(guarded, "/config")[0] == 429
     now[0] = 1.0
     assert [ask(guarded)[0] for _ in range(12)] == [200] * 10 + [429] * 2
     now[0] = 10.0**9
     assert [ask(guarded)[0] for _ in range(guard.BURST + 1)][-2:] == [200, 429]
+
+
+@pytest.mark.parametrize("scheme", ["http:/", "https:/", "HTTPS:/", "ftp:/", "x:"])
+def test_no_address_of_the_web_is_fetched(scheme):
+    assert ask(Guard(app), f"/gradio_api/file={scheme}/somewhere.example/a.png")[0] == 404
+    assert ask(Guard(app), "/gradio_api/file=/tmp/gradio/a/b.png")[0] == 200
+
+
+def test_another_page_cannot_post():
+    from_afar, own = [(b"sec-fetch-site", b"cross-site")], [(b"sec-fetch-site", b"same-origin")]
+    assert ask(Guard(app), "/gradio_api/upload", headers=from_afar, method="POST")[0] == 403
+    assert ask(Guard(app), "/gradio_api/upload", headers=own, method="POST")[0] == 200
+    # A link to the page is followed.
+    assert ask(Guard(app), "/", headers=from_afar)[0] == 200
 
 
 def test_addresses_are_forgotten():
@@ -239,8 +256,36 @@ def test_what_is_posted_to_the_server(server):
     if status == 200:
         status, _, content = send(port, "GET", "/gradio_api/queue/data?session_hash=a")
     assert b"root:" not in content and b'"success":true' not in content.replace(b" ", b"")
+    # Nor an address, which the server would ask.
+    asked = []
+    with socket.socket() as listening:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen()
+        listening.settimeout(0.5)
+        layer["path"] = f"http://127.0.0.1:{listening.getsockname()[1]}/a.png"
+        send(port, "POST", "/gradio_api/queue/join", json.dumps(event | {"session_hash": "b"}).encode(), as_json)
+        send(port, "GET", "/gradio_api/queue/data?session_hash=b")
+        with suppress(TimeoutError):
+            asked.append(listening.accept())
+    assert not asked
     # It is still there.
     assert send(port, "GET", "/")[0] == 200
+
+
+@pytest.mark.parametrize("name, size, fits", [("PNG", 320, True), ("WEBP", 1280, True), ("PNG", 1281, False),
+                                              ("BMP", 20, False), ("TIFF", 20, False)])  # fmt: skip
+def test_only_a_small_drawing_in_a_format_of_browsers_is_decoded(tmp_path, name, size, fits):
+    path = str(tmp_path / "x.png")
+    Image.new("RGBA" if name != "BMP" else "RGB", (size, size)).save(path, format=name)
+    drawn = {"path": path}
+    payload = EditorData(background=drawn, layers=[drawn] * 3, composite=drawn)
+    read = page.gr.Sketchpad().preprocess
+    if not fits:
+        with pytest.raises(page.gr.Error, match="not a PNG or WebP image of at most 1280 pixels a side"):
+            page.read_drawing(read, payload)
+        return
+    value = page.read_drawing(read, payload)
+    assert value["composite"].shape == (size, size, 4) and not value["layers"] and value["background"] is None
 
 
 @pytest.mark.parametrize(
