@@ -78,6 +78,8 @@ ADVERSARIAL: dict[str, tuple[list[str], dict[str, Any]]] = {
     "no augmentation": (["--augmentation"], {}),
     "no EMA": (["--ema_decay", "0"], {}),
 }
+# Two lines of the log before the last one, which has a validation.
+LEAST_TIMED = 21
 TAKE_TIME = tuple(row for row in MATCHING if row != RATE_ALONE)
 BRANCHES = (NO_MATCHING, *MATCHING, AS_LONG)
 ROWS = (*BRANCHES, FROM_THE_START, *ADVERSARIAL)
@@ -108,6 +110,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     counts = ("max_train_steps", "max_match_steps", "pool_steps", "validation_epochs")
     check_numbers(args, dict.fromkeys(counts, (1, 2**31)) | {"resolution": (4, 2**31), "seeds": (0, 2**32)})
     check_once(args, ("rows", "seeds"))
+    if AS_LONG in args.rows and min(args.max_train_steps, args.max_match_steps) < LEAST_TIMED:
+        parser.error(
+            f"--rows has {AS_LONG!r}, for which steps are timed; --max_train_steps and --max_match_steps must be "
+            f"{LEAST_TIMED} or more"
+        )
     if not 0 < args.validation_fraction < 1:
         raise ValueError(f"`--validation_fraction` is {args.validation_fraction}; it must lie between 0 and 1.")
     check_classifier(args.validation_classifier)

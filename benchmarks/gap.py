@@ -35,6 +35,7 @@ from dim_hf.models import DiMGenerator
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import latents_at
 from dim_hf.streams.real import RealStream, WholeSetStream
+from dim_hf.weights import module_digest
 
 
 CPU = torch.device("cpu")
@@ -61,7 +62,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()
     options = json.loads((args.run / "options.json").read_text())
-    data = load_image_data(args.dataset_name, options["train_split"], max_samples=options["max_train_samples"])
+    if "max_train_samples" not in options:
+        raise ValueError(f"`--run` {args.run} is a private run, which held no images out; valid is another one.")
+    as_read = ("dataset_config_name", "image_column", "label_column", "resolution", "revision")
+    data = load_image_data(
+        args.dataset_name,
+        options["train_split"],
+        max_samples=options["max_train_samples"],
+        **{name: options.get(name) for name in as_read},
+    )
     if data.fingerprint != options["data_fingerprint"]:
         raise ValueError(f"`--dataset_name` {args.dataset_name} is not what `--run` {args.run} was trained on.")
     train, held_out = (part.to(CPU) for part in holdout(data, options["validation_fraction"], options["seed"]))
@@ -70,16 +79,20 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     judge = None
     for seed, step in itertools.product(args.seeds, [None, *args.steps]):
         job = settings | {"data": data.fingerprint, "run": args.run.name, "step": step, "seed": seed}
+        generator = None
+        if step is not None:
+            generator = DiMGenerator.from_pretrained(args.run / f"checkpoint-{step}" / "ema_generator").eval()
+            # Another run may have the same name.
+            job["content"] = module_digest(generator)
         if job in [row["job"] for row in read_json_lines(results)]:
             continue
         judge = judge or train_judge(train, args.judge_steps)
         start = time.perf_counter()
-        if step is None:
+        if generator is None:
             row = coverage(judge, train, held_out, args.per_class, seed)
             row["judge"] = evaluate_accuracy(judge, held_out)
             row["accuracy"] = accuracy(RealStream(train, args.ipc, seed, 64), held_out, args.epochs, seed)
         else:
-            generator = DiMGenerator.from_pretrained(args.run / f"checkpoint-{step}" / "ema_generator").eval()
             row = coverage(judge, generator, held_out, args.per_class, seed)
             row["accuracy"] = accuracy(GeneratedStream(generator, args.ipc, seed, 64), held_out, args.epochs, seed)
             replaced = nearest_generated(judge, train, generator, args.candidates, seed)

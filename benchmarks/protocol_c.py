@@ -30,6 +30,7 @@ from dim_hf.evaluation.protocol_c import LegacyRealStream, LegacyStream, legacy_
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment, keep_freed_memory
+from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_digest
 
@@ -62,15 +63,25 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()
+    if len(set(args.seeds)) < len(args.seeds):
+        raise ValueError(f"`--seeds` names {listed(args.seeds)}; each must be given once.")
     if not (Path(args.pipeline) / "model_index.json").exists():
         raise FileNotFoundError(f"`--pipeline` is {args.pipeline}, which holds no pipeline (model_index.json).")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    generator = DiMPipeline.from_pretrained(args.pipeline).generator.to(device).eval()
+    pipeline = DiMPipeline.from_pretrained(args.pipeline)
+    generator = pipeline.generator.to(device).eval()
     size, channels = generator.config.sample_size, generator.config.out_channels
     for name in args.classifiers:
         check_classifier(name, channels, size)
     options: dict[str, Any] = {"resolution": size, "channels": channels, "cache_dir": args.cache_dir}
+    # Classes of other names are refused.
+    options["class_names"] = tuple(pipeline.class_names) if pipeline.config.id2label else None
     train = load_image_data(args.dataset_name, args.train_split, **options).to(device)
+    if train.num_classes != pipeline.generator.config.num_classes:
+        raise ValueError(
+            f"`--dataset_name` {args.dataset_name} has {train.num_classes} classes; `--pipeline` generates "
+            f"{pipeline.generator.config.num_classes}."
+        )
     options["class_names"] = train.class_names
     test = load_image_data(args.dataset_name, args.test_split, **options).to(device)
     streams = {
@@ -120,10 +131,13 @@ def describe(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     for same in kinds.values():
         job = same[0]["job"]
         means = [100 * statistics.mean(score(row) for row in same) for score in SCORES.values()]
-        spreads = [100 * statistics.pstdev([score(row) for row in same]) for score in SCORES.values()]
+        spreads = [
+            f" ± {100 * statistics.stdev(score(row) for row in same):.1f}" if len(same) > 1 else ""
+            for score in SCORES.values()
+        ]
         cells = [job["classifier"], job["source"], str(job["batch_size"]), f"{same[0]['steps']:,}"]
         cells += ["changed" if job["colours"] else "kept"]
-        cells += [f"{mean:.1f} ± {spread:.1f}" for mean, spread in zip(means, spreads, strict=True)]
+        cells += [f"{mean:.1f}{spread}" for mean, spread in zip(means, spreads, strict=True)]
         lines.append(f"| {' | '.join(cells)} |")
     lines += ["", f"Accuracy in %, seeds {', '.join(map(str, args.seeds))}.", ""]
     lines += [f"- {name}: {value}" for name, value in environment().items()]

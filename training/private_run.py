@@ -52,7 +52,7 @@ from dim_hf.files import (
 )
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
-from dim_hf.machine import describe_threads, environment, peak_memory_mib
+from dim_hf.machine import describe_threads, environment
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.pipelines.pipeline_dim import checked_names
@@ -324,8 +324,8 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
             progress["seconds"] = time.perf_counter() - began
             record = {f"loss/{name}": value for name, value in means.read(accelerator).items()}
             refuse_not_finite(record, networks, step)
-            line = {"step": step, "seconds": round(progress["seconds"], 3)}
-            line |= {"peak_memory_mib": round(peak_memory_mib(device))} | record
+            # Without the peak of memory, which may be that of reading the images.
+            line = {"step": step, "seconds": round(progress["seconds"], 3)} | record
             append_json_line(start.output_dir / "metrics.jsonl", line)
             bar.set_postfix(loss=f"{record['loss/matching']:.4f}")
             if due_checkpoint:

@@ -40,7 +40,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--validation_fraction",
         type=fraction,
-        help="share of the train split held out; default: that of the training run in --pipeline, or 0.1",
+        help="share of the train split held out, if --pipeline has no record of its run; default: 0.1",
     )
     parser.add_argument("--seed", type=seed, help="default: that of the training run in --pipeline, or 0")
     parser.add_argument("--num_train_epochs", type=positive_int, default=20, help="passes through the real images")
@@ -66,11 +66,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from command_line import data_flag, load_pipeline, trained_on
+from huggingface_hub import ModelCard
 from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_data_folder, refuse_foreign_files, replace_pipeline
+from dim_hf.hub.card import existing_card
 from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -92,7 +94,13 @@ def main(args: argparse.Namespace) -> float:
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is not a local folder.")
     run = read_options(Path(args.pipeline))
-    if "privacy" in run:
+    held_out = run.get("validation_fraction")
+    if args.validation_fraction is not None and held_out not in (None, args.validation_fraction):
+        raise ValueError(
+            f"`--validation_fraction` is {args.validation_fraction}, and the run in `--pipeline` {args.pipeline} held "
+            f"out {held_out}, which its teacher must not see either; leave the flag out."
+        )
+    if "privacy" in run or tells_of_privacy(args.pipeline):
         raise ValueError(
             f"`--pipeline` {args.pipeline} has a guarantee of privacy, which a teacher of real images would not have; "
             "valid is one without `--privacy_epsilon`."
@@ -131,7 +139,8 @@ def main(args: argparse.Namespace) -> float:
             f"{data_flag(args)} is not the data that `--pipeline` {args.pipeline} was trained on, {trained_on(run)}."
         )
     seed = settings["seed"]
-    train, validation = (part.to(device) for part in holdout(data, settings["validation_fraction"], seed))
+    parts = holdout(data, settings["validation_fraction"], run.get("seed", seed))
+    train, validation = (part.to(device) for part in parts)
 
     # 2. The teacher is trained, scored once, and saved.
     with lock_output_dir(output_dir, "train_labeler.py"):
@@ -159,6 +168,12 @@ def main(args: argparse.Namespace) -> float:
         replace_pipeline(taught, output_dir)
     print(f"teacher in {output_dir}: accuracy {accuracy:.4f} on the {len(validation):,} images held out of train")
     return accuracy
+
+
+def tells_of_privacy(pipeline: str) -> bool:
+    """Whether the card of a pipeline states a guarantee; an export and a push have no other record of it."""
+    card = existing_card(ModelCard, Path(pipeline) / "README.md") if Path(pipeline).is_dir() else None
+    return card is not None and bool(card.data.get("differential_privacy"))
 
 
 def read_options(folder: Path) -> dict[str, Any]:

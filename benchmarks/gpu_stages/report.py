@@ -19,7 +19,7 @@ import torch
 
 from dim_hf.data.image_data import ImageData
 from dim_hf.evaluation.judges import DeploymentRecipe, Stream, train_classifier
-from dim_hf.files import replace_text
+from dim_hf.files import read_json, replace_text
 from dim_hf.machine import processor
 
 from .step import WAYS, Run
@@ -35,7 +35,9 @@ class Report:
     def __init__(self, path: Path, args: argparse.Namespace, device: torch.device):
         self.path, self.device, self.end = path, device, math.inf
         self.failed: list[str] = []
-        self.content: dict[str, Any] = {"options": vars(args), "environment": machine(device), "stages": {}}
+        before = read_json(path) if args.resume else None
+        stages = before.get("stages", {}) if isinstance(before, dict) else {}
+        self.content: dict[str, Any] = {"options": vars(args), "environment": machine(device), "stages": stages}
 
     def attempt(
         self,

@@ -19,7 +19,7 @@ from dim_hf.distillation.checkpointing import (
 )
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.files import replace_pipeline
+from dim_hf.files import read_json_lines, replace_pipeline, replace_text
 from dim_hf.machine import peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
@@ -56,6 +56,10 @@ def trained(bench: Bench) -> dict[str, Any]:
         load_models(run.models, checkpoint)
     feed = Feed(run, bench.train, args.batch_size)
     first = step = progress["step"]
+    if checkpoint:
+        # Steps after the checkpoint are done again.
+        log = output_dir / "training.jsonl"
+        replace_text(log, "".join(json.dumps(row) + "\n" for row in read_json_lines(log) if row["step"] <= step))
     pipeline = DiMPipeline(run.ema_generator, id2label=dict(enumerate(bench.train.class_names)))
     pipeline.set_progress_bar_config(disable=True)
     accuracies: list[dict[str, Any]] = []

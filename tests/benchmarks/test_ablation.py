@@ -50,6 +50,7 @@ def test_rows_about_matching_branch_off_one_run_and_are_not_run_twice(tmp_path):
         (["matching"], "invalid choice: 'matching'"),
         (["no matching, as long"], "takes the time of the first row that matches"),
         (["no matching, as long", ablation.RATE_ALONE], "takes the time of the first row that matches"),
+        (["no matching, as long", "energy", "--max_match_steps", "20"], "must be 21 or more"),
     ],
 )
 def test_a_wrong_row_is_named_before_any_run(capsys, rows, message):

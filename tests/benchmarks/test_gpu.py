@@ -131,6 +131,10 @@ def test_a_row_that_fails_leaves_the_others_and_is_written_down(tmp_path, capsys
     assert rows["compiled"]["failed"] == "RuntimeError: no C++ compiler" and "test_gpu.py" in rows["compiled"]["at"]
     assert rows["cuda"] == "skipped: needs CUDA" and rows["late"] == "left out: no time"
     assert report.failed == ["stage: wrong", "stage: unequal"]
+    # An interrupted run goes on with its results, another one begins without.
+    for words, kept in ((["--resume"], {"stage", "more"}), ([], {"more"})):
+        Report(tmp_path / "results.json", gpu.parse_args(words), CPU).attempt("more", "row", dict)
+        assert set(json.loads((tmp_path / "results.json").read_text())["stages"]) == kept
 
 
 def test_one_device_equals_itself_and_another_batch_differs():

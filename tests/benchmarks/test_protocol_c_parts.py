@@ -1,8 +1,9 @@
 import json
+import statistics
 
 import pytest
 import torch
-from protocol_c import main, parse_args
+from protocol_c import describe, main, parse_args
 
 from dim_hf import DiMPipeline
 from dim_hf.models import DiMGenerator
@@ -30,8 +31,23 @@ def test_each_part_has_a_row_and_none_is_measured_twice(tmp_path):
     table = (tmp_path / "out" / "protocol_c.md").read_text()
     pair = [row for row in both if row["job"]["source"] == "generated images" and row["job"]["colours"]]
     mean = 50 * sum(row["accuracy"] for row in pair)
-    assert f"| resnet10 | generated images | 10 | 10 | changed | {mean:.1f} ±" in table
+    spread = statistics.stdev(100 * row["accuracy"] for row in pair)
+    assert f"| resnet10 | generated images | 10 | 10 | changed | {mean:.1f} ± {spread:.1f} |" in table
+    assert f"| resnet10 | generated images | 10 | 10 | changed | {100 * pair[0]['accuracy']:.1f} |" in describe(
+        pair[:1], parse_args([*flags, "--seeds", "0"])
+    )
     assert json.loads(before.splitlines()[0])["job"]["seed"] == 0
+
+
+def test_data_of_other_classes_and_a_seed_given_twice_are_refused(tmp_path):
+    DiMPipeline(DiMGenerator(10, 8, 1, 4, 4, (8,), (0,)), list("abcdefghij")).save_pretrained(tmp_path / "letters")
+    DiMPipeline(DiMGenerator(3, 8, 1, 4, 4, (8,), (0,))).save_pretrained(tmp_path / "few")
+    for name, message in (("letters", "class"), ("few", "digits has 10 classes; `--pipeline` generates 3")):
+        with pytest.raises(ValueError, match=message):
+            main(parse_args(["--pipeline", str(tmp_path / name), "--output_dir", str(tmp_path / "out")]))
+    with pytest.raises(ValueError, match="each must be given once"):
+        main(parse_args(["--pipeline", str(tmp_path / "few"), "--seeds", "1", "1"]))
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path):

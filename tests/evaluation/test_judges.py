@@ -95,6 +95,17 @@ def test_scoring_after_each_epoch_leaves_training_as_it_is(digits):
     assert all(map(torch.equal, network.state_dict().values(), train_resnet().state_dict().values()))
 
 
+def test_a_single_step_is_a_step(digits):
+    recipe = DeploymentRecipe(epochs=1)
+    stream = RealStream(digits[0], 2, 0, recipe.batch_size)
+    assert stream.steps_per_epoch == 1
+    trained = train_classifier(stream, "convnet3", recipe, channels=1, size=8, seed=0, device=CPU)
+    torch.manual_seed(0)
+    initial = build_classifier("convnet3", 10, 1, 8).state_dict()
+    moved = [(value - initial[name]).abs().max().item() for name, value in trained.state_dict().items()]
+    assert max(moved) > 1e-4
+
+
 def test_accuracy_by_hand():
     images = torch.tensor([0, 100, 200, 255], dtype=torch.uint8).reshape(4, 1, 1, 1)
     data = ImageData(images, torch.tensor([0, 0, 1, 0]), ("dark", "bright"), "hand")

@@ -1,6 +1,7 @@
 """DiMDataset: pure images, workers, samplers, Accelerate; teachers, real data beside it."""
 
 import copy
+import pickle
 
 import datasets
 import numpy as np
@@ -313,6 +314,15 @@ def test_to_choose_from_as_many_is_not_to_choose(pipe, taught):
         assert torch.equal(everything(DataLoader(DiMDataset(source, 5, choose_from=1), 4))[0], images)
 
 
+def test_a_choice_among_many_needs_no_large_batch():
+    pipe = make_pipeline(labeler=True)
+    sizes = []
+    pipe.generator.register_forward_pre_hook(lambda module, args: sizes.append(len(args[0])))
+    DiMDataset(pipe, 64, choose_from=20).make(0, torch.tensor([0]))
+    # 1,280 of each class.
+    assert sizes == [1024, 256] * 3 + [1]
+
+
 @pytest.mark.parametrize("max_attempts", [1, 3])
 def test_chosen_images_are_of_the_drawn_ones_and_cover_them_best(taught, max_attempts):
     settings = {"seed": 3, "max_attempts": max_attempts}
@@ -402,6 +412,9 @@ def test_an_endless_stream_is_fresh_in_every_epoch_and_shared_by_workers(pipe):
     shared = dataset.to_iterable_dataset(num_shards=2)
     parts = [list(shared.shard(2, index).take(6)) for index in range(2)]
     assert {row["image"].tobytes() for part in parts for row in part} == pictures
+    # As workers that are not forked get it.
+    sent = pickle.loads(pickle.dumps(shared))
+    assert [row["image"].tobytes() for row in sent.take(4)] == [row["image"].tobytes() for row in shared.take(4)]
     dataset.set_epoch(1)
     later = {row["image"].tobytes() for row in dataset.to_iterable_dataset().take(6)}
     assert later == {row["image"].tobytes() for row in rows[6:]}

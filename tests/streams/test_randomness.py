@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dim_hf.streams.randomness import ShuffledOrder, latents_at
+from dim_hf.streams.randomness import ShuffledOrder, bits_of, epoch_order, latents_at
 
 
 CPU = torch.device("cpu")
@@ -69,3 +69,11 @@ def test_any_stretch_of_an_order_is_the_same_from_anywhere(length, start, count)
     whole = ShuffledOrder(length, 3, CPU).take(0, 4 * length)
     for part in whole.split(length):
         assert sorted(part.tolist()) == list(range(length))
+
+
+def test_seeds_beyond_32_bits_have_orders_of_their_own():
+    orders = {
+        tuple(epoch_order(50, seed, epoch).tolist()) for seed in (0, 7, 256, 2**40, 2**63 - 1) for epoch in (0, 3)
+    }
+    assert len(orders) == 10
+    assert bits_of(5) == 5 and 0 <= bits_of(2**32) < 2**32 and bits_of(2**32) != bits_of(2**33)

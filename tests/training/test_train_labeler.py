@@ -49,6 +49,31 @@ def test_the_pipeline_gets_a_teacher_that_knows_what_was_held_out(tmp_path):
     assert DiMDataset(pipe, 1, soft_labels=True)[0]["labels"].shape == (10,)
 
 
+def test_its_seed_and_share_do_not_change_what_is_held_out(tmp_path):
+    save_pipeline(tmp_path / "run")
+    data = load_image_data("digits", cache_dir=tmp_path / "cache", max_samples=500)
+    options = {"seed": 3, "validation_fraction": 0.2, "train_split": "train", "max_train_samples": 500}
+    (tmp_path / "run" / "options.json").write_text(
+        json.dumps(options | {"dataset_name": "digits", "data_fingerprint": data.fingerprint})
+    )
+    teachers = []
+    for seed in ("3", "4"):
+        accuracy = run(tmp_path, "--num_train_epochs", "4", "--seed", seed)
+        teachers.append(DiMPipeline.from_pretrained(tmp_path / "run").labeler)
+        assert accuracy == evaluate_accuracy(Logits(teachers[-1]), holdout(data, 0.2, 3)[1])
+    first, second = (each.state_dict() for each in teachers)
+    assert not all(torch.equal(value, second[name]) for name, value in first.items())
+    with pytest.raises(ValueError, match="`--validation_fraction` is 0.3, and the run in .* held out 0.2"):
+        run(tmp_path, "--validation_fraction", "0.3")
+
+
+def test_a_pipeline_with_a_guarantee_is_known_by_its_card(tmp_path):
+    save_pipeline(tmp_path / "run")
+    (tmp_path / "run" / "README.md").write_text("---\ndifferential_privacy:\n  epsilon: 1.0\n---\n# Mine\n")
+    with pytest.raises(ValueError, match="has a guarantee of privacy"):
+        run(tmp_path)
+
+
 class Logits(torch.nn.Module):
     def __init__(self, labeler):
         super().__init__()

@@ -380,10 +380,10 @@ def tried(source: Source, fitted: Plan, channels: int, size: int) -> Plan | Exce
                 layers = [f"network.{stage['module']}" for stage in network.feature_info]
             classifier.feature_layers = tuple(dict.fromkeys(name for name in layers if name in known))
             logits, features = logits_and_features(classifier, torch.empty(2, channels, size, size))
+        if logits.shape != (2, 2):
+            raise ValueError(f"its output has the shape {tuple(logits.shape)}, which is not a batch of logits.")
     except Exception as error:  # Models refuse such images with errors of any kind.
         return error
-    if logits.shape != (2, 2):
-        return ValueError(f"its output has the shape {tuple(logits.shape)}, which is not a batch of logits.")
     layers = [name for name, output in features.items() if isinstance(output, torch.Tensor)]
     return Plan(fitted.input_size, fitted.channels, fitted.arguments, fitted.stem, tuple(evenly_spaced(layers)))
 

@@ -15,6 +15,7 @@ from tqdm.auto import tqdm
 from ..arguments import check_flag, check_integer, check_seed, reason, shown
 from ..classifiers import build_classifier
 from ..data.image_data import ImageData, normalise
+from ..streams.randomness import bits_of
 from .recipe import DeploymentRecipe
 
 
@@ -93,7 +94,7 @@ def train_classifier(
             f"`on_epoch` is {shown(on_epoch)}; valid is a function of an epoch and a classifier, or None."
         )
     device, seed = _checked_device(device), int(seed)
-    torch.manual_seed(seed)
+    torch.manual_seed(bits_of(seed))
     classifier = build_classifier(name, stream.num_classes, channels, size)
     if device.type == "cpu" and name != "convnet3":
         # Up to a fifth less time (docs/performance.md); the group norm of ConvNet-3 is slow on that layout.
@@ -109,10 +110,11 @@ def train_classifier(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer,
         max_lr=recipe.learning_rate,
-        total_steps=recipe.epochs * stream.steps_per_epoch,
+        # A single step has the rate of the first of two; a cycle of one would be over before it.
+        total_steps=max(2, recipe.epochs * stream.steps_per_epoch),
         cycle_momentum=False,
     )
-    rng = torch.Generator(device).manual_seed(seed)
+    rng = torch.Generator(device).manual_seed(bits_of(seed))
     for epoch in tqdm(range(recipe.epochs), desc=name, unit="epoch", leave=False, disable=not progress):
         for images, labels in stream.batches(epoch):
             optimizer.zero_grad(set_to_none=True)

@@ -7,6 +7,7 @@ Every image is a pure function of (weights, seed, epoch, class, index), in any b
 import itertools
 import operator
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -57,7 +58,7 @@ class DiMDataset(Dataset):
         choose_from (`int`, *optional*, defaults to 1):
             Above 1, this many times as many images are drawn, and those are kept that cover them best in the
             features of the pipeline's `labeler` (see [`covering`]), anew in every epoch. The drawing takes as many
-            times as long, in every worker that needs the class.
+            times as long, and every worker draws all classes of the images that it needs, 64 per class together.
         noise_scale (`float`, *optional*, defaults to 1.0):
             Factor of the noise: images vary more above 1, less below.
         transform (`Callable`, *optional*):
@@ -237,8 +238,11 @@ class DiMDataset(Dataset):
             labels = torch.tensor([label for label in range(self.num_classes) if sizes[label] == size], device=device)
             drawn = torch.arange(start, start + size * self.choose_from, device=device)
             for part in labels.split(max(1, _CHOICE_BLOCK // len(drawn))):
-                images = self._draw_accepted(epoch, part.repeat_interleave(len(drawn)), drawn.repeat(len(part)))
-                features = self.labeler.network[:-1](images.to(self.labeler.dtype)).float()
+                drawn_of = part.repeat_interleave(len(drawn)), drawn.repeat(len(part))
+                features = torch.cat([
+                    self.labeler.network[:-1](self._draw_accepted(epoch, *block).to(self.labeler.dtype)).float()
+                    for block in zip(*(each.split(_CHOICE_BLOCK) for each in drawn_of), strict=True)
+                ])  # fmt: skip
                 for label, rows in zip(part.tolist(), features.split(len(drawn)), strict=True):
                     kept[label, :size] = drawn[covering(rows, size)]
         return kept
@@ -328,18 +332,29 @@ class DiMDataset(Dataset):
         label_ids = [label for label, count in enumerate(self.counts) if count]
         features, image_column, label_column, label_of = labelled_features(self.class_names, label_ids, features)
 
-        def rows(shards: list[int]) -> Iterator[dict[str, Any]]:
-            for epoch in itertools.count(self.epoch):
-                order = epoch_order(len(self), self.seed, epoch)
-                mine = torch.cat([order[shard::num_shards] for shard in shards])
-                for block in mine.split(block_size):
-                    images, labels = self.make(epoch, block)
-                    for image, label in zip(to_pil(images), labels.tolist(), strict=True):
-                        yield {image_column: image, label_column: label_of[label]}
-
+        rows = partial(_endless_rows, self, num_shards, block_size, image_column, label_column, label_of)
         return datasets.IterableDataset.from_generator(
             rows, features=features, gen_kwargs={"shards": list(range(num_shards))}
         )
+
+
+def _endless_rows(
+    images_of: DiMDataset,
+    num_shards: int,
+    block_size: int,
+    image_column: str,
+    label_column: str,
+    label_of: Mapping[int, int],
+    shards: list[int],
+) -> Iterator[dict[str, Any]]:
+    """The rows of some shards of [`DiMDataset.to_iterable_dataset`]. It can be pickled for workers."""
+    for epoch in itertools.count(images_of.epoch):
+        order = epoch_order(len(images_of), images_of.seed, epoch)
+        mine = torch.cat([order[shard::num_shards] for shard in shards])
+        for block in mine.split(block_size):
+            images, labels = images_of.make(epoch, block)
+            for image, label in zip(to_pil(images), labels.tolist(), strict=True):
+                yield {image_column: image, label_column: label_of[label]}
 
 
 def covering(rows: torch.Tensor, count: int) -> torch.Tensor:

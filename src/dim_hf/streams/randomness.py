@@ -102,8 +102,13 @@ class ShuffledOrder:
 
 def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of a shuffled epoch, a permutation of `range(length)` on the CPU."""
-    rng = torch.Generator().manual_seed(((seed << 24) ^ epoch) & (2**63 - 1))
+    rng = torch.Generator().manual_seed(bits_of((seed << 24) ^ epoch))
     return torch.randperm(length, generator=rng)
+
+
+def bits_of(seed: int) -> int:
+    """A seed for PyTorch's generators, which use only the last 32 bits on a CPU: larger ones are mixed into these."""
+    return seed if seed <= _MASK else random.Random(seed).getrandbits(32)
 
 
 def check_count(name: str, value: Any, least: int) -> None:
