@@ -314,6 +314,7 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
         "format": AUDIT_FORMAT,
         "weights": weights_digest(audited.pipeline),
         "privacy": (audited.options or {}).get("privacy"),
+        "run_known": audited.options is not None,
         "data": {
             "train": len(audited.train),
             "held_out": len(audited.held_out),

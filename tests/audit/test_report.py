@@ -183,6 +183,8 @@ def test_the_report_tells_the_guarantee():
     assert first["text"].startswith("The training has differential privacy with epsilon 1 and delta 1e-05. Unit: one")
     (first, *_) = audit_tables(make_audit())
     assert first["text"].startswith("The training has no privacy guarantee;")
+    (first, *_) = audit_tables(make_audit(run_known=False))
+    assert first["text"].startswith("What the training guarantees is not known here")
 
 
 @pytest.mark.parametrize(

@@ -94,6 +94,8 @@ def of_folder(audit: dict[str, Any]) -> list[str]:
 def audit_tables(audit: dict[str, Any]) -> list[dict[str, Any]]:
     """The tables of an HTML report: `title`, `text`, `header` and `cells`; the first one has no cells."""
     guarantee = f"The training has {describe_privacy(audit['privacy'])}".replace("**", "")
+    if not audit.get("run_known", True):
+        guarantee = "What the training guarantees is not known here; see the pipeline's card."
     words = [guarantee, summary(audit).replace("**", ""), *(each["text"] for each in audit["findings"])]
     words += of_folder(audit)
     words.append("Not tested: " + "; ".join(not_tested(audit)) + ".")
