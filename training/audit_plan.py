@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 from audit_inputs import Audited
-from audit_shadows import save_half, train_shadow, train_words
+from audit_shadows import add_teacher, save_half, train_shadow, train_words
+from train_labeler import DEFAULT_EPOCHS
 
 from dim_hf.audit.candidates import Union, half
 from dim_hf.audit.copies import nearest_rows
@@ -122,9 +123,19 @@ def measure_speed(args: argparse.Namespace, audited: Audited, union: Union, coun
         # A step with matching takes at most as long again.
         step *= 2
     beginning = total - 3 * TIMED * step
+    if audited.pipeline.labeler is not None:
+        one, two = time_teacher(folder, 1), time_teacher(folder, 2)
+        beginning += one + (DEFAULT_EPOCHS - 1) * max(0.0, two - one)
     measuring = time_measuring(args, audited, count)
     shutil.rmtree(folder)
     return Speed(OVERHEAD * step, measuring, max(0.0, beginning))
+
+
+def time_teacher(folder: Path, epochs: int) -> float:
+    """Seconds to train and save the teacher of a shadow run."""
+    began = time.perf_counter()
+    add_teacher(folder, epochs)
+    return time.perf_counter() - began
 
 
 def time_measuring(args: argparse.Namespace, audited: Audited, count: int) -> float:

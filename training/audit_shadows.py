@@ -106,10 +106,11 @@ def train_shadow(words: Sequence[str], folder: Path) -> None:
     _aside(lambda: train_dim.main(train_arguments.parse_args(list(words))), folder)
 
 
-def add_teacher(folder: Path) -> None:
-    """Trains a teacher for the run in `folder`, as train_labeler.py does by default."""
+def add_teacher(folder: Path, epochs: int | None = None) -> None:
+    """Trains a teacher for the run in `folder`, as train_labeler.py does by default, or for fewer `epochs`."""
     words = ["--pipeline", str(folder / "run"), "--dataset_name", str(folder / "images.parquet")]
     words += ["--cache_dir", str(folder / "cache"), "--dataloader_num_workers", "0"]
+    words += [] if epochs is None else ["--num_train_epochs", str(epochs)]
     _aside(lambda: train_labeler.main(train_labeler.parse_args(words)), folder)
 
 

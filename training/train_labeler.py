@@ -30,6 +30,9 @@ from command_line import (
 from dim_hf.evaluation.recipe import DeploymentRecipe
 
 
+DEFAULT_EPOCHS = 20
+
+
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = Parser("Train a teacher on real images and save it with a pipeline.")
     add_pipeline_argument(parser)
@@ -43,7 +46,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="share of the train split held out, if --pipeline has no record of its run; default: 0.1",
     )
     parser.add_argument("--seed", type=seed, help="default: that of the training run in --pipeline, or 0")
-    parser.add_argument("--num_train_epochs", type=positive_int, default=20, help="passes through the real images")
+    parser.add_argument(
+        "--num_train_epochs", type=positive_int, default=DEFAULT_EPOCHS, help="passes through the real images"
+    )
     parser.add_argument(
         "--train_batch_size", type=positive_int, default=DeploymentRecipe.batch_size, help="images per step"
     )

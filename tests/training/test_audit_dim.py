@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 
 import audit_dim
+import audit_plan
 import preparation
 import pytest
 import torch
@@ -164,6 +165,22 @@ def everything(home, leaky):
     words = ["--pipeline", str(folder), "--dataset_name", str(home / "few"), "--cache_dir", str(home / "cache")]
     alone(lambda: train_labeler.main(train_labeler.parse_args(words)))
     return folder
+
+
+@pytest.mark.slow
+def test_the_teachers_of_shadow_runs_are_part_of_what_is_told_before(home, everything, tmp_path, monkeypatch):
+    timed = []
+
+    def time_teacher(folder, epochs):
+        audit_plan.add_teacher(folder, epochs)
+        timed.append((DiMPipeline.from_pretrained(folder / "run").labeler is not None, epochs))
+        return 600.0 + 60 * epochs
+
+    monkeypatch.setattr(audit_plan, "time_teacher", time_teacher)
+    # Twenty epochs, and what is not an epoch: half an hour each of two.
+    with pytest.raises(ValueError, match=r"two shadow runs of a quarter of the steps take about 6\d; valid"):
+        audit(home, everything, "--output_dir", str(tmp_path / "a"), "--budget", "1", dataset=home / "few")
+    assert timed == [(True, 1), (True, 2)]
 
 
 @pytest.mark.slow
