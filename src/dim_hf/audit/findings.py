@@ -26,13 +26,13 @@ def find(audit: dict[str, Any]) -> list[dict[str, str]]:
     beside the pipeline.
 
     Every figure is held against chance at [`SIGNIFICANCE`] divided by the number of figures, so that an audit of a
-    pipeline that gives nothing away finds something in at most one case of a hundred. Only generated images that equal
-    a training image are told in any case.
+    pipeline that gives nothing away finds something in at most one case of a hundred. Only images that equal a
+    training image are told in any case.
     """
     found = _of_folder(audit.get("folder"))
     copies, membership = audit.get("copies"), audit.get("membership")
     attacks = [] if membership is None else list(_attacks(membership))
-    tests = (3 if copies else 0) + len(attacks)
+    tests = (2 if copies else 0) + len(attacks)
     if copies:
         found += _of_copies(copies, SIGNIFICANCE / tests)
     for where, attack, figures in attacks:
@@ -54,10 +54,9 @@ def _of_folder(folder: dict[str, Any] | None) -> list[dict[str, str]]:
     others = [name for name in folder["weights"] if name.rpartition("/")[0] != folder["discriminator"]]
     if others:
         found.append({
-            "level": "trace",
+            "level": "leak",
             "where": "folder",
-            "text": f"The folder holds weights that no image needs: {listed(others, 4)}; remove them, unless they "
-            "know nothing of the images.",
+            "text": f"The folder holds weights that no image needs: {listed(others, 4)}; remove them.",
         })  # fmt: skip
     return found
 
@@ -66,13 +65,10 @@ def _of_copies(copies: dict[str, Any], significance: float) -> list[dict[str, st
     found = []
     pixels = copies["pixels"]
     if (equal := pixels["equal_to_training"]) > pixels["equal_to_held_out"]:
-        by_chance = pixels["equal_p"] >= significance
-        found.append({
-            "level": "trace" if by_chance else "leak",
-            "text": f"{equal:,} of {copies['generated']:,} generated images equal a training image in every pixel"
-            + (f", which can be chance where images repeat (p = {pixels['equal_p']:.2g}): look at them." if by_chance
-               else "."),
-        })  # fmt: skip
+        text = f"{equal:,} of {copies['generated']:,} generated images equal a training image in every pixel"
+        if pixels["equal_p"] >= SIGNIFICANCE:
+            text += f", which can be chance where images repeat (p = {pixels['equal_p']:.2g}): look at them"
+        found.append({"level": "leak", "text": f"{text}."})
     for space in ("pixels", "features"):
         lean = copies[space]["nearer_to_training"]
         if lean["p"] >= significance:
@@ -123,7 +119,7 @@ def summary(audit: dict[str, Any]) -> str:
     if "leak" in levels:
         return f"**It gives away training images**, by tests of {told}."
     if "trace" in levels:
-        return f"There are small traces of individual training images, by tests of {told}."
+        return f"There are traces of individual training images, small but more than chance, by tests of {told}."
     return f"Tests of {told} found no sign of individual training images. That is not proof that there is none."
 
 

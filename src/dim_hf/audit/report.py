@@ -20,7 +20,9 @@ NOT_MEASURED = (
     "What it gives away of individual training images has not been measured; `training/audit_dim.py` of dim_hf does "
     "so. What its training guarantees is said under Training."
 )
-LITTLE_PROOF = "Distances alone prove little: an image can be near without being copied, or copied and changed."
+LITTLE_PROOF = (
+    "Distances by themselves prove little: an image can be near without being copied, or copied and changed."
+)
 
 
 def read_audit(pipeline: DiffusionPipeline, audit_dir: str | os.PathLike | None = None) -> dict[str, Any] | None:
