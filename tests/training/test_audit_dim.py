@@ -110,7 +110,7 @@ def test_copies_are_found_in_what_was_learnt_by_heart_and_told_on_its_card(home,
     assert "gives away training images" in capsys.readouterr().out
     assert read_json(tmp_path / "a" / "audit.json") == json.loads(json.dumps(found))
     card, page = (tmp_path / "x" / "README.md").read_text(), (tmp_path / "a" / "report.html").read_text()
-    for text in ("of the generated images are nearest to a training image", "Distances alone prove little"):
+    for text in ("of the generated images are nearest to a training image", "Distances by themselves prove little"):
         assert text in card and text in page
     assert "**no privacy guarantee**" in card and page.count("data:image/png;base64,") == 1
     # No shadow run was needed.
