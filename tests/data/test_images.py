@@ -213,6 +213,14 @@ def test_grey_and_colour_together_are_colour(parquet, load):
     assert data.channels == 3 and torch.equal(data.images[0, 0], data.images[0, 2])
 
 
+@pytest.mark.parametrize("mode, channels", [("L", 1), ("RGB", 3)])
+def test_the_mode_that_the_data_set_declares_decides(parquet, load, mode, channels):
+    features = {"image": ImageFeature(mode=mode), "label": ClassLabel(names=["a", "b"])}
+    grey, colour = Image.fromarray(GREY), Image.fromarray(GREY).convert("RGB")
+    data = load(parquet(features, train={"image": [png(grey), png(colour)], "label": [0, 1]}))
+    assert np.array_equal(data.images, np.broadcast_to(GREY, (2, channels, 8, 8)))
+
+
 def test_mixed_sizes_need_a_resolution(parquet, load):
     features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
     wide = np.zeros((10, 20), np.uint8)

@@ -127,6 +127,10 @@ def decoded_images(
         ValueError: If an image cannot be decoded, naming its row and file, or if sizes differ without `resolution`.
         OSError: If the cache cannot be written or is too small, or if a decoding process was killed.
     """
+    mode = getattr(dataset.features[column], "mode", None)
+    if channels is None and mode is not None:
+        # What the data set declares, such as grey for files with three channels.
+        channels = 1 if mode in GREY_MODES else 3
     # The fingerprint of `datasets` is that of what was computed, and may stay where the result has changed.
     files = [os.stat(file["filename"]) for file in dataset.cache_files]
     content = [(file.st_size, file.st_mtime_ns) for file in files]
