@@ -11,7 +11,7 @@ from huggingface_hub.utils import httpx
 
 from dim_hf import DiMDataset, DiMPipeline
 from dim_hf.data import ImageData, load_image_data
-from dim_hf.hub.card import existing_card
+from dim_hf.hub.merging import existing_card
 from dim_hf.messages import markdown, one_line
 
 

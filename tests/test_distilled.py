@@ -11,7 +11,8 @@ from torch.nn import functional as F
 
 from dim_hf import DiMDataset, DiMPipeline
 from dim_hf.classifiers import build_classifier
-from dim_hf.hub.card import PART, model_card
+from dim_hf.hub.card import model_card
+from dim_hf.hub.merging import PART
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.weights import module_bytes, weights_digest
 

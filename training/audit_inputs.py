@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from command_line import check_pipeline, data_flag, load_pipeline, trained_on
+from command_line import check_pipeline, data_flag, load_pipeline, overlap, trained_on
 from evaluate_inputs import load_splits, read_training
 
 from dim_hf.audit.candidates import Union, draw_candidates, half, unite
@@ -98,12 +98,12 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
         raise ValueError(
             f"`--tests` membership needs {path} as train_dim.py writes it; this one lacks {listed(missing)}."
         )
-    if options is None and not args.validation and args.train_split == args.test_split:
+    if options is None and not args.validation and overlap(args.train_split, args.test_split):
         raise ValueError(
             f"`--test_split` is {args.test_split!r}, the split that the pipeline was trained on; valid is one that it "
             "was not."
         )
-    if options is not None and not args.validation and options["train_split"] == args.test_split:
+    if options is not None and not args.validation and overlap(options["train_split"], args.test_split):
         raise ValueError(
             f"`--test_split` is {args.test_split!r}, which the pipeline was trained on (options.json in "
             f"`--pipeline`); valid is another split, or --validation for what training held out of it."

@@ -154,6 +154,11 @@ def data_flag(args: argparse.Namespace) -> str:
     return f"`--dataset_name` {args.dataset_name}"
 
 
+def overlap(one: str, other: str) -> bool:
+    """Whether two splits share a part by name, as `train+test` and `test` do."""
+    return not {*one.split("+")}.isdisjoint(other.split("+"))
+
+
 def trained_on(options: dict[str, Any]) -> str:
     """What a run's options say that it was trained on, for messages."""
     return f"{options.get('train_data_dir') or options.get('dataset_name')} (options.json in `--pipeline`)"

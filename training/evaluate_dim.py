@@ -35,6 +35,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 from evaluate_inputs import (
     Pipelines,
+    check_against_training,
     check_args,
     check_fit,
     check_folders,
@@ -62,11 +63,11 @@ from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores, scores_table, write_report
 from dim_hf.files import append_json_line, lock_output_dir, read_json_lines
-from dim_hf.hub.card import local_or_hub
+from dim_hf.hub.card import data_title, local_or_hub
 from dim_hf.hub.push import export_repository, prepare_repository
 from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes, warn_of_storage, weights_digest
+from dim_hf.weights import module_bytes, module_digest, warn_of_storage, weights_digest
 
 
 # A classifier to be trained: on what, which one, and its seed.
@@ -102,6 +103,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     pipeline = pipelines.evaluated
     train, test = load_splits(args, pipeline, accelerator, folders.training)
     check_fit(args, test)
+    check_against_training(args, folders, train, test)
     if accelerator.is_main_process:
         if args.push_to_hub:
             name = args.hub_model_id or (
@@ -260,12 +262,13 @@ def describe(
 ) -> str:
     """How the figures were made, in words, without paths of this machine, since it goes on the model card."""
     stored = module_bytes(pipelines.evaluated.generator)
+    split = "the part of train that training held out" if args.validation else f"split {args.test_split}"
     text = describe_protocol(
         args.protocols,
         recipes,
         args.seeds,
         test,
-        "the part of train that training held out" if args.validation else f"split {args.test_split}",
+        f"{split} of {data_title(vars(args) | {'dataset_name': local_or_hub(args.dataset_name)})}",
         stored,
         stored * len(train) / png_bytes(train),
     )
@@ -310,6 +313,7 @@ def write_reports(
     options["pool"] = [str(entry) for entry in args.pool]
     options["dataset_name"] = local_or_hub(args.dataset_name)
     details = {"options": options, "environment": environment(), "weights": weights_digest(pipeline)}
+    details["labeler"] = pipeline.labeler and module_digest(pipeline.labeler)
     write_report(output_dir, table, protocol, details, ranking)
     audit = read_audit(pipeline)
     write_html_report(

@@ -2,12 +2,13 @@
 
 import argparse
 import itertools
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
-from command_line import check_once, check_pipeline, data_flag, load_pipeline, trained_on
+from command_line import check_once, check_pipeline, data_flag, load_pipeline, overlap, trained_on
 
 from dim_hf.audit.report import read_audit
 from dim_hf.classifiers import check_classifier
@@ -16,7 +17,7 @@ from dim_hf.evaluation.codecs import CODECS
 from dim_hf.evaluation.results import read_results
 from dim_hf.evaluation.sources import Draw
 from dim_hf.files import check_output_dir, read_json, refuse_data_folder, refuse_foreign_files
-from dim_hf.hub.card import read_options
+from dim_hf.hub.card import local_or_hub, read_options
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
@@ -61,10 +62,10 @@ def check_args(args: argparse.Namespace) -> None:
             f"`--codec` is {args.codec!r}, that of the control equal_bytes_lossy; `--controls` names "
             f"{', '.join(args.controls) or 'none'}."
         )
-    if args.test_split == args.train_split and not args.validation:
+    if overlap(args.test_split, args.train_split) and not args.validation:
         raise ValueError(
-            f"`--test_split` is {args.test_split!r}, the split of the real controls; valid is one that nothing is "
-            "trained on, or --validation for what training held out."
+            f"`--test_split` is {args.test_split!r}, and `--train_split`, of the real controls, {args.train_split!r}; "
+            "valid is one that nothing is trained on, or --validation for what training held out."
         )
     if args.push_to_hub:
         check_token(args.hub_token, "`--push_to_hub`", "--hub_token")
@@ -114,12 +115,14 @@ class Folders:
         before (`str`, *optional*): Folder or id of the control from before matching, if it is asked for and there.
         output (`Path`): Of the evaluation.
         training: Options of the training run, to score what it held out; `None` to score the test split.
+        run: Options of the run that made the pipeline, if they are on record.
     """
 
     pipeline: Path
     before: str | None
     output: Path
     training: dict[str, Any] | None
+    run: dict[str, Any] | None
 
 
 def check_folders(args: argparse.Namespace) -> Folders:
@@ -137,6 +140,12 @@ def check_folders(args: argparse.Namespace) -> Folders:
     if before:
         check_pipeline("before_matching", before)
     training = read_training(args.pipeline) if args.validation else None
+    run = read_options(pipeline)
+    if run and not training and is_data_of(args, run) and overlap(run.get("train_split") or "train", args.test_split):
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, which the pipeline was trained on (options.json in "
+            "`--pipeline`); valid is another split, or --validation for what training held out of it."
+        )
     output = Path(args.output_dir or pipeline / "evaluation")
     refuse_data_folder(output, args.dataset_name, args.train_data_dir)
     refuse_foreign_files(output, "evaluate_dim.py")
@@ -145,8 +154,34 @@ def check_folders(args: argparse.Namespace) -> Folders:
     read_results(output / "results.jsonl")
     if args.export_dir:
         check_export(args.export_dir, output)
-        read_options(pipeline)
-    return Folders(pipeline, before, output, training)
+    return Folders(pipeline, before, output, training, run)
+
+
+def is_data_of(args: argparse.Namespace, run: dict[str, Any]) -> bool:
+    """Whether the data that are given are, by their names, those that a run was trained on."""
+    now, then = (
+        (local_or_hub(each["train_data_dir"] or each["dataset_name"]), each["dataset_config_name"])
+        for each in (vars(args), {"train_data_dir": None, "dataset_config_name": None} | run)
+    )
+    return now == then
+
+
+def check_against_training(args: argparse.Namespace, folders: Folders, train: ImageData, test: ImageData) -> None:
+    """Refuses to score images that the pipeline was trained on, and warns of data that are not those of its run."""
+    if not folders.run or folders.training:
+        return
+    trained = folders.run.get("data_fingerprint")
+    if test.fingerprint == trained:
+        raise ValueError(
+            f"`--test_split` {args.test_split} of {data_flag(args)} holds the images that the pipeline was trained on "
+            "(options.json in `--pipeline`); valid is one that it was not."
+        )
+    if not is_data_of(args, folders.run) and train.fingerprint != trained:
+        warnings.warn(
+            f"{data_flag(args)} is not the data that the pipeline was trained on, {trained_on(folders.run)}; its "
+            "accuracy on other data says less about it.",
+            stacklevel=2,
+        )
 
 
 @dataclass(frozen=True)

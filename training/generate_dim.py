@@ -88,7 +88,8 @@ from dim_hf.files import (
     replace_text,
     whole_file,
 )
-from dim_hf.hub.card import HUB_ERRORS, existing_card, merge_cards
+from dim_hf.hub.card import HUB_ERRORS
+from dim_hf.hub.merging import existing_card, merge_cards
 from dim_hf.hub.push import check_token, prepare_repository
 from dim_hf.hub_errors import hub_reason
 from dim_hf.messages import listed, markdown

@@ -77,7 +77,7 @@ from run_folder import read_json_object
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_data_folder, refuse_foreign_files, replace_pipeline
-from dim_hf.hub.card import existing_card
+from dim_hf.hub.merging import existing_card
 from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline

@@ -10,6 +10,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -231,6 +233,20 @@ def test_a_changed_image_is_not_served_from_the_cache(tmp_path):
     after = load_image_data(**arguments)
     assert not (before.images[0] == 255).all() and (after.images[0] == 255).all()
     assert before.fingerprint != after.fingerprint
+
+
+def test_a_changed_image_that_a_table_only_names_is_not_served_from_the_cache(tmp_path):
+    (tmp_path / "set").mkdir()
+    paths = [str(tmp_path / f"{label}.png") for label in "ab"]
+    for path in paths:
+        Image.new("L", (8, 8), 7).save(path)
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    rows = Dataset.from_dict({"image": paths, "label": [0, 1]}, features=features)
+    rows.to_parquet(tmp_path / "set" / "train.parquet")
+    arguments = {"dataset_name": tmp_path / "set", "cache_dir": tmp_path / "cache", "num_workers": 0}
+    assert (load_image_data(**arguments).images == 7).all()
+    Image.new("L", (8, 8), 200).save(paths[1])
+    assert load_image_data(**arguments).images.amax(dim=(1, 2, 3)).tolist() == [7, 200]
 
 
 def write_metadata(path, suffix, columns):

@@ -212,6 +212,13 @@ def test_the_search_chooses_by_held_out_accuracy_and_goes_on_where_it_ended(digi
     assert [r["accuracy"] for r in again[-3:]] == [r["accuracy"] for r in records[-3:]]
 
 
+def test_one_coding_needs_no_search(digits, tmp_path, capsys):
+    best = best_codec(digits, 8_000, 2, DeploymentRecipe(epochs=1), tmp_path / "codecs.jsonl", codecs=[CODECS["PNG"]])
+    (record,) = map(json.loads, (tmp_path / "codecs.jsonl").read_text().splitlines())
+    said = f"nothing to choose for 8,000 bytes of real images but PNG, which takes {record['bytes']:,}\n"
+    assert best == CODECS["PNG"] and capsys.readouterr().out == said
+
+
 def test_codings_that_do_not_fit_are_left_out(digits, tmp_path):
     few = DeploymentRecipe(epochs=1)
     # The least that AVIF takes is more than this.

@@ -38,6 +38,9 @@ def test_whole_batches_of_random_labels(generator, ipc, sizes):
     again = torch.cat([images for images, _ in stream.batches(0)])
     assert torch.equal(again, torch.cat([images for images, _ in batches]))
     assert not torch.equal(again, torch.cat([images for images, _ in stream.batches(1)]))
+    # PyTorch's generators use the last 32 bits of a seed.
+    others = [next(LegacyStream(generator, ipc, seed).batches(0))[0] for seed in (256, 2**32 - 1)]
+    assert not any(torch.equal(other, batches[0][0]) for other in others)
 
 
 def test_as_many_images_as_classes_are_one_of_each(generator, test_split):

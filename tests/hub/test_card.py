@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dim_hf.evaluation.tables import Row, results_table, write_report
-from dim_hf.hub.card import DIGITS, PART, describe_data, existing_card, local_or_hub, merge_cards, model_card
+from dim_hf.hub.card import DIGITS, describe_data, local_or_hub, model_card
+from dim_hf.hub.merging import PART, existing_card, merge_cards
 from dim_hf.messages import markdown
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.privacy import guarantee_of
-from dim_hf.weights import weights_digest
+from dim_hf.weights import module_digest, weights_digest
 
 
 ROWS = [
@@ -173,6 +174,48 @@ def test_results_of_other_weights_leave_the_card(tmp_path):
         model_card(other, "me/cats", evaluation_dir=tmp_path / "run" / "evaluation")
     with pytest.raises(ValueError, match="`evaluation_dir` .*nowhere holds no metrics.json"):
         model_card(other, "me/cats", evaluation_dir=tmp_path / "nowhere")
+
+
+def test_no_accuracy_of_other_weights_stays_where_only_protocol_c_was_measured(tmp_path):
+    first = save_run(tmp_path / "run")
+    evaluate(first, tmp_path / "run" / "evaluation")
+    card = model_card(first, "me/cats")
+    second = save_run(tmp_path / "run", seed=1)
+    evaluate(second, tmp_path / "run" / "evaluation", [replace(ROWS[0], protocol="C")])
+    merged = model_card(second, "me/cats", existing=card)
+    assert "| C " in part(merged, "results") and merged.data.eval_results is None
+
+
+@pytest.mark.parametrize("options", [{"soft_labels": True}, {"max_attempts": [1, 8]}, {"choose_from": [4]}])
+def test_results_that_a_teacher_has_a_share_in_are_of_that_teacher(tmp_path, options):
+    teacher, other = DiMLabeler(3, 8, 1, width=4), DiMLabeler(3, 8, 1, width=4)
+    pipeline = make_pipeline(labeler=teacher)
+    details = {"labeler": module_digest(teacher)} | {"weights": weights_digest(pipeline)}
+    tmp_path = tmp_path / "evaluation"
+    tmp_path.mkdir()
+    for used in (options, {"soft_labels": False, "max_attempts": [1], "choose_from": [1]}):
+        write_report(tmp_path, ROWS, "Protocol B.", details | {"options": OPTIONS | {"test_split": "test"} | used})
+        assert "Protocol B." in model_card(pipeline, "me/cats", evaluation_dir=tmp_path).text
+        for changed in (make_pipeline(labeler=other), make_pipeline()):
+            if used == options:
+                with pytest.raises(ValueError, match="evaluation is an evaluation of other weights"):
+                    model_card(changed, "me/cats", evaluation_dir=tmp_path)
+            else:
+                assert "Protocol B." in model_card(changed, "me/cats", evaluation_dir=tmp_path).text
+
+
+def test_results_name_the_data_that_they_are_of(tmp_path):
+    pipeline = save_run(tmp_path / "run", dataset_name="ylecun/mnist")
+    evaluate(pipeline, tmp_path / "run" / "evaluation")
+    card = model_card(pipeline, "me/cats")
+    assert card.data.datasets == ["ylecun/mnist"] and {each.dataset_type for each in card.data.eval_results} == {
+        "digits"
+    }
+    # Without the options of its run nothing is known of what a pipeline was trained on.
+    (tmp_path / "run" / "options.json").unlink()
+    card = model_card(pipeline, "me/cats")
+    assert "A generator that stores a labelled image data set.\n" in card.text and card.data.license is None
+    assert {each.dataset_type for each in card.data.eval_results} == {"digits"}
 
 
 def test_a_pipeline_in_memory_has_nothing_to_do_with_where_the_process_runs(tmp_path, monkeypatch):

@@ -59,6 +59,23 @@ def test_a_folder_that_holds_anything_else_is_refused_and_left(tmp_path, name):
     assert [path.name for path in (tmp_path / "run").iterdir()] == [name]
 
 
+@pytest.mark.parametrize("name", ["pipeline.py", "samples.png", "generator/config.json"])
+def test_files_named_like_those_of_an_export_are_nobody_elses(tmp_path, name):
+    (tmp_path / "mine" / "generator").mkdir(parents=True)
+    (tmp_path / "mine" / name).write_text("mine")
+    with pytest.raises(FileExistsError, match="holds .*, which is not of an export"):
+        export_repository(build_pipeline(), tmp_path / "mine")
+    assert (tmp_path / "mine" / name).read_text() == "mine"
+
+
+def test_a_variant_in_an_export_is_not_removed(tmp_path):
+    export_repository(build_pipeline(), tmp_path / "animals")
+    build_pipeline().save_pretrained(tmp_path / "animals", variant="small", storage="int4")
+    with pytest.raises(FileExistsError, match=r"holds generator/diffusion_pytorch_model\.small\.safetensors, which"):
+        export_repository(build_pipeline(), tmp_path / "animals")
+    assert DiMPipeline.from_pretrained(tmp_path / "animals", variant="small").generator.storage == "int4"
+
+
 def test_a_file_is_refused(tmp_path):
     (tmp_path / "run").write_text("mine")
     with pytest.raises(FileExistsError, match="is a file"):
@@ -81,6 +98,10 @@ def test_the_command_on_a_card_is_the_one_that_was_given_without_paths():
         "--match_loss energy=2.0 features --max_train_steps 40 --output_dir out/cats"
     )
     assert "--dataset_name org/photos" in command(options | {"dataset_name": "org/photos"}, "cats")
+    folder = {"given": ["train_data_dir"], "train_data_dir": "hospital_x/patients/train"}
+    assert (
+        command(folder, "cats") == "accelerate launch training/train_dim.py --train_data_dir ... --output_dir out/cats"
+    )
 
 
 def test_an_export_that_would_hold_the_figures_is_refused_before_them(tmp_path):

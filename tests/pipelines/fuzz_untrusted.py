@@ -17,7 +17,7 @@ import atheris
 
 with atheris.instrument_imports(include=["dim_hf"]):
     from dim_hf.evaluation.fixed_sets import load_latents, save_latents
-    from dim_hf.hub.card import existing_card
+    from dim_hf.hub.merging import existing_card
     from dim_hf.models import DiMGenerator, DiMLabeler
     from dim_hf.pipelines import DiMPipeline
 

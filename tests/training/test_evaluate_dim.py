@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import warnings
 
 import evaluate_dim
 import numpy as np
@@ -212,6 +213,38 @@ def test_validation_scores_the_very_images_that_training_held_out(evaluate, tmp_
         evaluate("--validation")
 
 
+def test_an_evaluation_on_other_data_says_so(evaluate, tmp_path):
+    own = load_image_data("digits", cache_dir=tmp_path / "cache")
+    options = {"dataset_name": "ylecun/mnist", "data_fingerprint": own.fingerprint}
+    path = tmp_path / "run" / "options.json"
+    path.write_text(json.dumps(options))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        # The same images under another name, and fewer of the same name.
+        evaluate("--controls", "--seeds", "0")
+        path.write_text(json.dumps(options | {"dataset_name": "digits"}))
+        evaluate("--controls", "--seeds", "0", "--max_train_samples", "50")
+    path.write_text(json.dumps(options | {"data_fingerprint": "0"}))
+    with pytest.warns(UserWarning, match="`--dataset_name` digits is not the data .* trained on, ylecun/mnist"):
+        evaluate("--controls", "--seeds", "0")
+    assert "of split test of digits;" in (tmp_path / "run" / "evaluation" / "report.md").read_text()
+    (result,) = model_card(DiMPipeline.from_pretrained(tmp_path / "run"), "me/digits").data.eval_results
+    assert result.dataset_type == "digits"
+
+
+@pytest.mark.parametrize("trained", ["test", "train+test"])
+def test_a_split_that_the_pipeline_was_trained_on_is_refused(evaluate, tmp_path, trained):
+    options = {"dataset_name": "digits", "train_split": trained}
+    (tmp_path / "run" / "options.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="`--test_split` is 'test', which the pipeline was trained on"):
+        evaluate()
+    # Of another data set, a split of that name is another one, unless it holds the same images.
+    options |= {"dataset_name": "ylecun/mnist", "data_fingerprint": load_image_data("digits", "test").fingerprint}
+    (tmp_path / "run" / "options.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="`--test_split` test of `--dataset_name` digits holds the images that the"):
+        evaluate()
+
+
 def test_draws_are_chosen_on_what_training_held_out(evaluate, tmp_path):
     pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
     torch.manual_seed(0)
@@ -338,7 +371,8 @@ BAD = [
     ("--classifiers timm/mixer_s32_224:input_size=30", "input_size.* 30"),
     ("--protocols A --selection kmeans --pool timm/mixer_s32_224:input_size=30", "`--pool`: .*input_size.* 30"),
     ("--max_train_samples 5", "`max_samples` is 5; there are 10 classes"),
-    ("--test_split train", "`--test_split` is 'train', the split of the real controls"),
+    ("--test_split train", "`--test_split` is 'train', and `--train_split`, of the real controls, 'train'"),
+    ("--train_split train+test", "`--test_split` is 'test', and `--train_split`, of the real controls, 'train.test'"),
     ("--test_split testing", "no split 'testing'; valid are train, test"),
     ("--protocols A --noise_scale 1.5", "`--noise_scale` has no effect without protocol B"),
     ("--min_confidence 0.5", "`--min_confidence` has no effect without `--max_attempts` above 1"),

@@ -18,6 +18,7 @@ from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from huggingface_hub.constants import HF_HOME
 from PIL import Image, UnidentifiedImageError
@@ -131,15 +132,15 @@ def decoded_images(
     if channels is None and mode is not None:
         # What the data set declares, such as grey for files with three channels.
         channels = 1 if mode in GREY_MODES else 3
+    raw = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
     # The fingerprint of `datasets` is that of what was computed, and may stay where the result has changed.
-    files = [os.stat(file["filename"]) for file in dataset.cache_files]
+    files = [os.stat(path) for path in (*(file["filename"] for file in dataset.cache_files), *_paths(raw, column))]
     content = [(file.st_size, file.st_mtime_ns) for file in files]
     key_parts = [CACHE_FORMAT, dataset._fingerprint, content, len(dataset), column, resolution, channels]
     key = hashlib.sha256(json.dumps(key_parts).encode()).hexdigest()[:24]
     path = cache_dir / "images" / f"{key}.npy"
     digest_path = path.with_suffix(".sha256")
     if (pixels := _whole(path, digest_path)) is None:
-        raw = dataset.select_columns([column]).cast_column(column, datasets.Image(decode=False))
         wanted = (os.cpu_count() or 1) if num_workers is None else num_workers
         workers = min(wanted, len(dataset) // 2000)
         size, channels = _common_shape(raw, origin, column, resolution, channels, workers)
@@ -161,6 +162,14 @@ def decoded_images(
         # Copy-on-write, because torch has no read-only tensors; nothing writes to it.
         pixels = np.load(path, mmap_mode="c")
     return torch.from_numpy(pixels), digest_path.read_text()
+
+
+def _paths(raw: datasets.Dataset, column: str) -> list[str]:
+    """The files that rows name instead of holding an image, as `Dataset.to_parquet` writes those of a folder."""
+    images = raw.data.column(column)
+    without = pc.is_null(pc.struct_field(images, "bytes"))
+    paths = pc.struct_field(images, "path").filter(without).drop_null().to_pylist()
+    return [path for path in paths if os.path.isfile(path)]
 
 
 def _whole(path: Path, digest_path: Path) -> np.ndarray | None:

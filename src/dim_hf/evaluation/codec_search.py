@@ -93,19 +93,23 @@ def best_codec(
         append_json_line(cache, record)
         return record
 
-    left = _worth_a_trial({codec: measured(codec, 0) for codec in codecs}, budget)
+    sizes = {codec: measured(codec, 0) for codec in codecs}
+    left = _worth_a_trial(sizes, budget)
     tried, accuracy = len(left), math.nan
     for share, go_on in ROUNDS:
         if len(left) > 1:
             found = {codec: measured(codec, max(1, round(share * recipe.epochs)))["accuracy"] for codec in left}
             left = sorted(left, key=lambda codec: found[codec], reverse=True)[:go_on]
             accuracy = found[left[0]]
-    if contents:
+    if contents and tried > 1:
         print(
             f"best of {tried} codings for {budget:,} bytes of real images: {left[0].name}, {100 * accuracy:.1f} % of "
             f"{len(held_out):,} held-out train images; the search took {epochs_trained:,} epochs of {JUDGE} and "
             f"{time.perf_counter() - start:,.0f} s"
         )
+    elif contents:
+        taken = sizes[left[0]]["bytes"]
+        print(f"nothing to choose for {budget:,} bytes of real images but {left[0].name}, which takes {taken:,}")
     return left[0]
 
 

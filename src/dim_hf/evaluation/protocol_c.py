@@ -23,7 +23,7 @@ from ..classifiers import build_classifier
 from ..data import members_by_class
 from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
-from ..streams.randomness import ShuffledOrder, check_count
+from ..streams.randomness import ShuffledOrder, bits_of, check_count
 from ..streams.real import BatchStream
 from .judges import Stream, evaluate_accuracy, random_crop
 from .recipe import LEGACY_BATCH_SIZE
@@ -61,7 +61,7 @@ class LegacyStream(_WholeBatches):
 
     @torch.no_grad()
     def _batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        rng = torch.Generator().manual_seed(((self.seed << 24) ^ epoch) & (2**63 - 1))
+        rng = torch.Generator().manual_seed(bits_of((self.seed << 24) ^ epoch))
         for _ in range(self.steps_per_epoch):
             labels = torch.randint(self.num_classes, (self.batch_size,), generator=rng)
             labels = (torch.arange(self.num_classes) if self.balanced else labels).to(self.device)

@@ -1,30 +1,27 @@
-"""The model card: what it says about a pipeline, and which parts a later push replaces."""
+"""The model card: what it says about a pipeline."""
 
 import hashlib
 import json
 import os
 import re
 import shlex
-from collections.abc import Collection
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import EvalResult, ModelCard, ModelCardData, RepoCard, dataset_info, hf_hub_download
-from huggingface_hub.constants import REPOCARD_NAME
-from huggingface_hub.errors import HFValidationError, RemoteEntryNotFoundError
+from huggingface_hub import EvalResult, ModelCard, ModelCardData, dataset_info
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import httpx, validate_repo_id
-from yaml import YAMLError
 
-from ..arguments import reason
 from ..audit.report import describe_audit, describe_privacy, read_audit
 from ..classifiers.names import public_name
 from ..evaluation.names import COMPARED, GENERATED
 from ..evaluation.tables import Row, results_table
 from ..files import read_json
 from ..messages import markdown, one_line
-from ..weights import module_bytes, weights_digest
+from ..weights import module_bytes, module_digest, weights_digest
+from .merging import PART, merge_cards
 
 
 TEMPLATE = Path(__file__).parent / "model_card.md"
@@ -39,17 +36,11 @@ NOT_ON_CARD = {
     "data_fingerprint", "given", "push_to_hub", "hub_model_id", "hub_token", "hub_private_repo", "privacy",
 }  # fmt: skip
 
-# A part of a card that a push replaces when more is known, or when it describes other weights or images.
-PART = re.compile(
-    r"<!-- (model|start|results|audit|training|images) of \w+ (\w+) -->\n.*?<!-- end of \1 -->", re.DOTALL
-)
 # Fields of a card's metadata about the data set.
 OF_DATA = ("license", "license_name", "license_link", "datasets")
 # What a card's metadata say of a private run.
 PROMISED = ("epsilon", "delta", "unit", "neighbours", "mechanism")
-Card = TypeVar("Card", bound=RepoCard)
 
-MOST_CARD_BYTES = 2**20
 # What a row of results says in words.
 WORDS_OF_ROW = ("source", "classifier", "protocol", "labels")
 
@@ -60,31 +51,6 @@ def local_or_hub(dataset_name: str) -> str:
     """The absolute path of a local data set, else the name unchanged, so that the two remain distinguishable."""
     path = Path(dataset_name)
     return str(path.resolve()) if dataset_name != "digits" and path.exists() else dataset_name
-
-
-def existing_card(kind: type[Card], repo_id_or_path: str | Path, token: str | None = None) -> Card | None:
-    """
-    The card that a repository or a file has, if any; `kind` is `ModelCard` or `DatasetCard`.
-
-    Raises:
-        ValueError: If its metadata cannot be read.
-    """
-    if isinstance(repo_id_or_path, Path) and not repo_id_or_path.exists():
-        return None
-    try:
-        path = repo_id_or_path
-        if not isinstance(path, Path):
-            path = Path(hf_hub_download(path, REPOCARD_NAME, repo_type=kind.repo_type, token=token))
-        if (size := path.stat().st_size) > MOST_CARD_BYTES:
-            raise ValueError(f"the card {repo_id_or_path} has {size:,} bytes; valid are at most {MOST_CARD_BYTES:,}.")
-        return kind.load(path, ignore_metadata_errors=True)
-    except RemoteEntryNotFoundError:
-        return None
-    except (YAMLError, RecursionError) as error:
-        raise ValueError(
-            f"the card {repo_id_or_path} has metadata that is not YAML ({reason(error)}); correct it, or remove the "
-            "file."
-        ) from error
 
 
 def model_card(
@@ -105,20 +71,19 @@ def model_card(
     run = Path(pipeline.name_or_path or "")
     options = read_options(run) if pipeline.name_or_path else None
     metrics, audit = read_evaluation(pipeline, evaluation_dir), read_audit(pipeline, audit_dir)
-    data = options or (metrics or {}).get("options")
-    hub_id, data_name = describe_data(data)
+    hub_id, data_name = describe_data(options)
     names = pipeline.config.id2label or {label: str(label) for label in range(config.num_classes)}
     listed = [f"{label} {markdown(name)}" if pipeline.config.id2label else str(label) for label, name in names.items()]
     classes = ", ".join(listed[:100]) + (f" and {len(listed) - 100} more" if len(listed) > 100 else "")
     same_data = existing is None or tells_of_data(existing, digest, data_name, classes)
     kept_licence = existing.data.get("license") if existing and same_data else None
-    licence = kept_licence or data_licence(data, hub_id, token)
+    licence = kept_licence or data_licence(options, hub_id, token)
     licence_in_text = markdown(licence) if licence else "not known; see where it comes from"
     parameters = pipeline.generator.num_parameters()
     form = pipeline.generator.storage or str(pipeline.generator.dtype).removeprefix("torch.")
     about = [digest, names, pipeline.labeler is not None, form, *([variant] if variant else [])]
     model_name = repo_id.rpartition("/")[2]
-    results = eval_results(metrics, hub_id, data_name) if metrics else []
+    results = eval_results(metrics) if metrics else []
     privacy = (options or {}).get("privacy")
     card = ModelCard.from_template(
         ModelCardData(
@@ -196,58 +161,11 @@ def tells_of_data(card: ModelCard, digest: str, data_name: str, classes: str) ->
     return named and (data_name != LOCAL or f"Classes: {classes}.\n" in card.text)
 
 
-def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collection[str] = ()) -> Card:
-    """
-    Merges a new card into the existing one. Its text stays, except for our parts that are better known now or describe
-    other weights or images. Its metadata stay, except for the `outdated` fields, and the new ones are added.
-
-    `metadata_update` of huggingface_hub would commit on its own, before the weights that the metadata describe.
-    """
-    before = {part[1]: part for part in PART.finditer(existing.text)}
-    stale = {part[1] for part in PART.finditer(card.text) if part[1] in before and part[2] != before[part[1]][2]}
-    text = existing.text
-    for part in PART.finditer(card.text):
-        if part[1] in before and part[1] in known | stale:
-            text = text.replace(before[part[1]][0], part[0])
-        elif part[1] not in before and part[1] in known:
-            text = insert_section(text, card.text, part)
-    # Dumping a card restores the order of metadata in its file, which loading does not keep.
-    str(existing), str(card)
-    old = {name: value for name, value in existing.data.to_dict().items() if name not in outdated}
-    new = card.data.to_dict()
-    merged = {**old, **new}
-    if old.get("license"):
-        merged["license"] = old["license"]
-    if "configs" in new:
-        replaced = {config["config_name"] for config in new["configs"]}
-        kept = [config for config in old.get("configs") or [] if config.get("config_name") not in replaced]
-        merged["configs"] = [*new["configs"], *kept]
-    for name in ("tags", "datasets", "metrics", "task_categories"):
-        both = [*(old.get(name) or []), *(new.get(name) or [])]
-        if both:
-            merged[name] = list(dict.fromkeys(both))
-    if "results" in stale - known:
-        merged.pop("model-index", None)
-    if "training" in known | stale and "differential_privacy" not in new:
-        merged.pop("differential_privacy", None)
-    data = type(card.data)(**merged, ignore_metadata_errors=True)
-    metadata = data.to_yaml(original_order=list(merged))
-    return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
-
-
-def insert_section(text: str, source: str, part: re.Match[str]) -> str:
-    """Adds a part, under its heading in `source`, where the next heading of `source` is in the text, or at its end."""
-    heading = source.rindex("\n## ", 0, part.start()) + 1
-    section = f"{source[heading : part.end()]}\n"
-    following = re.compile(r"^## .*$", re.MULTILINE).search(source, part.end())
-    before, found, after = text.partition(f"\n{following[0]}\n") if following else (text, "", "")
-    return f"{before.rstrip()}\n\n{section}{found}{after}"
-
-
 def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:
     """
     The evaluation in a folder, by default `evaluation/` of the pipeline's, without paths of this machine. One of other
-    weights, or by a release with other tables, is an error if it was asked for and is ignored otherwise.
+    weights (also of a teacher, where a row depends on it), or by a release with other tables, is an error if it was
+    asked for and is ignored otherwise.
     """
     folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
     # A pipeline in memory has no folder, and that of the present directory is of something else.
@@ -255,6 +173,9 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
     if metrics and not is_evaluation(metrics):
         raise ValueError(f"{folder / 'metrics.json'} is damaged; valid is what evaluate_dim.py writes.")
     of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)
+    if metrics and uses_teacher(metrics["options"]):
+        teacher = pipeline.labeler and module_digest(pipeline.labeler)
+        of_other_weights = of_other_weights or metrics.get("labeler") != teacher
     if metrics and not of_other_weights and all(field.name in row for row in metrics["rows"] for field in fields(Row)):
         rows = [row | {"classifier": public_name(row["classifier"])} for row in metrics["rows"]]
         return metrics | {"rows": rows}
@@ -263,6 +184,12 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
         what = f"is an evaluation {other}" if metrics else "holds no metrics.json"
         raise ValueError(f"`evaluation_dir` {folder} {what}; valid is an output folder of evaluate_dim.py.")
     return None
+
+
+def uses_teacher(options: dict[str, Any]) -> bool:
+    """Whether any row of an evaluation with these options depends on the pipeline's teacher."""
+    draws = [*options.get("max_attempts", ()), *options.get("choose_from", ())]
+    return bool(options.get("soft_labels")) or max(draws, default=1) > 1
 
 
 def is_evaluation(metrics: Any) -> bool:
@@ -301,6 +228,12 @@ def describe_data(options: dict[str, Any] | None) -> tuple[str | None, str]:
     )
 
 
+def data_title(options: dict[str, Any]) -> str:
+    """The data set's short name, without a path of this machine."""
+    hub_id, name = describe_data(options)
+    return hub_id or ("digits" if name == DIGITS else "a local folder")
+
+
 def data_licence(options: dict[str, Any] | None, hub_id: str | None, token: str | None) -> str | None:
     """The licence of the data as its page on the Hub states it; `None` where it states none or several."""
     if hub_id is None:
@@ -327,12 +260,14 @@ def describe_results(metrics: dict[str, Any] | None) -> str:
     return f"{results_table(rows)}\n\n{plain_prose(metrics['protocol'])}"
 
 
-def eval_results(metrics: dict[str, Any], hub_id: str | None, data_name: str) -> list[EvalResult]:
+def eval_results(metrics: dict[str, Any]) -> list[EvalResult]:
     """
     The model's results in protocols A and B. Left out are controls, rows without augmentation, which serve only for
     comparison, and legacy rows, which are chosen on the test split.
     """
     options = metrics["options"]
+    # What was evaluated on need not be what the pipeline was trained on.
+    hub_id, data_name = describe_data(options)
     return [
         EvalResult(
             task_type="image-classification",
@@ -387,8 +322,10 @@ def command(options: dict[str, Any], name: str) -> str:
     for option in options.get("given", []):
         value = options.get(option)
         if option in ("dataset_name", "train_data_dir") or option not in NOT_ON_CARD:
+            # A folder of the user's, also where its path is relative.
+            value = None if option == "train_data_dir" else value
             values = value if isinstance(value, list) else str(value).split() if option == "match_loss" else [value]
-            told = [None if isinstance(each, dict) else public_value(each) for each in values]
+            told = [None if each is None or isinstance(each, dict) else public_value(each) for each in values]
             words.append(
                 " ".join([f"--{option}", *("..." if each is None else shlex.quote(str(each)) for each in told)])
             )

@@ -1,6 +1,7 @@
 """Pushes a pipeline to the Hub with its model card and sample grid, and nothing else of its run."""
 
 import os
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,14 @@ from ..hub_errors import check_characters, hub_reason
 from ..messages import listed
 from ..pipelines.pipeline_dim import is_a
 from ..weights import stored_form
-from .card import HUB_ERRORS, existing_card, model_card, read_evaluation
+from .card import HUB_ERRORS, model_card, read_evaluation
+from .merging import existing_card
+
+
+# The files of a network in an export.
+OF_NETWORK = re.compile(
+    r"config\.json|(generator|labeler)_dim\.py|diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"
+)
 
 
 def prepare_repository(repo_id: str, token: str | None, private: bool | None, repo_type: str = "model") -> str:
@@ -205,13 +213,24 @@ def check_export(folder: str | os.PathLike, output_dir: str | os.PathLike | None
         )
     if path.is_file():
         raise FileExistsError(f"the export folder {path} is a file.")
-    foreign = sorted(each.name for each in path.iterdir() if each.name not in EXPORTED) if path.is_dir() else []
-    if foreign:
+    if foreign := _foreign(path):
         raise FileExistsError(
             f"the export folder {path} holds {listed(foreign)}, which is not of an export; name another folder."
         )
     existing_card(ModelCard, path / "README.md")
     check_writable(path, f"the export folder {path}")
+
+
+def _foreign(folder: Path) -> list[str]:
+    """What a folder holds, by relative path, that an export would remove but has not written."""
+    # Without a pipeline, not even files of these names are of an export, but a card may have been written by hand.
+    exported = EXPORTED if (folder / "model_index.json").is_file() else ("README.md",)
+    found = [path.name for path in folder.glob("*") if path.name not in exported]
+    for network in ("generator", "labeler"):
+        for path in () if found else (folder / network).rglob("*"):
+            if not OF_NETWORK.fullmatch(path.relative_to(folder / network).as_posix()):
+                found.append(path.relative_to(folder).as_posix())
+    return sorted(found)
 
 
 def write_card(
