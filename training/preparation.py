@@ -23,7 +23,7 @@ from checks import (
 )
 from continuation import shared
 from presets import default_augmentation, doublings, network_configs
-from run_folder import check_folder, is_branch
+from run_folder import check_folder, is_branch, refuse_private_run
 from torch import nn
 from validation import MOST_IPC, ValidationPlan, count_operations, plan_validations, recorded_settings
 
@@ -117,6 +117,7 @@ def check(args: argparse.Namespace) -> Start:
     check_precision(args.mixed_precision)
     output_dir, resume = Path(args.output_dir), args.resume_from_checkpoint
     checkpoint, damaged = find_checkpoint(output_dir, resume) if resume else (None, [])
+    refuse_private_run(output_dir, checkpoint)
     begun = None
     if checkpoint:
         begun = json.loads((checkpoint / "progress.json").read_text())["options"].get("mixed_precision")
@@ -224,11 +225,11 @@ def make_plan(args: argparse.Namespace, start: Start, data: Data, networks: Netw
             "steps of the run."
         )
     held_out, settings = len(data.validation), None
-    if args.validation_epochs:
-        settings = (args.validation_epochs, MOST_IPC, held_out)
-    elif start.checkpoint:
+    if start.checkpoint:
         # Scores are compared, so their classifiers must be trained alike, however long the run is now.
         settings = recorded_settings(json.loads((start.checkpoint / "progress.json").read_text()), held_out)
+    if args.validation_epochs and (start.branched or settings is None or settings[0] != args.validation_epochs):
+        settings = (args.validation_epochs, MOST_IPC, held_out)
     validation = plan_validations(
         count_operations(networks.ema_generator, networks.plain_discriminator, args.validation_classifier, data.train),
         images_trained=(adversarial_steps + match_steps) * images_per_process,

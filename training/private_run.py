@@ -36,6 +36,7 @@ from dim_hf.distillation.checkpointing import (
     find_checkpoint,
     leave_models_to_diffusers,
     load_models,
+    load_optimizers,
     read_progress,
     save_checkpoint,
 )
@@ -255,7 +256,7 @@ def make_networks(args: argparse.Namespace, start: Start, statistics: PrivateSta
     networks = Networks(generator, optimizer, matching, ema_generator)
     leave_models_to_diffusers(start.accelerator)
     if start.checkpoint:
-        start.accelerator.load_state(str(start.checkpoint))
+        load_optimizers(start.accelerator, start.checkpoint)
         load_models(networks.saved(start.accelerator), start.checkpoint)
         keep_until(start.output_dir, start.progress["step"])
     return networks

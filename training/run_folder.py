@@ -51,6 +51,20 @@ def check_folder(output_dir: Path, checkpoint: Path | None, goes_on: bool) -> No
         lock_output_dir(output_dir).release()
 
 
+def refuse_private_run(output_dir: Path, checkpoint: Path | None) -> None:
+    """Refuses to go on from a run with `--privacy_epsilon`, or to train in its folder, without that flag."""
+    options = json.loads((checkpoint / "progress.json").read_text())["options"] if checkpoint else {}
+    if options.get("privacy_epsilon") is not None:
+        raise ValueError(
+            f"`--resume_from_checkpoint` {checkpoint} is of a run with --privacy_epsilon; give that flag."
+        )
+    if (output_dir / "release").exists():
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} holds the release of a run with --privacy_epsilon; give that flag, or name "
+            "another folder."
+        )
+
+
 def is_branch(checkpoint: Path | None, output_dir: Path) -> bool:
     """Whether a run resumes from a checkpoint of another folder."""
     return checkpoint is not None and checkpoint.parent.resolve() != output_dir.resolve()

@@ -54,6 +54,7 @@ from dim_hf.distillation.checkpointing import (
     load_models,
     load_optimizers,
     read_progress,
+    remove_later_checkpoints,
     save_checkpoint,
 )
 from dim_hf.distillation.interruption import agreed, heeded_signals
@@ -142,7 +143,7 @@ def begin_or_go_on(
     }
     validation = {"ipc": plan.validation.ipc, "images": plan.validation.images}
     progress = {"step": 0, "seconds": 0.0, "best": {"accuracy": -1.0}, "options": deciding(options)}
-    progress["validation"] = validation
+    progress |= {"validation": validation, "ended": None}
     # Machines may differ in the data that they read and in the precision that they choose.
     check_same(start.accelerator, deciding(options))
     if start.checkpoint is None:
@@ -161,6 +162,11 @@ def begin_or_go_on(
     if start.branched:
         # The best pipeline so far is that of the other run.
         progress["best"] = {"accuracy": -1.0}
+    # A longer run was interrupted at what is now its last step, and lacks the validation of a run's end. Checkpoints
+    # from before this was recorded are taken to have had it if they had any.
+    ended = progress.get("ended", progress["step"] if progress["best"]["accuracy"] >= 0 else None)
+    if progress["step"] == plan.total_steps != ended:
+        progress.setdefault("pending", {})
     return options, progress
 
 
@@ -210,6 +216,9 @@ def load_or_prepare(run: Run, start: Start) -> None:
     checkpoint, best = start.checkpoint, networks.best_generator
     if checkpoint is None:
         return
+    if run.accelerator.is_main_process and start.goes_on:
+        # Those that are damaged. Counted among the newest, they would outlive the one that this run goes on from.
+        remove_later_checkpoints(run.output_dir, progress["step"])
     load_optimizers(run.accelerator, checkpoint)
     load_models(networks.saved, checkpoint)
     validated = progress["best"]["accuracy"] >= 0
@@ -254,7 +263,8 @@ def make_pool(run: Run) -> Sequence[nn.Module]:
 def record_beginning(run: Run, options: dict[str, Any]) -> None:
     accelerator, networks, plan, train = run.accelerator, run.networks, run.plan, run.data.train
     if accelerator.is_main_process:
-        keep_until(run.output_dir, run.progress["step"])
+        # The line of a step whose validation is still to be done is written with it.
+        keep_until(run.output_dir, run.progress["step"] - ("pending" in run.progress))
         replace_text(run.output_dir / "options.json", json.dumps(options, indent=2))
         replace_text(run.output_dir / "environment.json", json.dumps(environment(), indent=2))
         if accelerator.trackers or run.args.report_to != "none":
@@ -292,12 +302,12 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
     with heeded_signals() as stop, bar:
         stop_all = agreed(stop, accelerator)
         if "pending" in progress:
-            saving = progress["step"] % args.checkpointing_steps == 0
             conclude(
                 run,
                 progress.pop("pending"),
                 validating=True,
-                saving=saving,
+                # In place of the checkpoint that lacks it.
+                saving=True,
                 interrupted=False,
                 stop=stop,
                 began=began,
@@ -497,6 +507,8 @@ def conclude(
         if accelerator.reduce(pending) > 0:
             progress.setdefault("pending", record)
             interrupted = True
+        elif step == run.plan.total_steps:
+            progress["ended"] = step
         progress["seconds"] = time.perf_counter() - began
     if accelerator.is_main_process and "pending" not in progress:
         line = {

@@ -77,7 +77,9 @@ from run_folder import read_json_object
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
 from dim_hf.files import check_output_dir, lock_output_dir, refuse_data_folder, refuse_foreign_files, replace_pipeline
+from dim_hf.hub.card import HUB_ERRORS
 from dim_hf.hub.merging import existing_card
+from dim_hf.hub_errors import hub_reason
 from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -105,6 +107,7 @@ def main(args: argparse.Namespace) -> float:
             f"`--validation_fraction` is {args.validation_fraction}, and the run in `--pipeline` {args.pipeline} held "
             f"out {held_out}, which its teacher must not see either; leave the flag out."
         )
+    pipe = load_pipeline("pipeline", args.pipeline)
     if "privacy" in run or tells_of_privacy(args.pipeline):
         raise ValueError(
             f"`--pipeline` {args.pipeline} has a guarantee of privacy, which a teacher of real images would not have; "
@@ -115,7 +118,6 @@ def main(args: argparse.Namespace) -> float:
     if output_dir.resolve() != Path(args.pipeline).resolve():
         refuse_data_folder(output_dir, args.dataset_name, args.train_data_dir)
         refuse_foreign_files(output_dir, "train_labeler.py")
-    pipe = load_pipeline("pipeline", args.pipeline)
     config = pipe.generator.config
     labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
     check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
@@ -177,7 +179,12 @@ def main(args: argparse.Namespace) -> float:
 
 def tells_of_privacy(pipeline: str) -> bool:
     """Whether the card of a pipeline states a guarantee; an export and a push have no other record of it."""
-    card = existing_card(ModelCard, Path(pipeline) / "README.md") if Path(pipeline).is_dir() else None
+    try:
+        card = existing_card(ModelCard, Path(pipeline) / "README.md" if Path(pipeline).is_dir() else pipeline)
+    except HUB_ERRORS as error:
+        raise OSError(
+            f"`--pipeline` {pipeline}: its card, which says whether it is private, cannot be read: {hub_reason(error)}"
+        ) from error
     return card is not None and bool(card.data.get("differential_privacy"))
 
 

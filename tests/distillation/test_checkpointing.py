@@ -202,6 +202,13 @@ def test_a_checkpoint_of_a_stranger_runs_no_code(save, name):
         load_optimizers(save.accelerator, path)
 
 
+def test_a_run_begun_without_float16_goes_on_with_a_new_scaler(save):
+    path = save(3)
+    save.accelerator.scaler = scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    load_optimizers(save.accelerator, path)
+    assert save.accelerator.scaler is scaler and scaler.get_scale() == 8.0
+
+
 def test_random_states_of_a_stranger_are_left_out(save):
     """They decide nothing, and accelerate goes on without those that it does not read."""
     path = save(3)

@@ -19,6 +19,19 @@ def test_signals_act_as_before_once_the_loop_is_over():
     assert signal.getsignal(signal.SIGINT) is before
 
 
+def test_a_signal_that_the_process_ignores_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with heeded_signals() as stop:
+            signal.raise_signal(signal.SIGINT)
+            assert not stop()
+            signal.raise_signal(signal.SIGTERM)
+            assert stop()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 PROGRAM = """
 import pathlib, signal, sys
 from accelerate import Accelerator

@@ -307,6 +307,7 @@ def test_what_cannot_be_loaded_or_pushed_is_told_in_one_message(hub, pushed, tmp
         "unknown-below": files | {"generator/config.json": json.dumps(config | {"num_heads": 1}).encode()},
     }
     assert weights in files
+    without["with-promise"] = files | {"README.md": b"---\ndifferential_privacy:\n  epsilon: 1.0\n---\n"}
     for name, content in without.items():
         hub.repos[f"me/{name}"] = {"private": False, "commits": [], "refs": {}}
         hub.commit(f"me/{name}", content)
@@ -330,6 +331,9 @@ arguments = ["--output_dir", "run", "--report_to", "none", "--push_to_hub", "--h
 seen["train"] = message(train_dim.main, train_dim.parse_args(arguments))
 arguments = [*arguments[:-1], "hf_readonlytoken", "--hub_model_id", "me/x"]
 seen["train, no right"] = message(train_dim.main, train_dim.parse_args(arguments))
+import train_labeler
+arguments = ["--pipeline", "me/with-promise", "--output_dir", "run"]
+seen["teacher"] = message(train_labeler.main, train_labeler.parse_args(arguments))
 json.dump(seen, open("seen.json", "w"))
 """
     python(code, tmp_path, environment(hub.endpoint, tmp_path / "home"))
@@ -342,6 +346,8 @@ json.dump(seen, open("seen.json", "w"))
         "pickled, labeler passed": "None",
         "no-config": "does not hold a DiMPipeline: generator/config.json is missing.",
         "unknown": "ValueError: model_index.json has the unknown entries guidance; valid are generator, id2label",
+        "with-promise": "None",
+        "teacher": "ValueError: `--pipeline` me/with-promise has a guarantee of privacy, which a teacher",
         "unknown-below": "ValueError: the generator's config.json has the unknown entries num_heads; valid are block_",
         "missing": "'me/nowhere' is not a local folder and cannot be loaded from the Hub: there is no such "
         "repository, or it is private and the token does not give access to it.",

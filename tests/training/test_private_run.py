@@ -175,6 +175,20 @@ def test_a_run_does_not_go_on_with_other_settings(finished, flags, message):
         train_dim.main(arguments(finished, finished / "run", "--resume_from_checkpoint", "latest", *flags))
 
 
+def test_without_its_flag_a_private_run_does_not_go_on(finished, tmp_path):
+    shutil.copytree(finished / "run", tmp_path / "run")
+    more = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest"]
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(ValueError, match="checkpoint-4 is of a run with --privacy_epsilon; give that flag"):
+        train_dim.main(train_dim.parse_args(more))
+    for path in (tmp_path / "run").glob("checkpoint-*"):
+        shutil.rmtree(path)
+    for arguments in (more, more[:2]):
+        with pytest.raises(FileExistsError, match="holds the release of a run with --privacy_epsilon; give that flag"):
+            train_dim.main(train_dim.parse_args(arguments))
+    assert all(path.read_bytes() == before[path] for path in tmp_path.rglob("*") if path.is_file())
+
+
 def test_another_budget_for_a_release_is_refused(finished, tmp_path):
     shutil.copytree(finished / "run" / "release", tmp_path / "run" / "release")
     with pytest.raises(ValueError, match="A second release adds to the first"):

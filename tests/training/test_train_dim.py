@@ -24,6 +24,7 @@ from PIL import Image
 from run_folder import needed_bytes
 from safetensors.torch import load_file
 
+from dim_hf.distillation.checkpointing import checkpoints
 from dim_hf.files import lock_output_dir
 from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -852,6 +853,10 @@ def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny
     monkeypatch.undo()
     assert [path.name for path in (tmp_path / "run").glob("checkpoint-*")] == ["checkpoint-6"]
     run(tiny("run", *more, "--resume_from_checkpoint", "latest"))
+    # Interrupted again before the next checkpoint, it is not validated a second time.
+    shutil.rmtree(tmp_path / "run" / "checkpoint-10")
+    monkeypatch.setattr(train_dim, "conclude", once_per_step(train_dim.conclude, done={6}))
+    run(tiny("run", *more, "--resume_from_checkpoint", "latest"))
     assert_equal_weights(final_weights(tmp_path / "straight"), final_weights(tmp_path / "run"))
     logs = [
         [
@@ -861,6 +866,84 @@ def test_a_signal_in_validation_ends_it_and_the_continuation_begins_with_it(tiny
         for folder in ("straight", "run")
     ]
     assert logs[0] == logs[1]
+
+
+def once_per_step(conclude, done):
+    def concluded(run, *args, **kwargs):
+        assert run.progress["step"] not in done
+        return conclude(run, *args, **kwargs)
+
+    return concluded
+
+
+@pytest.mark.parametrize("validated", [False, True])
+def test_a_run_that_is_ended_where_it_was_interrupted_is_validated(tiny, tmp_path, capsys, validated):
+    more = ["--checkpointing_steps", "2", "--storage", "int8", "--validation_steps", "2" if validated else "100"]
+    folder = tmp_path / "run"
+    run(tiny("run", *more, "--checkpoints_total_limit", "9"))
+    for step in (6, 8, 10):
+        shutil.rmtree(folder / f"checkpoint-{step}")
+    capsys.readouterr()
+    end = ["--max_train_steps", "4", "--max_match_steps", "0", "--resume_from_checkpoint", "latest"]
+    run(tiny("run", *more, *end))
+    assert "is that of step" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [2, 4]
+    assert {"validation/accuracy", "validation/accuracy_in_float32"} <= lines[1].keys()
+    run(tiny("straight", *more, *end[:4]))
+    first, second = (
+        load_file(tmp_path / name / "generator" / "diffusion_pytorch_model.safetensors")
+        for name in ("run", "straight")
+    )
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+    # But once.
+    before = (folder / "metrics.jsonl").read_text()
+    run(tiny("run", *more, *end))
+    assert (folder / "metrics.jsonl").read_text() == before
+
+
+def test_going_back_past_a_damaged_checkpoint_keeps_the_whole_one_until_the_next(tiny, tmp_path, plain, monkeypatch):
+    folder = tmp_path / "run"
+    shutil.copytree(plain, folder)
+    for path in folder.glob("checkpoint-*"):
+        if path.name not in ("checkpoint-3", "checkpoint-4"):
+            shutil.rmtree(path)
+    weights = folder / "checkpoint-4" / "generator" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(train_dim.DiMGenerator, "save_pretrained", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        run(tiny("run", "--checkpointing_steps", "5", "--checkpoints_total_limit", "1", "--resume_from_checkpoint",
+                 "latest"))  # fmt: skip
+    assert [path.name for path in checkpoints(folder)] == ["checkpoint-3"]
+    monkeypatch.undo()
+    run(tiny("run", "--resume_from_checkpoint", "latest"))
+    assert_equal_weights(final_weights(plain), final_weights(folder))
+
+
+def test_the_epochs_of_a_continuation_leave_the_images_that_are_scored(tiny, tmp_path):
+    def automatic(*more):
+        arguments = tiny("run", "--checkpointing_steps", "2", "--checkpoints_total_limit", "9", *more)
+        at = arguments.index("--validation_epochs")
+        return arguments[:at] + arguments[at + 2 :]
+
+    run(automatic())
+    folder = tmp_path / "run"
+    before = json.loads((folder / "checkpoint-10" / "progress.json").read_text())
+    assert before["validation"]["images"] < 144
+    epochs = before["options"]["validation_epochs"]
+    for more in ([], ["--validation_epochs", str(epochs)]):
+        shutil.rmtree(folder / "checkpoint-10")
+        run([*automatic(), *more, "--resume_from_checkpoint", "latest"])
+        assert (
+            json.loads((folder / "checkpoint-10" / "progress.json").read_text())["validation"] == before["validation"]
+        )
+    shutil.rmtree(folder / "checkpoint-10")
+    with pytest.raises(ValueError, match=f"`validation_epochs` was {epochs} and is now {epochs + 1}"):
+        run([*automatic(), "--validation_epochs", str(epochs + 1), "--resume_from_checkpoint", "latest"])
 
 
 def test_checkpoints_that_give_way_need_no_space(tmp_path):

@@ -60,7 +60,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             Length of the class embedding that is concatenated with the noise. `0` overwrites the first `num_classes`
             entries of the noise with the one-hot label instead, as the paper's released network does.
         block_out_channels (`tuple[int, ...]`, *optional*, defaults to `(128, 64)`):
-            Channels of each block, from the coarsest; every block doubles the size.
+            Channels of each block, from the coarsest; every block but the first doubles the size.
         layers_per_block (`tuple[int, ...]`, *optional*, defaults to `(0, 0)`):
             3x3 convolutions that follow in each block at its own size.
         residual (`bool`, *optional*, defaults to `False`): Whether those 3x3 convolutions are added to their input.

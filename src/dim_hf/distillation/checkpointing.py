@@ -16,6 +16,7 @@ from pickle import UnpicklingError
 from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import SCALER_NAME
 from diffusers.models.modeling_utils import ModelMixin
 from safetensors import SafetensorError, safe_open
 
@@ -238,11 +239,10 @@ def save_checkpoint(
     if accelerator.is_main_process:
         for stale in Path(output_dir).glob(".checkpoint-*"):
             shutil.rmtree(stale, ignore_errors=True)
-        found = checkpoints(output_dir)
-        earlier = [old for old in found if checkpoint_step(old) < progress["step"]]
-        outdated = [old for old in found if checkpoint_step(old) > progress["step"]]
+        remove_later_checkpoints(output_dir, progress["step"])
+        earlier = [old for old in checkpoints(output_dir) if checkpoint_step(old) < progress["step"]]
         # The newest stays until this one is complete, even where only one is to be kept.
-        for old in outdated + earlier[: max(0, min(len(earlier) - 1, len(earlier) - total_limit + 1))]:
+        for old in earlier[: max(0, min(len(earlier) - 1, len(earlier) - total_limit + 1))]:
             _remove(old)
         aside.mkdir(parents=True)
         with writing(aside):
@@ -262,6 +262,13 @@ def save_checkpoint(
             _remove(old)
     accelerator.wait_for_everyone()
     return path
+
+
+def remove_later_checkpoints(output_dir: str | os.PathLike, step: int) -> None:
+    """Removes the checkpoints of later steps than `step`, left when a run goes back past damaged ones."""
+    for checkpoint in checkpoints(output_dir):
+        if checkpoint_step(checkpoint) > step:
+            _remove(checkpoint)
 
 
 def _remove(checkpoint: Path) -> None:
@@ -311,7 +318,13 @@ def load_optimizers(accelerator: Accelerator, checkpoint: Path) -> None:
     Raises:
         ValueError: If a file holds more than numbers, lists and tensors.
     """
+    scaler = accelerator.scaler
+    if not (checkpoint / SCALER_NAME).is_file():
+        # A run that goes on in float16, but did not begin in it, begins with a new one.
+        accelerator.scaler = None
     try:
         accelerator.load_state(str(checkpoint))
     except UnpicklingError as error:
         raise ValueError(f"{checkpoint} holds more than numbers and tensors; reading it could run code.") from error
+    finally:
+        accelerator.scaler = scaler

@@ -11,9 +11,13 @@ from accelerate import Accelerator
 
 @contextmanager
 def heeded_signals() -> Iterator[Callable[[], bool]]:
-    """Gives a function that tells whether Ctrl-C or SIGTERM was received; a second one has its usual effect."""
+    """
+    Gives a function that tells whether Ctrl-C or SIGTERM was received; a second one has its usual effect. One that the
+    process ignores, as Ctrl-C in the background of a shell script, stays ignored.
+    """
     received = []
     before = {number: signal.getsignal(number) or signal.SIG_DFL for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
 
     def restore() -> None:
         for number, handler in before.items():
