@@ -161,7 +161,8 @@ def overlap(one: str, other: str) -> bool:
 
 def trained_on(options: dict[str, Any]) -> str:
     """What a run's options say that it was trained on, for messages."""
-    return f"{options.get('train_data_dir') or options.get('dataset_name')} (options.json in `--pipeline`)"
+    config = f", configuration {options['dataset_config_name']}" if options.get("dataset_config_name") else ""
+    return f"{options.get('train_data_dir') or options.get('dataset_name')}{config} (options.json in `--pipeline`)"
 
 
 def add_hub_arguments(parser: argparse._ActionsContainer, what: str, repository: str, default: str) -> None:

@@ -63,11 +63,11 @@ from dim_hf.evaluation.sample_grid import save_sample_grid
 from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, describe_protocol, results_table, scores, scores_table, write_report
 from dim_hf.files import append_json_line, lock_output_dir, read_json_lines
-from dim_hf.hub.card import data_title, local_or_hub
+from dim_hf.hub.card import data_title, local_or_hub, teacher_digest
 from dim_hf.hub.push import export_repository, prepare_repository
 from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
-from dim_hf.weights import module_bytes, module_digest, warn_of_storage, weights_digest
+from dim_hf.weights import module_bytes, warn_of_storage, weights_digest
 
 
 # A classifier to be trained: on what, which one, and its seed.
@@ -103,7 +103,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     pipeline = pipelines.evaluated
     train, test = load_splits(args, pipeline, accelerator, folders.training)
     check_fit(args, test)
-    check_against_training(args, folders, train, test)
+    check_against_training(args, folders, train, test, accelerator)
     if accelerator.is_main_process:
         if args.push_to_hub:
             name = args.hub_model_id or (
@@ -313,7 +313,7 @@ def write_reports(
     options["pool"] = [str(entry) for entry in args.pool]
     options["dataset_name"] = local_or_hub(args.dataset_name)
     details = {"options": options, "environment": environment(), "weights": weights_digest(pipeline)}
-    details["labeler"] = pipeline.labeler and module_digest(pipeline.labeler)
+    details["labeler"] = teacher_digest(pipeline)
     write_report(output_dir, table, protocol, details, ranking)
     audit = read_audit(pipeline)
     write_html_report(

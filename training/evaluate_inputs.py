@@ -166,7 +166,9 @@ def is_data_of(args: argparse.Namespace, run: dict[str, Any]) -> bool:
     return now == then
 
 
-def check_against_training(args: argparse.Namespace, folders: Folders, train: ImageData, test: ImageData) -> None:
+def check_against_training(
+    args: argparse.Namespace, folders: Folders, train: ImageData, test: ImageData, accelerator: Accelerator
+) -> None:
     """Refuses to score images that the pipeline was trained on, and warns of data that are not those of its run."""
     if not folders.run or folders.training:
         return
@@ -176,10 +178,11 @@ def check_against_training(args: argparse.Namespace, folders: Folders, train: Im
             f"`--test_split` {args.test_split} of {data_flag(args)} holds the images that the pipeline was trained on "
             "(options.json in `--pipeline`); valid is one that it was not."
         )
-    if not is_data_of(args, folders.run) and train.fingerprint != trained:
+    if accelerator.is_main_process and not is_data_of(args, folders.run) and train.fingerprint != trained:
+        config = f", configuration {args.dataset_config_name}," if args.dataset_config_name else ""
         warnings.warn(
-            f"{data_flag(args)} is not the data that the pipeline was trained on, {trained_on(folders.run)}; its "
-            "accuracy on other data says less about it.",
+            f"{data_flag(args)}{config} does not seem to be the data that the pipeline was trained on, "
+            f"{trained_on(folders.run)}; its accuracy on other data says less about it.",
             stacklevel=2,
         )
 

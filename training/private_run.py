@@ -38,6 +38,7 @@ from dim_hf.distillation.checkpointing import (
     load_models,
     load_optimizers,
     read_progress,
+    remove_later_checkpoints,
     save_checkpoint,
 )
 from dim_hf.distillation.interruption import heeded_signals
@@ -256,6 +257,8 @@ def make_networks(args: argparse.Namespace, start: Start, statistics: PrivateSta
     networks = Networks(generator, optimizer, matching, ema_generator)
     leave_models_to_diffusers(start.accelerator)
     if start.checkpoint:
+        # Those that are damaged; see train_dim.py.
+        remove_later_checkpoints(start.output_dir, start.progress["step"])
         load_optimizers(start.accelerator, start.checkpoint)
         load_models(networks.saved(start.accelerator), start.checkpoint)
         keep_until(start.output_dir, start.progress["step"])

@@ -56,7 +56,8 @@ def refuse_private_run(output_dir: Path, checkpoint: Path | None) -> None:
     options = json.loads((checkpoint / "progress.json").read_text())["options"] if checkpoint else {}
     if options.get("privacy_epsilon") is not None:
         raise ValueError(
-            f"`--resume_from_checkpoint` {checkpoint} is of a run with --privacy_epsilon; give that flag."
+            f"`--resume_from_checkpoint` {checkpoint} is of a run with --privacy_epsilon, which goes on with it "
+            "and only in its own folder."
         )
     if (output_dir / "release").exists():
         raise FileExistsError(
@@ -152,6 +153,14 @@ def _holds(folder: Path, generator: DiMGenerator) -> bool:
         return False
     same_names = found.keys() == expected.keys()
     return same_names and all(torch.equal(value.cpu(), found[name]) for name, value in expected.items())
+
+
+def losses_at(output_dir: Path, step: int) -> dict[str, float]:
+    """The losses that the log of a run has of a step."""
+    path = output_dir / "metrics.jsonl"
+    lines = read_json_lines(path) if path.exists() else []
+    found = [line for line in lines if isinstance(line, dict) and line.get("step") == step]
+    return {name: value for line in found for name, value in line.items() if name.startswith("loss/")}
 
 
 def keep_until(output_dir: Path, step: int) -> None:

@@ -40,7 +40,7 @@ from accelerate import Accelerator
 from continuation import deciding, may_still_change, recorded
 from filelock import FileLock
 from preparation import Data, Networks, Plan, Start, check, make_networks, make_plan, read_data
-from run_folder import check_restart, keep_until, needed_bytes, read_teacher, set_pipeline
+from run_folder import check_restart, keep_until, losses_at, needed_bytes, read_teacher, set_pipeline
 from torch import nn
 from tqdm.auto import tqdm
 from validation import ValidationInterrupted, makes_finite_images, scored_part, validate
@@ -161,12 +161,12 @@ def begin_or_go_on(
         )
     if start.branched:
         # The best pipeline so far is that of the other run.
-        progress["best"] = {"accuracy": -1.0}
+        progress |= {"best": {"accuracy": -1.0}, "ended": None}
     # A longer run was interrupted at what is now its last step, and lacks the validation of a run's end. Checkpoints
     # from before this was recorded are taken to have had it if they had any.
     ended = progress.get("ended", progress["step"] if progress["best"]["accuracy"] >= 0 else None)
     if progress["step"] == plan.total_steps != ended:
-        progress.setdefault("pending", {})
+        progress.setdefault("pending", losses_at(start.output_dir, progress["step"]))
     return options, progress
 
 

@@ -17,7 +17,7 @@ from dim_hf.messages import markdown
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.privacy import guarantee_of
-from dim_hf.weights import module_digest, weights_digest
+from dim_hf.weights import module_digest, stored_form, weights_digest
 
 
 ROWS = [
@@ -202,6 +202,33 @@ def test_results_that_a_teacher_has_a_share_in_are_of_that_teacher(tmp_path, opt
                     model_card(changed, "me/cats", evaluation_dir=tmp_path)
             else:
                 assert "Protocol B." in model_card(changed, "me/cats", evaluation_dir=tmp_path).text
+
+
+def test_the_results_of_another_teacher_leave_the_card(tmp_path):
+    teacher, other = DiMLabeler(3, 8, 1, width=4), DiMLabeler(3, 8, 1, width=4)
+    pipeline = make_pipeline(labeler=teacher)
+    details = {"options": OPTIONS | {"test_split": "test", "soft_labels": True}, "labeler": module_digest(teacher)}
+    write_report(tmp_path, ROWS, "Protocol B.", details | {"weights": weights_digest(pipeline)})
+    card = model_card(pipeline, "me/cats", evaluation_dir=tmp_path)
+    for same in (pipeline, make_pipeline(labeler=teacher)):
+        assert "Protocol B." in part(model_card(same, "me/cats", existing=card), "results")
+    for changed in (make_pipeline(labeler=other), make_pipeline()):
+        again = model_card(changed, "me/cats", existing=card)
+        assert "Not measured yet" in part(again, "results") and again.data.eval_results is None
+    # By a release that did not record the teacher.
+    del details["labeler"]
+    write_report(tmp_path, ROWS, "Protocol B.", details | {"weights": weights_digest(pipeline)})
+    with pytest.raises(ValueError, match="is an evaluation by another release of dim_hf"):
+        model_card(pipeline, "me/cats", evaluation_dir=tmp_path)
+
+
+def test_a_pipeline_in_fewer_bits_keeps_the_licence_of_its_data(tmp_path):
+    data = {"dataset_name": "digits"}
+    first = str(model_card(save_run(tmp_path / "a", **data), "me/cats")).replace("cc-by-4.0", "mit")
+    pulled = stored_form(make_pipeline(), "int4")
+    evaluate(pulled, tmp_path / "evaluation", **data)
+    card = model_card(pulled, "me/cats", existing=ModelCard(first), evaluation_dir=tmp_path / "evaluation")
+    assert card.data.license == "mit" and "**Licence of the data set:** mit" in part(card, "training")
 
 
 def test_results_name_the_data_that_they_are_of(tmp_path):

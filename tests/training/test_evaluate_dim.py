@@ -225,7 +225,9 @@ def test_an_evaluation_on_other_data_says_so(evaluate, tmp_path):
         path.write_text(json.dumps(options | {"dataset_name": "digits"}))
         evaluate("--controls", "--seeds", "0", "--max_train_samples", "50")
     path.write_text(json.dumps(options | {"data_fingerprint": "0"}))
-    with pytest.warns(UserWarning, match="`--dataset_name` digits is not the data .* trained on, ylecun/mnist"):
+    with pytest.warns(
+        UserWarning, match="`--dataset_name` digits does not seem to be the data .* trained on, ylecun/mnist"
+    ):
         evaluate("--controls", "--seeds", "0")
     assert "of split test of digits;" in (tmp_path / "run" / "evaluation" / "report.md").read_text()
     (result,) = model_card(DiMPipeline.from_pretrained(tmp_path / "run"), "me/digits").data.eval_results

@@ -179,7 +179,7 @@ def test_without_its_flag_a_private_run_does_not_go_on(finished, tmp_path):
     shutil.copytree(finished / "run", tmp_path / "run")
     more = ["--output_dir", str(tmp_path / "run"), "--resume_from_checkpoint", "latest"]
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
-    with pytest.raises(ValueError, match="checkpoint-4 is of a run with --privacy_epsilon; give that flag"):
+    with pytest.raises(ValueError, match="checkpoint-4 is of a run with --privacy_epsilon, which goes on with it"):
         train_dim.main(train_dim.parse_args(more))
     for path in (tmp_path / "run").glob("checkpoint-*"):
         shutil.rmtree(path)

@@ -891,6 +891,8 @@ def test_a_run_that_is_ended_where_it_was_interrupted_is_validated(tiny, tmp_pat
     assert [line["step"] for line in lines] == [2, 4]
     assert {"validation/accuracy", "validation/accuracy_in_float32"} <= lines[1].keys()
     run(tiny("straight", *more, *end[:4]))
+    straight = json.loads((tmp_path / "straight" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert all(lines[1][name] == value for name, value in straight.items() if "/" in name)
     first, second = (
         load_file(tmp_path / name / "generator" / "diffusion_pytorch_model.safetensors")
         for name in ("run", "straight")

@@ -75,7 +75,9 @@ def model_card(
     names = pipeline.config.id2label or {label: str(label) for label in range(config.num_classes)}
     listed = [f"{label} {markdown(name)}" if pipeline.config.id2label else str(label) for label, name in names.items()]
     classes = ", ".join(listed[:100]) + (f" and {len(listed) - 100} more" if len(listed) > 100 else "")
-    same_data = existing is None or tells_of_data(existing, digest, data_name, classes)
+    # Without the options of its run, a pipeline is taken to be of the data it is evaluated on, if the card says so.
+    told = describe_data(options or (metrics or {}).get("options"))[1]
+    same_data = existing is None or tells_of_data(existing, digest, told, classes)
     kept_licence = existing.data.get("license") if existing and same_data else None
     licence = kept_licence or data_licence(options, hub_id, token)
     licence_in_text = markdown(licence) if licence else "not known; see where it comes from"
@@ -102,6 +104,7 @@ def model_card(
         repo_id=repo_id,
         variant=f", variant={json.dumps(variant)}" if variant else "",
         digest=digest,
+        measured=mark_of_results(pipeline, metrics, existing),
         about=hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16],
         labeler=pipeline.labeler is not None,
         data_name=data_name,
@@ -173,10 +176,11 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
     if metrics and not is_evaluation(metrics):
         raise ValueError(f"{folder / 'metrics.json'} is damaged; valid is what evaluate_dim.py writes.")
     of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)
+    complete = bool(metrics) and all(field.name in row for row in metrics["rows"] for field in fields(Row))
     if metrics and uses_teacher(metrics["options"]):
-        teacher = pipeline.labeler and module_digest(pipeline.labeler)
-        of_other_weights = of_other_weights or metrics.get("labeler") != teacher
-    if metrics and not of_other_weights and all(field.name in row for row in metrics["rows"] for field in fields(Row)):
+        complete = complete and "labeler" in metrics
+        of_other_weights = of_other_weights or (complete and metrics["labeler"] != teacher_digest(pipeline))
+    if complete and not of_other_weights:
         rows = [row | {"classifier": public_name(row["classifier"])} for row in metrics["rows"]]
         return metrics | {"rows": rows}
     if evaluation_dir:
@@ -184,6 +188,21 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
         what = f"is an evaluation {other}" if metrics else "holds no metrics.json"
         raise ValueError(f"`evaluation_dir` {folder} {what}; valid is an output folder of evaluate_dim.py.")
     return None
+
+
+def mark_of_results(pipeline: DiffusionPipeline, metrics: dict[str, Any] | None, existing: ModelCard | None) -> str:
+    """What the results on a card are of: the weights, and a teacher where a row depends on it."""
+    weights = weights_digest(pipeline)
+    with_teacher = f"{weights}_{teacher_digest(pipeline)}"
+    if metrics is not None:
+        return with_teacher if uses_teacher(metrics["options"]) else weights
+    # Those on the card stay if they are of the same.
+    found = {part[1]: part[2] for part in PART.finditer(existing.text if existing else "")}
+    return with_teacher if found.get("results") == with_teacher else weights
+
+
+def teacher_digest(pipeline: DiffusionPipeline) -> str | None:
+    return None if pipeline.labeler is None else module_digest(pipeline.labeler)
 
 
 def uses_teacher(options: dict[str, Any]) -> bool:
