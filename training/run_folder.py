@@ -56,7 +56,7 @@ def refuse_private_run(output_dir: Path, checkpoint: Path | None) -> None:
     options = json.loads((checkpoint / "progress.json").read_text())["options"] if checkpoint else {}
     if options.get("privacy_epsilon") is not None:
         raise ValueError(
-            f"`--resume_from_checkpoint` {checkpoint} is of a run with --privacy_epsilon, which goes on with it "
+            f"`--resume_from_checkpoint` {checkpoint} is of a run with --privacy_epsilon, which goes on with it, "
             "and only in its own folder."
         )
     if (output_dir / "release").exists():
