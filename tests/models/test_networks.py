@@ -59,6 +59,27 @@ def test_the_label_changes_the_image(class_embed_dim):
     assert not torch.allclose(images[0], images[1]) and not torch.allclose(images[1], images[2])
 
 
+@pytest.mark.parametrize("class_embed_dim", [0, 4])
+def test_modulation_scales_and_shifts_channels_by_noise_and_class(class_embed_dim):
+    arguments = {"latent_dim": 10, "class_embed_dim": class_embed_dim, "block_out_channels": (4, 6)}
+    plain, network = (DiMGenerator(3, 8, 1, **arguments, modulation=flag).eval() for flag in (False, True))
+    network.load_state_dict(plain.state_dict(), strict=False)
+    latents, labels = torch.randn(3, 10), torch.arange(3)
+    # It begins as the network without it.
+    assert torch.equal(network(latents, labels).sample, plain(latents, labels).sample)
+    seen = {}
+    network.proj_in.register_forward_pre_hook(lambda module, inputs: seen.update(condition=inputs[0]))
+    network.blocks[1].norm.register_forward_hook(lambda module, inputs, output: seen.update(hidden=output))
+    network.blocks[1].register_forward_hook(lambda module, inputs, output: seen.update(output=output))
+    torch.nn.init.normal_(network.blocks[1].modulation.weight)
+    changed = network(latents, labels).sample
+    weight = network.blocks[1].modulation.weight
+    scale, shift = (seen["condition"] @ rows.T for rows in (weight[:6], weight[6:]))
+    expected = (seen["hidden"] * (1 + scale[:, :, None, None]) + shift[:, :, None, None]).relu()
+    assert torch.allclose(seen["output"], expected, atol=1e-6)
+    assert not torch.allclose(changed, plain(latents, labels).sample)
+
+
 def test_projection_knows_the_label_and_plain_head_does_not():
     images, zeros, ones = torch.randn(2, 1, 8, 8), torch.tensor([0, 0]), torch.tensor([1, 1])
     for projection in (True, False):
@@ -105,6 +126,7 @@ def test_spectral_norm_bounds_every_weight():
     ("network", "inputs"),
     [
         (DiMGenerator(3, 8, 1, 10, 4, (4,), (1,), residual=True), (torch.ones(2, 10), torch.tensor([0, 2]))),
+        (DiMGenerator(3, 8, 1, 10, 4, (4,), (1,), modulation=True), (torch.ones(2, 10), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4, 8), (0, 1)), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4,), (0,), batch_std=True), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4,), (0,), norm="layer"), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),

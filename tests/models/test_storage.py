@@ -124,9 +124,10 @@ def test_rows_of_zeros_and_of_next_to_nothing_are_zeros():
 # Files
 
 
+@pytest.mark.parametrize("modulation", [False, True])
 @pytest.mark.parametrize("form", STORAGE_FORMS)
-def test_each_form_is_read_back_as_stored_and_takes_the_expected_bytes(form, tmp_path):
-    generator = make_generator()
+def test_each_form_is_read_back_as_stored_and_takes_the_expected_bytes(form, modulation, tmp_path):
+    generator = make_generator(modulation=modulation)
     before = copy.deepcopy(generator)
     generator.save_pretrained(tmp_path / "once", storage=form)
     assert same_weights(generator, before) and generator.storage is None

@@ -80,6 +80,7 @@ HUGE = [
     {"sample_size": 2**15, "block_out_channels": [2] * 15, "layers_per_block": [0] * 15},
     {"layers_per_block": [10**9, 0]},
     {"num_classes": 65536, "class_embed_dim": 65536},
+    {"latent_dim": 60_000, "block_out_channels": [8, 4096], "modulation": True},
 ]
 
 

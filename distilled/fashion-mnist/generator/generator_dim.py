@@ -67,6 +67,9 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         upsample_output (`bool`, *optional*, defaults to `True`):
             Whether the output layer is a transposed convolution that doubles the size once more; otherwise it is a
             3x3 convolution at the size of the last block.
+        modulation (`bool`, *optional*, defaults to `False`):
+            Whether noise and class also scale and shift each channel after the batch norm of every block
+            (self-modulation, arXiv 1810.01365).
     """
 
     _supports_gradient_checkpointing = False
@@ -85,6 +88,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         layers_per_block: tuple[int, ...] = (0, 0),
         residual: bool = False,
         upsample_output: bool = True,
+        modulation: bool = False,
     ):
         super().__init__()
         for name, number, least in (
@@ -96,7 +100,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             check_entry(name, number, least)
         check_list("block_out_channels", block_out_channels, 1, MOST_IN_CONFIG)
         check_list("layers_per_block", layers_per_block, 0, MOST_LAYERS)
-        for name, flag in (("residual", residual), ("upsample_output", upsample_output)):
+        flags = {"residual": residual, "upsample_output": upsample_output, "modulation": modulation}
+        for name, flag in flags.items():
             if not isinstance(flag, bool):
                 raise ValueError(f"`{name}` is {_shown(flag)}; valid are True and False.")
         if len(layers_per_block) != len(block_out_channels):
@@ -121,6 +126,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         # Before any memory is taken.
         weights = num_classes * class_embed_dim
         weights += (latent_dim + class_embed_dim + 1) * block_out_channels[0] * self.bottom_size**2
+        condition_dim = latent_dim + class_embed_dim if modulation else 0
+        weights += 2 * condition_dim * sum(block_out_channels)
         activations, size = 0, self.bottom_size
         for i, (channels, layers) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
             size *= 2 if i else 1
@@ -133,7 +140,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         self.blocks = nn.ModuleList()
         in_channels = block_out_channels[0]
         for i, (channels, layers) in enumerate(zip(block_out_channels, layers_per_block, strict=True)):
-            self.blocks.append(GeneratorBlock(in_channels, channels, layers, residual, upsample=i > 0))
+            self.blocks.append(GeneratorBlock(in_channels, channels, layers, residual, i > 0, condition_dim))
             in_channels = channels
         self.conv_out: nn.Module
         if upsample_output:
@@ -373,9 +380,10 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         else:
             one_hot = nn.functional.one_hot(class_labels, self.config.num_classes).to(latents.dtype)
             hidden = torch.cat([one_hot, latents[:, self.config.num_classes :]], dim=1)
-        hidden = self.proj_in(hidden).unflatten(1, (-1, self.bottom_size, self.bottom_size))
+        condition = hidden
+        hidden = self.proj_in(condition).unflatten(1, (-1, self.bottom_size, self.bottom_size))
         for block in self.blocks:
-            hidden = block(hidden)
+            hidden = block(hidden, condition)
         sample = self.conv_out(hidden).tanh()
         if not return_dict:
             return (sample,)
@@ -383,9 +391,14 @@ class DiMGenerator(ModelMixin, ConfigMixin):
 
 
 class GeneratorBlock(nn.Module):
-    """Batch norm and ReLU at one size, reached by a transposed convolution unless it is the coarsest."""
+    """
+    Batch norm and ReLU at one size, reached by a transposed convolution unless it is the coarsest. A condition of
+    `condition_dim` numbers scales and shifts each channel between the two, unless that is 0.
+    """
 
-    def __init__(self, in_channels: int, out_channels: int, layers: int, residual: bool, upsample: bool):
+    def __init__(
+        self, in_channels: int, out_channels: int, layers: int, residual: bool, upsample: bool, condition_dim: int
+    ):
         super().__init__()
         self.residual = residual
         self.upsample = (
@@ -394,6 +407,10 @@ class GeneratorBlock(nn.Module):
             else nn.Identity()
         )
         self.norm = nn.BatchNorm2d(out_channels)
+        self.modulation = nn.Linear(condition_dim, 2 * out_channels, bias=False) if condition_dim else None
+        if self.modulation is not None:
+            # At first the block is one without.
+            nn.init.zeros_(self.modulation.weight)
         self.layers = nn.ModuleList(
             nn.Sequential(
                 nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
@@ -402,8 +419,12 @@ class GeneratorBlock(nn.Module):
             for _ in range(layers)
         )
 
-    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = self.norm(self.upsample(hidden)).relu()
+    def forward(self, hidden: torch.Tensor, condition: torch.Tensor) -> torch.Tensor:
+        hidden = self.norm(self.upsample(hidden))
+        if self.modulation is not None:
+            scale, shift = self.modulation(condition)[:, :, None, None].chunk(2, dim=1)
+            hidden = hidden * (1 + scale) + shift
+        hidden = hidden.relu()
         for layer in self.layers:
             update = layer(hidden)
             hidden = (hidden + update if self.residual else update).relu()
