@@ -17,7 +17,7 @@ from datasets import ClassLabel, Dataset, Features
 from PIL import Image
 
 from dim_hf.data import load_image_data
-from dim_hf.data.decoding import _each_batch, _opened, _whole, decoded_images, to_pixels
+from dim_hf.data.decoding import _each_batch, _opened, _size_and_mode, _whole, decoded_images, to_pixels
 
 
 def encoded(image, image_format="PNG", **options):
@@ -144,6 +144,27 @@ def test_the_range_of_values_is_known_whatever_the_orientation(tmp_path):
     image = _opened({"bytes": encoded(two_by_two(SHADES, np.int32), "TIFF", tiffinfo=UPRIGHT), "path": None})
     with pytest.raises(ValueError, match="its pixels are signed or 32-bit integers, of no known range"):
         to_pixels(image, 2, 1)
+
+
+@pytest.mark.parametrize("orientation", [None, *range(10)])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+def test_a_header_tells_what_decoding_would(tmp_path, orientation, mode):
+    exif = Image.Exif()
+    if orientation is not None:
+        exif[274] = orientation
+    content = encoded(Image.new(mode, (6, 4)), "JPEG", exif=exif)
+    (tmp_path / "x.jpg").write_bytes(content)
+    for value in ({"bytes": content, "path": None}, {"bytes": None, "path": str(tmp_path / "x.jpg")}):
+        image = _opened(value)
+        assert _size_and_mode(value) == (image.size, image.mode)
+        assert image.size == ((4, 6) if orientation in (5, 6, 7, 8) else (6, 4))
+
+
+def test_an_image_that_ends_early_is_named_whatever_its_header_says(tmp_path):
+    whole = [encoded(Image.effect_noise((32, 32), 50), "JPEG") for _ in range(2)]
+    write(tmp_path / "set", image=[whole[0], whole[1][:-200]], label=["a", "b"])
+    with pytest.raises(ValueError, match="the image in row 1 of .* cannot be decoded: .*truncated"):
+        load_image_data(tmp_path / "set", cache_dir=tmp_path / "cache", num_workers=0)
 
 
 def write(folder, **columns):

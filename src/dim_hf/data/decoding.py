@@ -21,7 +21,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 from huggingface_hub.constants import HF_HOME
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..files import replace_text, whole_cache_file
 from ..messages import listed
@@ -295,14 +295,25 @@ def _opened(value: dict | None) -> Image.Image:
     return image
 
 
+def _size_and_mode(value: dict | None) -> tuple[tuple[int, int], str]:
+    """Those of the image that [`_opened`] gives; of a JPEG file, whose header is enough, without decoding it."""
+    if value and (value["bytes"] is not None or os.path.isfile(value["path"] or "")):
+        with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
+            if file.format in ("JPEG", "MPO"):
+                turned = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+                return (file.height, file.width) if turned else file.size, file.mode
+    image = _opened(value)
+    return image.size, image.mode
+
+
 def _read_headers(batch: dict, start: int, origin: str, column: str) -> tuple[set[tuple[int, int]], bool]:
     """The sizes of the images of a batch, and whether all are grey."""
     sizes, grey = set(), True
     for row, value in enumerate(batch[column], start):
         with _named(value, origin, row):
-            image = _opened(value)
-            sizes.add(image.size)
-            grey = grey and image.mode in GREY_MODES
+            size, mode = _size_and_mode(value)
+            sizes.add(size)
+            grey = grey and mode in GREY_MODES
     return sizes, grey
 
 
