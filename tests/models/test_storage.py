@@ -468,21 +468,52 @@ def test_a_file_that_is_cut_short_is_named(form, share, tmp_path):
         DiMPipeline.from_pretrained(tmp_path)
 
 
-@pytest.mark.parametrize("shards", [None, "1KB"])
-def test_weights_that_a_file_lacks_are_never_left_at_random(shards, tmp_path):
-    make_generator().save_pretrained(tmp_path, max_shard_size=shards)
-    name = "blocks.0.norm.bias"
+NETWORKS = [("blocks.0.norm.bias", make_generator), ("network.13.bias", lambda: DiMLabeler(3, 8, 1, width=4))]
+
+
+@pytest.mark.parametrize("shards", ["10GB", "1KB"])
+@pytest.mark.parametrize(("name", "make"), NETWORKS)
+def test_weights_that_a_file_lacks_are_never_left_at_random(name, make, shards, tmp_path):
+    network = make()
+    network.save_pretrained(tmp_path, max_shard_size=shards)
     index = tmp_path / f"{FILE}.index.json"
-    path = tmp_path / (json.loads(index.read_text())["weight_map"].pop(name) if shards else FILE)
+    path = tmp_path / (json.loads(index.read_text())["weight_map"].pop(name) if shards == "1KB" else FILE)
     content = load_file(path)
     del content[name]
     save_file(content, path, metadata={"format": "pt"})
-    if shards:
+    if shards == "1KB":
         entries = json.loads(index.read_text())
         del entries["weight_map"][name]
         index.write_text(json.dumps(entries))
-    with pytest.raises(ValueError, match=f"the generator's weights (lack|have missing tensors:) {name}"):
-        DiMGenerator.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"r's weights lack.*{name}"):
+        type(network).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("shards", ["10GB", "1KB"])
+@pytest.mark.parametrize(("name", "make"), NETWORKS)
+def test_numbers_of_a_file_that_are_not_finite_are_refused(name, make, shards, tmp_path):
+    network = make()
+    network.save_pretrained(tmp_path, max_shard_size=shards)
+    (path,) = (path for path in tmp_path.glob("*.safetensors") if name in load_file(path))
+    content = load_file(path)
+    content[name][1] = math.nan
+    save_file(content, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=f"{name} .* not finite"):
+        type(network).from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "make"), NETWORKS)
+def test_a_network_reads_no_pickled_file_that_an_index_names(name, make, tmp_path):
+    network = make()
+    network.save_pretrained(tmp_path, max_shard_size="1KB")
+    assert same_weights(type(network).from_pretrained(tmp_path), network)
+    index = tmp_path / f"{FILE}.index.json"
+    entries = json.loads(index.read_text())
+    entries["weight_map"][name] = "last.bin"
+    index.write_text(json.dumps(entries))
+    torch.save(network.state_dict(), tmp_path / "last.bin")
+    with pytest.raises(OSError, match=r"last.bin is pickled, .*; only safetensors are read"):
+        type(network).from_pretrained(tmp_path)
 
 
 # What is shipped

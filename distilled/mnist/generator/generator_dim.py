@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.model_loading_utils import load_state_dict
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
@@ -261,6 +262,28 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             if keys := info[f"{kind}_keys"]:
                 raise ValueError(f"the generator's weights have {kind} tensors: {_listed(sorted(map(str, keys)))}.")
         return (model, info) if with_info else model
+
+    @classmethod
+    def _load_pretrained_model(
+        cls,
+        model: Any,
+        state_dict: dict[str, torch.Tensor] | None,
+        files: list[str],
+        name: Any,
+        keys: list[str],
+        **kwargs: Any,
+    ) -> Any:
+        # Weights in several files: diffusers would unpickle those of another kind that an index names, and leave out
+        # the check of a single file.
+        if state_dict is None:
+            if pickled := sorted(str(file) for file in files if not str(file).endswith(".safetensors")):
+                raise OSError(f"{pickled[0]} is pickled, and reading it can run code; only safetensors are read.")
+            state_dict = {}
+            for file in files:
+                state_dict.update(load_state_dict(file))
+            model._fix_state_dict_keys_on_load(state_dict)
+            keys = list(state_dict)
+        return super()._load_pretrained_model(model, state_dict, files, name, keys, **kwargs)
 
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
         # diffusers calls this with the content of a file, before it uses any of it.
