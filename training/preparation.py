@@ -165,6 +165,8 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
             num_workers=args.dataloader_num_workers,
             max_samples=args.max_train_samples,
             revision=args.revision,
+            # One of them is held out.
+            least_per_class=2,
         )
     accelerator.print(data.describe())
     # Here, and not when the pipeline is saved.

@@ -350,6 +350,24 @@ def test_a_data_set_of_the_hub_without_a_network(load, monkeypatch):
         load("nobody/nothing")
 
 
+def test_a_class_with_too_few_images_is_refused_before_any_is_decoded(parquet, load):
+    features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])}
+    broken = {"bytes": b"not an image", "path": None}
+    folder = parquet(
+        features,
+        train={"image": [broken] * 5, "label": [0, 0, 1, 0, 0]},
+        more={"image": [broken] * 5, "label": [0, 0, 1, 0, 1]},
+    )
+    with pytest.raises(ValueError, match=r"has too few images \(1\) of the class b; each class needs 2 or more"):
+        load(folder, least_per_class=2)
+    with pytest.raises(
+        ValueError, match=r"\(1\) of the class a, b in a sample of 2 images; each class needs 2 or more"
+    ):
+        load(folder, "more", least_per_class=2, max_samples=2)
+    with pytest.raises(ValueError, match="cannot be decoded|not an image|cannot be read"):
+        load(folder, "more", least_per_class=2)
+
+
 def test_empty_classes_and_missing_labels(parquet, load):
     images = [png(Image.fromarray(pixels(i))) for i in range(3)]
     features = {"image": ImageFeature(), "label": ClassLabel(names=["a", "b", "c"])}
@@ -359,7 +377,7 @@ def test_empty_classes_and_missing_labels(parquet, load):
         few={"image": images[:2], "label": [0, 1]},
         unlabelled={"image": images, "label": [0, 1, -1]},
     )
-    with pytest.raises(ValueError, match="has no image of the class b"):
+    with pytest.raises(ValueError, match="has no image of the class b; each class needs 1 or more"):
         load(folder)
     with pytest.raises(ValueError, match="has 2 images of 3 classes"):
         load(folder, "few")

@@ -35,6 +35,7 @@ def load_image_data(
     max_samples: int | None = None,
     revision: str | None = None,
     seed: int = 0,
+    least_per_class: int = 1,
 ) -> ImageData:
     """
     Loads one split of a data set.
@@ -54,6 +55,7 @@ def load_image_data(
         num_workers: Processes that decode, by default one per core. 0 decodes in this process.
         max_samples: Number of images in a stratified sample, drawn with `seed`.
         revision: Revision of a data set on the Hub.
+        least_per_class: Images that each class must have, unless `class_names` is given; [`holdout`] needs 2.
 
     Raises:
         FileNotFoundError: If there is no such data set.
@@ -97,15 +99,21 @@ def load_image_data(
         raise ValueError(f"{origin} has only the class {listed(own_names)}; valid are two or more.")
     if len(dataset) < len(own_names) and class_names is None:
         raise ValueError(f"{origin} has {len(dataset)} images of {len(own_names)} classes.")
-    counts = torch.bincount(own_labels, minlength=len(own_names))
-    if class_names is None and (counts == 0).any():
-        empty = [own_names[i] for i in torch.nonzero(counts == 0).flatten().tolist()]
-        raise ValueError(f"{origin} has no image of the class {listed(empty)}; every named class needs one.")
+    sample = ""
     if max_samples is not None and max_samples < len(dataset):
         if max_samples < len(own_names):
             raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
         chosen = stratified_order(own_labels, seed)[:max_samples].sort().values
         dataset, own_labels = dataset.select(chosen.tolist()), own_labels[chosen]
+        sample = f" in a sample of {max_samples:,} images"
+    counts = torch.bincount(own_labels, minlength=len(own_names))
+    if class_names is None and (few := torch.nonzero(counts < least_per_class).flatten().tolist()):
+        fewest = int(counts.min())
+        classes = listed(own_names[i] for i in few if counts[i] == fewest)
+        number = "no image" if fewest == 0 else f"too few images ({fewest})"
+        raise ValueError(
+            f"{origin} has {number} of the class {classes}{sample}; each needs {least_per_class} or more."
+        )
     images, digest = decoded_images(
         dataset,
         origin,
