@@ -112,7 +112,7 @@ def load_image_data(
         classes = listed(own_names[i] for i in few if counts[i] == fewest)
         number = "no image" if fewest == 0 else f"too few images ({fewest})"
         raise ValueError(
-            f"{origin} has {number} of the class {classes}{sample}; each needs {least_per_class} or more."
+            f"{origin} has {number} of the class {classes}{sample}; each class needs {least_per_class} or more."
         )
     images, digest = decoded_images(
         dataset,
