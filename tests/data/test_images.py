@@ -360,9 +360,7 @@ def test_a_class_with_too_few_images_is_refused_before_any_is_decoded(parquet, l
     )
     with pytest.raises(ValueError, match=r"has too few images \(1\) of the class b; each class needs 2 or more"):
         load(folder, least_per_class=2)
-    with pytest.raises(
-        ValueError, match=r"\(1\) of the class a, b in a sample of 2 images; each"
-    ):
+    with pytest.raises(ValueError, match=r"\(1\) of the class a, b in a sample of 2 images; each"):
         load(folder, "more", least_per_class=2, max_samples=2)
     with pytest.raises(ValueError, match="cannot be decoded|not an image|cannot be read"):
         load(folder, "more", least_per_class=2)
