@@ -29,10 +29,10 @@ $(INSTALLED): setup.py pyproject.toml constraints.txt
 
 # An interrupted demo goes on where it was.
 demo: $(INSTALLED)
-	$(LAUNCH) training/train_dim.py --output_dir out/digits --max_train_steps 1500 --validation_steps 500 \
+	$(LAUNCH) training/train_dim.py --output_dir out/demo --max_train_steps 1500 --validation_steps 500 \
 		--resume_from_checkpoint latest
-	$(LAUNCH) training/evaluate_dim.py --pipeline out/digits --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 300 --controls streamed random
-	@echo 'pipeline out/digits, to be loaded with DiMPipeline.from_pretrained("out/digits")'
+	$(LAUNCH) training/evaluate_dim.py --pipeline out/demo --classifiers convnet3 --ipc 10 --seeds 0 1 --epochs 300 --controls streamed random
+	@echo 'pipeline out/demo, to be loaded with DiMPipeline.from_pretrained("out/demo")'
 
 # DIM_PIPELINE=out/flowers DIM_DATASET=path/to/flowers make space shows another pipeline beside them.
 space: $(INSTALLED)
@@ -60,4 +60,4 @@ quality: $(INSTALLED)
 	$(BIN)/mypy
 
 clean:
-	rm -rf .venv out/digits build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf .venv out/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis

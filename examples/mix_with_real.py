@@ -1,7 +1,7 @@
 """
 Trains the same classifier for the same number of steps on a few real images, and on a mixture with generated ones.
 
-    python examples/mix_with_real.py --pipeline out/digits    # made by `make demo`
+    python examples/mix_with_real.py --pipeline out/demo    # made by `make demo`
     python examples/mix_with_real.py --pipeline distilled/mnist --dataset_name ylecun/mnist
 
 The generator was trained on more real images than the hundred that the classifier gets here, so the mixture adds what
@@ -23,7 +23,7 @@ from dim_hf.evaluation.judges import evaluate_accuracy
 
 def main(input_args: list[str] | None = None) -> dict[str, float]:
     parser = argparse.ArgumentParser(description="Train on a few real images, and on a mixture with generated ones.")
-    parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--pipeline", default="out/demo")
     parser.add_argument("--dataset_name", default="digits", help="real images of the same classes and size")
     parser.add_argument("--real", type=int, default=100, help="real images")
     parser.add_argument("--share", type=float, default=0.25, help="share of real images in the mixture")

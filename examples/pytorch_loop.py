@@ -1,7 +1,7 @@
 """
 Trains a classifier in plain PyTorch on images generated on the fly, and tests it on real ones.
 
-    python examples/pytorch_loop.py --pipeline out/digits    # made by `make demo`
+    python examples/pytorch_loop.py --pipeline out/demo    # made by `make demo`
     python examples/pytorch_loop.py --pipeline distilled/mnist --dataset_name ylecun/mnist
 """
 
@@ -19,7 +19,7 @@ from dim_hf.evaluation.judges import evaluate_accuracy
 
 def main(input_args: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description="Train a classifier in plain PyTorch on generated images.")
-    parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--pipeline", default="out/demo")
     parser.add_argument("--dataset_name", default="digits", help="real images of the same classes and size")
     parser.add_argument("--ipc", type=int, default=50, help="images per class and epoch")
     parser.add_argument("--epochs", type=int, default=30)

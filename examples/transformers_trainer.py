@@ -1,7 +1,7 @@
 """
 Trains a transformers model with `Trainer` on images generated on the fly, and tests it on real ones.
 
-    python examples/transformers_trainer.py --pipeline out/digits    # made by `make demo`
+    python examples/transformers_trainer.py --pipeline out/demo    # made by `make demo`
     python examples/transformers_trainer.py --pipeline distilled/mnist --dataset_name ylecun/mnist
 """
 
@@ -31,7 +31,7 @@ class FreshImages(TrainerCallback):
 
 def main(input_args: list[str] | None = None) -> float:
     parser = argparse.ArgumentParser(description="Train a transformers model with Trainer on generated images.")
-    parser.add_argument("--pipeline", default="out/digits")
+    parser.add_argument("--pipeline", default="out/demo")
     parser.add_argument("--dataset_name", default="digits", help="real images of the same classes and size")
     parser.add_argument("--ipc", type=int, default=50, help="images per class and epoch")
     parser.add_argument("--epochs", type=int, default=30)

@@ -70,12 +70,14 @@ import contextlib
 import hashlib
 import json
 import math
+from datetime import timedelta
 from fnmatch import fnmatch
 from pathlib import Path
 
 import datasets
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 from command_line import check_pipeline, load_pipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
@@ -98,6 +100,10 @@ from dim_hf.pipelines.pipeline_dim import labelled_features
 from dim_hf.streams.dim_dataset import DiMDataset, to_pil
 
 
+# Of a card that `Dataset.push_to_hub` wrote. `datasets` refuses a data set with other numbers of images.
+SIZES = ("dataset_info",)
+
+
 def main(args: argparse.Namespace) -> None:
     # 1. Settings are checked before anything is made, arguments and folders first.
     if args.push_to_hub:
@@ -107,7 +113,8 @@ def main(args: argparse.Namespace) -> None:
     refuse_foreign_files(output_dir, "generate_dim.py")
     check_output_dir(output_dir, 0, resuming=True)
     existing_card(DatasetCard, output_dir / "README.md")
-    accelerator = Accelerator()
+    # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
+    accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
     pipe = load_pipeline("pipeline", args.pipeline).to(accelerator.device)
     label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
     dataset = DiMDataset(
@@ -121,8 +128,9 @@ def main(args: argparse.Namespace) -> None:
     num_shards = math.ceil(len(dataset) / args.shard_size)
     # What decides the images and their files: a folder holds those of one setting.
     options = {
-        "weights": fingerprint(pipe),
+        "weights": fingerprint(pipe, filtered=args.max_attempts > 1),
         "labels": sorted(set(label_ids)),
+        "class_names": [pipe.class_names[label] for label in sorted(set(label_ids))],
         **{
             name: getattr(args, name)
             for name in ("ipc", "seed", "max_attempts", "min_confidence", "noise_scale", "shard_size")
@@ -158,8 +166,7 @@ def main(args: argparse.Namespace) -> None:
 
         # 3. What it is, and where it goes.
         if accelerator.is_main_process:
-            class_names = [pipe.class_names[label] for label in options["labels"]]
-            save_card(output_dir / "README.md", dataset_card(args, len(dataset), class_names))
+            save_card(output_dir / "README.md", dataset_card(args, len(dataset), options["class_names"]))
             print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")
             if args.push_to_hub:
                 print(f"Pushed to {args.hub_dataset_id}: {upload(output_dir, args.hub_dataset_id, args.hub_token)}")
@@ -172,10 +179,10 @@ def named_classes(class_labels: list[str] | None, class_names: list[str]) -> lis
     return [int(label) if label.isdecimal() and label not in class_names else label for label in class_labels]
 
 
-def fingerprint(pipe: DiMPipeline) -> str:
-    """A digest of all weights."""
+def fingerprint(pipe: DiMPipeline, filtered: bool) -> str:
+    """A digest of the weights that decide the images: those of a teacher if it filters them."""
     digest = hashlib.sha256()
-    for component in (pipe.generator, pipe.labeler):
+    for component in (pipe.generator, pipe.labeler if filtered else None):
         for name, value in (component.state_dict() if component is not None else {}).items():
             digest.update(name.encode() + value.cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -189,6 +196,8 @@ def check_options(output_dir: Path, options: dict) -> None:
         return
     if not isinstance(then, dict):
         raise ValueError(f"{path} is damaged: it does not hold the settings of a run.")
+    # Folders made by development versions have no names.
+    then.setdefault("class_names", options["class_names"])
     if changed := [f"`{name}`" for name in {*then, *options} if then.get(name) != options.get(name)]:
         raise FileExistsError(
             f"`--output_dir` {output_dir} holds what was made with other settings ({listed(sorted(changed))}); name "
@@ -214,18 +223,23 @@ def images_of(dataset: DiMDataset, label_ids: list[int], shard: int, args: argpa
 
 def dataset_card(args: argparse.Namespace, count: int, class_names: list[str]) -> DatasetCard:
     classes = listed(map(markdown, class_names), most=100)
-    wanted = f" until a teacher's confidence is at least {args.min_confidence}" if args.min_confidence else ""
+    teacher = ""
+    if args.max_attempts > 1:
+        unsure = f", or gave its class a probability below {args.min_confidence}," if args.min_confidence else ""
+        teacher = f"""
+An image that a teacher took for another class{unsure} was drawn again, up to {args.max_attempts} draws in all."""
     images = f"""\
 {count:,} images, {args.ipc:,} of each class ({classes}), made from noise by the generator of a
-distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale {args.noise_scale}, at most
-{args.max_attempts} draws per image{wanted}. The licence of the data set that the generator was trained on applies."""
+distilled data set with `training/generate_dim.py` of dim_hf: seed {args.seed}, noise scale
+{args.noise_scale}.{teacher}
+The licence of the data set that the generator was trained on applies."""
     digest = hashlib.sha256(images.encode()).hexdigest()[:16]
     return DatasetCard(f"""---
 configs:
 - config_name: default
   data_files:
   - split: train
-    path: data/*.parquet
+    path: data/train-*.parquet
 task_categories:
 - image-classification
 tags:
@@ -244,23 +258,26 @@ tags:
 def save_card(path: Path, card: DatasetCard) -> None:
     """Saves a card. An existing one keeps its text, except the description of the images if they changed."""
     if existing := existing_card(DatasetCard, path):
-        card = merge_cards(existing, card, known=set())
+        card = merge_cards(existing, card, known=set(), outdated=SIZES)
     replace_text(path, str(card))
 
 
 def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
     """
-    Uploads a folder as a repository's data set, in one commit, and returns its URL. An existing card keeps its text,
-    as with `datasets.Dataset.push_to_hub`, except the description of the images if they changed.
+    Uploads a folder as a repository's data set, in one commit, and returns its URL. A card that is there keeps its
+    text, as with `datasets.Dataset.push_to_hub`, except the description of the images if they changed; the card in the
+    folder stays as it is.
     """
     try:
+        card = (output_dir / "README.md").read_bytes()
         if existing := existing_card(DatasetCard, repo_id, token):
             own = DatasetCard.load(output_dir / "README.md", ignore_metadata_errors=True)
-            replace_text(output_dir / "README.md", str(merge_cards(existing, own, known=set())))
+            card = str(merge_cards(existing, own, known=set(), outdated=SIZES)).encode()
         # `upload_folder` makes several commits of many files, and a data set between two of them lacks images.
         api = HfApi(token=token)
-        paths = [output_dir / "README.md", *sorted(output_dir.glob("data/train-*.parquet"))]
-        files = {path.relative_to(output_dir).as_posix(): path for path in paths}
+        shards = sorted(output_dir.glob("data/train-*.parquet"))
+        files: dict[str, Path | bytes] = {path.relative_to(output_dir).as_posix(): path for path in shards}
+        files["README.md"] = card
         # Shards of an earlier push would be read beside these.
         outdated = {
             path for path in api.list_repo_files(repo_id, repo_type="dataset") if fnmatch(path, "data/train-*.parquet")
@@ -268,7 +285,7 @@ def upload(output_dir: Path, repo_id: str, token: str | None) -> str:
         return api.create_commit(
             repo_id,
             [
-                *(CommitOperationAdd(name, path) for name, path in files.items()),
+                *(CommitOperationAdd(name, content) for name, content in files.items()),
                 *(CommitOperationDelete(name) for name in sorted(outdated)),
             ],
             commit_message="Generated images",

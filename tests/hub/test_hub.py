@@ -468,6 +468,25 @@ def hub_of_small_files():
         yield server
 
 
+OTHER_CARD = """---
+license: mit
+dataset_info:
+  splits:
+  - name: train
+    num_examples: 7
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: data/*
+  - split: test
+    path: data/test-*
+- config_name: extra
+  data_dir: extra
+---
+No parts."""
+
+
 def test_generated_images_are_pushed_as_a_data_set(hub_of_small_files, tmp_path):
     hub = hub_of_small_files
     hub.drop = ["POST /api/datasets/me/animals/commit"]
@@ -504,7 +523,9 @@ edited = card().replace("tags:", "license: mit\\ntags:\\n- mine").replace("made 
 edit(edited + "\\nMy own words.\\n")
 seen["edited"], seen["edited card"] = push("other", "--shard_size", "12"), card()
 seen["fewer"], seen["fewer card"] = push("fewer", "--ipc", "2"), card()
-edit("---\\nlicense: mit\\n---\\nNo parts.")
+with open("fewer/README.md", "a") as file:
+    file.write("Words in the folder.\\n")
+edit({OTHER_CARD!r})
 seen["bare"], seen["bare card"] = push("fewer", "--ipc", "2"), card()
 json.dump(seen, open("seen.json", "w"))
 """
@@ -543,12 +564,14 @@ json.dump(seen, open("seen.json", "w"))
     for card in (cards["edited"], cards["fewer"]):
         assert card.text.endswith("\nMy own words.\n") and card.data.license == "mit"
         assert card.data.tags == ["mine", "dim_hf", "synthetic-data"]
+    assert (tmp_path / "fewer" / "README.md").read_text().endswith("\nWords in the folder.\n")
     assert cards["bare"].text.strip() == "No parts." and cards["bare"].data.license == "mit"
-    assert (
-        cards["bare"].data.configs
-        == cards["edited"].data.configs
-        == DatasetCard(first["README.md"].decode()).data.configs
-    )
+    (config,) = DatasetCard(first["README.md"].decode()).data.configs
+    assert cards["edited"].data.configs == [config]
+    # Of a data set that somebody else pushed, other splits stay, and its numbers of images go.
+    test, extra = {"split": "test", "path": "data/test-*"}, {"config_name": "extra", "data_dir": "extra"}
+    assert cards["bare"].data.configs == [config | {"data_files": [*config["data_files"], test]}, extra]
+    assert "dataset_info" not in cards["bare"].data.to_dict()
     assert TOKEN not in output.stdout + output.stderr
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or TOKEN.encode() not in path.read_bytes(), path

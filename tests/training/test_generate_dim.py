@@ -96,8 +96,8 @@ def test_images_that_the_teacher_rejects_are_drawn_again(generate, tmp_path):
     np.testing.assert_allclose(images, expected, atol=1)
     assert not np.allclose(images, others, atol=1)
     assert (
-        "at most\n5 draws per image until a teacher's confidence is at least 0.34."
-        in (folder / "README.md").read_text()
+        "that a teacher took for another class, or gave its class a probability below 0.34, was drawn again, up to 5 "
+        "draws in all." in (folder / "README.md").read_text()
     )
 
 
@@ -119,6 +119,17 @@ def test_another_setting_or_other_weights_are_refused_for_the_same_folder(genera
         with pytest.raises(FileExistsError, match=rf"holds what was made with other settings \({named}\)"):
             generate(*more)
     assert content(tmp_path / "out") == first
+
+
+def test_a_teacher_that_is_not_asked_does_not_count_and_names_do(generate, tmp_path):
+    save_pipeline(tmp_path / "pipe", seed=0)
+    pipe = DiMPipeline.from_pretrained(tmp_path / "pipe")
+    first = content(generate("--pipeline", str(tmp_path / "pipe")))
+    DiMPipeline(pipe.generator, dict(enumerate(NAMES)), DiMLabeler(3, 8, 1, 4)).save_pretrained(tmp_path / "pipe")
+    assert content(generate("--pipeline", str(tmp_path / "pipe"))) == first
+    DiMPipeline(pipe.generator, {0: "one", 1: "two", 2: "three"}).save_pretrained(tmp_path / "renamed")
+    with pytest.raises(FileExistsError, match=r"other settings \(`class_names`\)"):
+        generate("--pipeline", str(tmp_path / "renamed"))
 
 
 def test_classes_of_the_command_line(generate, tmp_path):

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from huggingface_hub import RepoCard, hf_hub_download
 from huggingface_hub.constants import REPOCARD_NAME
@@ -69,9 +69,7 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     if old.get("license"):
         merged["license"] = old["license"]
     if "configs" in new:
-        replaced = {config["config_name"] for config in new["configs"]}
-        kept = [config for config in old.get("configs") or [] if config.get("config_name") not in replaced]
-        merged["configs"] = [*new["configs"], *kept]
+        merged["configs"] = merge_configs(old.get("configs") or [], new["configs"])
     for name in ("tags", "datasets", "metrics", "task_categories"):
         both = [*(old.get(name) or []), *(new.get(name) or [])]
         if both:
@@ -83,6 +81,20 @@ def merge_cards(existing: Card, card: Card, known: set[str], outdated: Collectio
     data = type(card.data)(**merged, ignore_metadata_errors=True)
     metadata = data.to_yaml(original_order=list(merged))
     return type(card)(f"---\n{metadata}\n---\n{text if text.strip() else card.text}", ignore_metadata_errors=True)
+
+
+def merge_configs(old: list[dict[str, Any]], new: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The configurations of a data set. One that is new keeps the old splits that it does not have."""
+    before = {config.get("config_name"): config for config in old}
+    merged = []
+    for config in new:
+        files = before.pop(config["config_name"], {}).get("data_files") or []
+        if isinstance(files, dict):
+            files = [{"split": split, "path": path} for split, path in files.items()]
+        splits = {part["split"] for part in config["data_files"]}
+        others = [part for part in files if isinstance(part, dict) and part.get("split") not in splits]
+        merged.append({**config, "data_files": [*config["data_files"], *others]})
+    return [*merged, *before.values()]
 
 
 def insert_section(text: str, source: str, part: re.Match[str]) -> str:

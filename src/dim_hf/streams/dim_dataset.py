@@ -312,7 +312,9 @@ class DiMDataset(Dataset):
         the epoch that is set. `datasets.interleave_datasets` mixes it with real data.
 
         Args:
-            num_shards (`int`, *optional*, defaults to 1): Parts that `DataLoader` workers can share.
+            num_shards (`int`, *optional*, defaults to 1):
+                Parts of each epoch for `DataLoader` workers, of all processes together: exactly one per worker. Since
+                a part is endless, a worker that has several makes only the images of the first.
             features (`datasets.Features`, *optional*):
                 Features of a data set to mix it with. Columns take their names from it, and classes, matched by name,
                 their labels. By default the columns are `image` and `label`.
