@@ -85,6 +85,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     """
     parser = make_parser()
     args, given = parser.parse_args(input_args), given_flags(parser, input_args)
+    args.given = given
     refuse_idle_flags(
         given,
         [

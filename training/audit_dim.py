@@ -273,6 +273,8 @@ def run_shadow(run: Audit, plan: dict[str, Any], number: int, features_of: nn.Mo
     folder, args, options, union = run.output / "shadows" / f"{number:03d}", run.args, run.audited.options, run.union
     assert options is not None and union is not None
     if (folder / "signals.safetensors").is_file():
+        # A process that was killed may have left what is large.
+        clear(folder)
         return
     print(f"shadow run {number + 1} of {plan['shadows']}", flush=True)
     positions = half(union, number, args.seed)
@@ -284,7 +286,7 @@ def run_shadow(run: Audit, plan: dict[str, Any], number: int, features_of: nn.Mo
             save_half(data, folder / "images.parquet")
         train_shadow(words, folder)
         if run.audited.pipeline.labeler is not None:
-            add_teacher(folder)
+            add_teacher(folder, run.audited.teacher)
         seed = int(words[words.index("--seed") + 1])
         found = membership(data, positions, options["validation_fraction"], seed, len(union.data))
         save_tensors({"membership": found[run.candidates].to(torch.int8)}, folder / "membership.safetensors")
@@ -315,6 +317,7 @@ def conclude(run: Audit, plan: dict[str, Any]) -> dict[str, Any]:
         "weights": weights_digest(audited.pipeline),
         "privacy": (audited.options or {}).get("privacy"),
         "run_known": audited.options is not None,
+        "teacher_known": audited.teacher_known,
         "data": {
             "train": len(audited.train),
             "held_out": len(audited.held_out),

@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 from command_line import check_pipeline, data_flag, load_pipeline, overlap, trained_on
 from evaluate_inputs import load_splits, read_training
+from train_labeler import TEACHER_SETTINGS
+from train_labeler import parse_args as parse_labeler_args
 
-from dim_hf.audit.candidates import Union, draw_candidates, half, unite
+from dim_hf.audit.candidates import Union, draw_candidates, smallest_half, unite
 from dim_hf.audit.folder import look_around
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout
@@ -46,6 +48,8 @@ class Audited:
         overlap (`int`): Held-out images that were left out, since they equal a training image in every pixel.
         folder: What lies in its folder, see [`look_around`]; `None` for a pipeline of the Hub.
         discriminator ([`DiMDiscriminator`], *optional*): One that lies there.
+        teacher: The settings of the teacher's training, those on record or the usual ones.
+        teacher_known: Whether they are on record; `None` without a teacher.
     """
 
     pipeline: DiMPipeline
@@ -56,6 +60,8 @@ class Audited:
     overlap: int
     folder: dict[str, Any] | None
     discriminator: DiMDiscriminator | None
+    teacher: dict[str, Any]
+    teacher_known: bool | None
 
 
 def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
@@ -108,6 +114,12 @@ def check(args: argparse.Namespace) -> tuple[Path, dict[str, Any] | None]:
             f"`--test_split` is {args.test_split!r}, which the pipeline was trained on (options.json in "
             f"`--pipeline`); valid is another split, or --validation for what training held out of it."
         )
+    for name in ("train_split", "max_train_samples"):
+        if options is not None and name in args.given and getattr(args, name) != options.get(name):
+            raise ValueError(
+                f"`--{name}` is {getattr(args, name)}, and the run in `--pipeline` {args.pipeline} had "
+                f"{options.get(name)} (options.json); leave the flag out."
+            )
     output = Path(args.output_dir or Path(args.pipeline) / "audit")
     refuse_data_folder(output, args.dataset_name, args.train_data_dir)
     refuse_foreign_files(output, "audit_dim.py")
@@ -177,7 +189,24 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
             discriminator = None
         fits = discriminator is not None and discriminator.config.sample_size == train.size
         discriminator = discriminator.to(accelerator.device) if fits and discriminator is not None else None
-    return Audited(pipeline, options, train, distinct, held_out, overlap, folder, discriminator)
+    teacher, known = read_teacher_settings(args.pipeline, pipeline)
+    return Audited(pipeline, options, train, distinct, held_out, overlap, folder, discriminator, teacher, known)
+
+
+def read_teacher_settings(folder: str, pipeline: DiMPipeline) -> tuple[dict[str, Any], bool | None]:
+    """How the pipeline's teacher was trained, if its folder says so, and whether it does."""
+    usual = vars(parse_labeler_args([]))
+    settings = {name: usual[name] for name in TEACHER_SETTINGS}
+    if pipeline.labeler is None:
+        return settings, None
+    path = Path(folder) / "labeler.json"
+    recorded = read_json(path)
+    if not isinstance(recorded, dict) or recorded.get("weights") != module_digest(pipeline.labeler):
+        return settings, False
+    found = {name: recorded.get(name) for name in settings}
+    if wrong := [name for name, value in found.items() if not isinstance(value, int | float) or value <= 0]:
+        raise ValueError(f"{path} is not as train_labeler.py writes it; {listed(wrong)} is missing or not above 0.")
+    return found, True
 
 
 def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, Any]) -> ImageData:
@@ -222,13 +251,12 @@ def check_counts(args: argparse.Namespace, train: ImageData, held_out: ImageData
 def prepare_candidates(args: argparse.Namespace, audited: Audited) -> tuple[Union, torch.Tensor]:
     """The images that shadow runs share out, and the positions of those that are attacked."""
     union = unite(audited.train, audited.held_out, args.seed)
-    for shadow in (0, 1):
-        counts = torch.bincount(union.data.labels[half(union, shadow, args.seed)], minlength=union.data.num_classes)
-        if few := [name for name, count in zip(union.data.class_names, counts.tolist(), strict=True) if count < 2]:
-            raise ValueError(
-                f"shadow runs are trained on halves of the images, with 2 of each class or more; {listed(few)} has "
-                "too few images for that. Valid is --tests copies."
-            )
+    counts = smallest_half(union)
+    if few := [name for name, count in zip(union.data.class_names, counts.tolist(), strict=True) if count < 2]:
+        raise ValueError(
+            f"shadow runs are trained on halves of the images, with 2 of each class or more; {listed(few)} has too "
+            "few images for that. Valid is --tests copies."
+        )
     return union, draw_candidates(union, args.candidates, args.seed)
 
 

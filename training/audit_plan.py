@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from audit_inputs import Audited
 from audit_shadows import add_teacher, save_half, train_shadow, train_words
-from train_labeler import DEFAULT_EPOCHS
 
 from dim_hf.audit.candidates import Union, half
 from dim_hf.audit.copies import nearest_rows
@@ -119,22 +118,37 @@ def measure_speed(args: argparse.Namespace, audited: Audited, union: Union, coun
     total = time.perf_counter() - began
     seconds = {record["step"]: record["seconds"] for record in read_json_lines(folder / "run" / "metrics.jsonl")}
     step = (seconds[2 * TIMED] - seconds[TIMED]) / TIMED
+    beginning = total - 3 * TIMED * step
     if options_match_steps(options, len(audited.train)):
         # A step with matching takes at most as long again.
         step *= 2
-    beginning = total - 3 * TIMED * step
+        beginning += time_pool(options, folder, args.seed)
     if audited.pipeline.labeler is not None:
-        one, two = time_teacher(folder, 1), time_teacher(folder, 2)
-        beginning += one + (DEFAULT_EPOCHS - 1) * max(0.0, two - one)
+        one, two = (time_teacher(folder, audited.teacher | {"num_train_epochs": epochs}) for epochs in (1, 2))
+        beginning += one + (audited.teacher["num_train_epochs"] - 1) * max(0.0, two - one)
     measuring = time_measuring(args, audited, count)
     shutil.rmtree(folder)
     return Speed(OVERHEAD * step, measuring, max(0.0, beginning))
 
 
-def time_teacher(folder: Path, epochs: int) -> float:
+def time_pool(options: dict[str, Any], folder: Path, seed: int) -> float:
+    """Seconds to train the pool of a shadow run, which is its own, from two short ones."""
+    seconds = []
+    for steps in (TIMED, 3 * TIMED):
+        part = folder / f"pool_of_{steps}"
+        part.mkdir()
+        shutil.copy(folder / "images.parquet", part)
+        words = train_words(options | {"pool_steps": steps}, part, adversarial=1, matching=1, seed=seed)
+        began = time.perf_counter()
+        train_shadow([*words, "--validation_epochs", "1"], part)
+        seconds.append(time.perf_counter() - began)
+    return max(0.0, seconds[1] - seconds[0]) / (2 * TIMED) * options["pool_steps"]
+
+
+def time_teacher(folder: Path, recipe: dict[str, Any]) -> float:
     """Seconds to train and save the teacher of a shadow run."""
     began = time.perf_counter()
-    add_teacher(folder, epochs)
+    add_teacher(folder, recipe)
     return time.perf_counter() - began
 
 

@@ -106,15 +106,18 @@ def train_shadow(words: Sequence[str], folder: Path) -> None:
     _aside(lambda: train_dim.main(train_arguments.parse_args(list(words))), folder)
 
 
-def add_teacher(folder: Path, epochs: int | None = None) -> None:
-    """Trains a teacher for the run in `folder`, as train_labeler.py does by default, or for fewer `epochs`."""
+def add_teacher(folder: Path, recipe: dict[str, Any]) -> None:
+    """Trains a teacher for the run in `folder` by train_labeler.py with these settings, of `TEACHER_SETTINGS`."""
     words = ["--pipeline", str(folder / "run"), "--dataset_name", str(folder / "images.parquet")]
     words += ["--cache_dir", str(folder / "cache"), "--dataloader_num_workers", "0"]
-    words += [] if epochs is None else ["--num_train_epochs", str(epochs)]
+    for name, value in recipe.items():
+        words += [f"--{name}", str(value)]
     _aside(lambda: train_labeler.main(train_labeler.parse_args(words)), folder)
 
 
 def _aside(program: Any, folder: Path) -> None:
+    # Else `datasets` would keep a copy of the private images in the user's cache.
+    usual, datasets.config.HF_DATASETS_CACHE = datasets.config.HF_DATASETS_CACHE, folder / "cache" / "datasets"
     with (
         (folder / "log.txt").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
@@ -126,6 +129,8 @@ def _aside(program: Any, folder: Path) -> None:
             if ended.code == 130:
                 raise KeyboardInterrupt from None
             raise
+        finally:
+            datasets.config.HF_DATASETS_CACHE = usual
 
 
 def membership(data: ImageData, positions: torch.Tensor, fraction: float, seed: int, total: int) -> torch.Tensor:

@@ -47,6 +47,7 @@ from dim_hf.files import (
     append_json_line,
     check_output_dir,
     lock_output_dir,
+    read_json,
     refuse_data_folder,
     replace_pipeline,
     replace_text,
@@ -72,6 +73,13 @@ FREE_ON_RESUME = {
     "output_dir", "cache_dir", "dataloader_num_workers", "resume_from_checkpoint", "checkpointing_steps",
     "checkpoints_total_limit", "logging_steps", "push_to_hub", "hub_model_id", "hub_private_repo", "given", "privacy",
 }  # fmt: skip
+
+
+# What a release says of its data set, for a folder that it is copied to.
+OF_DATA = (
+    "dataset_name", "dataset_config_name", "train_data_dir", "revision", "train_split", "image_column", "label_column",
+    "resolution",
+)  # fmt: skip
 
 
 def main(args: argparse.Namespace) -> None:
@@ -149,6 +157,7 @@ def check(args: argparse.Namespace) -> Start:
         print(f"{reason}; going on from {checkpoint}.")
     options = {name: getattr(args, name) for name in sorted(PRIVATE_FLAGS - {"hub_token"})}
     options |= {"dataset_name": local_or_hub(args.dataset_name), "given": args.given, "privacy": privacy}
+    options |= recorded_data(args, options, output_dir)
     deciding = {name: value for name, value in options.items() if name not in FREE_ON_RESUME}
     progress = {"step": 0, "seconds": 0.0, "options": deciding}
     if checkpoint:
@@ -167,6 +176,35 @@ def check(args: argparse.Namespace) -> Start:
             f"was spent. Put it back, or name another folder."
         )
     return Start(accelerator, output_dir, checkpoint, bool(resume), released, options, progress)
+
+
+def recorded_data(args: argparse.Namespace, options: dict[str, Any], output_dir: Path) -> dict[str, Any]:
+    """
+    What the folder says of its data set, which is not opened again and may be gone by now.
+
+    Raises:
+        ValueError: If a flag contradicts a release that was copied there.
+    """
+    then = read_json(output_dir / "options.json")
+    if isinstance(then, dict):
+        # A path is absolute on record, and of a folder that is gone it cannot be told from an id of the Hub.
+        path = str(Path(args.dataset_name).resolve())
+        return {"dataset_name": path} if then.get("dataset_name") == path else {}
+    then = read_json(output_dir / "release" / "data.json")
+    if not isinstance(then, dict):
+        if (output_dir / "release").exists() and not {"dataset_name", "train_data_dir"} & set(args.given):
+            raise ValueError(
+                f"`--dataset_name` or `--train_data_dir` must be given: {output_dir / 'release'} does not say what it "
+                "is of, and the card will."
+            )
+        return {}
+    for name in OF_DATA:
+        if name in args.given and options[name] != then.get(name):
+            raise ValueError(
+                f"`--{name}` is {options[name]}, and {output_dir / 'release'} is of {then.get(name)}; its images are "
+                "not read again, so leave the flag out."
+            )
+    return {name: then.get(name) for name in OF_DATA}
 
 
 def read_release(output_dir: Path, epsilon: float, delta: float) -> PrivateStatistics | None:
@@ -239,6 +277,8 @@ def release_once(start: Start, images: ImageData, epsilon: float, delta: float) 
     statistics = release_statistics(images, epsilon, delta)
     with whole_folder(folder) as path:
         statistics.save(path)
+        of_data = {name: start.options[name] for name in OF_DATA}
+        replace_text(path / "data.json", json.dumps(of_data, indent=2))
     return statistics
 
 

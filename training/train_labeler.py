@@ -30,7 +30,8 @@ from command_line import (
 from dim_hf.evaluation.recipe import DeploymentRecipe
 
 
-DEFAULT_EPOCHS = 20
+# What labeler.json says of a teacher's training, for an audit that repeats it.
+TEACHER_SETTINGS = ("num_train_epochs", "train_batch_size", "learning_rate")
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -46,9 +47,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         help="share of the train split held out, if --pipeline has no record of its run; default: 0.1",
     )
     parser.add_argument("--seed", type=seed, help="default: that of the training run in --pipeline, or 0")
-    parser.add_argument(
-        "--num_train_epochs", type=positive_int, default=DEFAULT_EPOCHS, help="passes through the real images"
-    )
+    parser.add_argument("--num_train_epochs", type=positive_int, default=20, help="passes through the real images")
     parser.add_argument(
         "--train_batch_size", type=positive_int, default=DeploymentRecipe.batch_size, help="images per step"
     )
@@ -63,6 +62,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 if __name__ == "__main__":
     ARGS = parse_before_imports("train_labeler.py", parse_args)
 
+import json
 import os
 import random
 from pathlib import Path
@@ -76,7 +76,14 @@ from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
-from dim_hf.files import check_output_dir, lock_output_dir, refuse_data_folder, refuse_foreign_files, replace_pipeline
+from dim_hf.files import (
+    check_output_dir,
+    lock_output_dir,
+    refuse_data_folder,
+    refuse_foreign_files,
+    replace_pipeline,
+    replace_text,
+)
 from dim_hf.hub.card import HUB_ERRORS
 from dim_hf.hub.merging import existing_card
 from dim_hf.hub_errors import hub_reason
@@ -84,7 +91,7 @@ from dim_hf.machine import keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
-from dim_hf.weights import is_finite, stored_form
+from dim_hf.weights import is_finite, module_digest, stored_form
 
 
 def main(args: argparse.Namespace) -> float:
@@ -101,7 +108,12 @@ def main(args: argparse.Namespace) -> float:
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is not a local folder.")
     run = read_options(Path(args.pipeline))
-    held_out = run.get("validation_fraction")
+    held_out, split = run.get("validation_fraction"), run.get("train_split")
+    if args.train_split is not None and split not in (None, args.train_split):
+        raise ValueError(
+            f"`--train_split` is {args.train_split!r}, and the run in `--pipeline` {args.pipeline} was trained on "
+            f"{split!r}, as its teacher must be; leave the flag out."
+        )
     if args.validation_fraction is not None and held_out not in (None, args.validation_fraction):
         raise ValueError(
             f"`--validation_fraction` is {args.validation_fraction}, and the run in `--pipeline` {args.pipeline} held "
@@ -172,6 +184,9 @@ def main(args: argparse.Namespace) -> float:
         # What is scored is what is shipped: a generator's codes have the teacher in codes too.
         taught = stored_form(DiMPipeline(pipe.generator, pipe.config.id2label, labeler), pipe.generator.storage)
         accuracy = evaluate_accuracy(taught.labeler.to(device).network, validation)
+        settings = {name: getattr(args, name) for name in TEACHER_SETTINGS}
+        record = settings | {"seed": seed, "weights": module_digest(taught.labeler)}
+        replace_text(output_dir / "labeler.json", json.dumps(record, indent=2))
         replace_pipeline(taught, output_dir)
     print(f"teacher in {output_dir}: accuracy {accuracy:.4f} on the {len(validation):,} images held out of train")
     return accuracy

@@ -24,7 +24,7 @@ WRITES = {
         "options.json", "environment.json", "metrics.jsonl", "samples", "logs", "before_matching", "checkpoint-*",
         "model_index.json", "pipeline.py", "generator", "labeler",
     ),
-    "train_labeler.py": ("model_index.json", "pipeline.py", "generator", "labeler"),
+    "train_labeler.py": ("model_index.json", "pipeline.py", "generator", "labeler", "labeler.json"),
     "evaluate_dim.py": (
         "metrics.json", "report.md", "report.html", "results.jsonl", "codecs.jsonl", "samples.png", "fixed",
     ),

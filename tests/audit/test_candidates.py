@@ -2,8 +2,10 @@
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from dim_hf.audit.candidates import draw_candidates, half, unite
+from dim_hf.audit.candidates import draw_candidates, half, smallest_half, unite
 from dim_hf.data import ImageData
 
 
@@ -50,6 +52,29 @@ def test_pairs_of_halves_are_complementary_and_stratified(union):
     assert not torch.equal(half(union, 0, 5), half(union, 2, 5))
     assert not torch.equal(half(union, 0, 5), half(union, 0, 6))
     assert torch.equal(half(union, 3, 5), half(union, 3, 5))
+
+
+def test_copies_of_an_image_are_in_the_same_half():
+    # Of class 0, ten images three times each; the other classes have 30 different ones.
+    train = images(90, 0)
+    train.stored[train.labels == 0] = train.stored[train.labels == 0][torch.arange(30) // 3].clone()
+    union = unite(train, images(60, 100), seed=0)
+    copied = torch.nonzero(train.labels == 0).squeeze(1).view(10, 3)
+    for shadow in range(6):
+        within = torch.isin(copied, half(union, shadow, 0))
+        assert torch.equal(within.any(dim=1), within.all(dim=1)) and within.sum() == 15
+        assert torch.isin(half(union, shadow, 0), torch.nonzero(train.labels == 1)).sum() == 15
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=8), st.integers(0, 50))
+def test_the_smallest_half_is_that_of_no_run_undercut(values, seed):
+    pixels = torch.tensor(values, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+    train = ImageData(pixels, torch.zeros(len(values), dtype=torch.int64), ("a",), "f")
+    union = unite(train, images(3, 100, 1), seed=0)
+    sizes = [len(half(union, shadow, seed + shadow)) for shadow in range(8)]
+    assert int(smallest_half(union)) <= min(sizes)
+    if len(set(values)) == len(values):
+        assert int(smallest_half(union)) == len(values) // 2 + 1
 
 
 def test_canaries_are_in_some_halves(union):

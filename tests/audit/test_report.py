@@ -12,10 +12,10 @@ from dim_hf.audit.findings import find, not_tested, summary
 from dim_hf.audit.report import audit_tables, describe_audit, read_audit
 from dim_hf.hub.card import model_card
 from dim_hf.hub.push import export_repository
-from dim_hf.models import DiMGenerator
+from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.privacy import guarantee_of
-from dim_hf.weights import weights_digest
+from dim_hf.weights import module_digest, weights_digest
 
 
 def space(share=0.5, p=0.5, equal=0, equal_p=1.0):
@@ -151,7 +151,7 @@ def build(folder, seed=0):
 
 
 def write(folder, audit):
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "audit.json").write_text(json.dumps(audit))
 
 
@@ -177,6 +177,26 @@ def test_the_card_has_the_audit_of_its_weights_only(tmp_path):
     with pytest.raises(ValueError, match="holds no audit.json"):
         read_audit(pipeline, tmp_path)
     assert read_audit(build(tmp_path / "new", seed=1)) is None
+
+
+def test_membership_was_not_tested_of_a_teacher_that_came_later(tmp_path):
+    pipeline = build(tmp_path / "run")
+    write(tmp_path / "run" / "audit", make_audit(weights=weights_digest(pipeline), settings={"labeler": None}))
+    card = model_card(pipeline, "me/x")
+    labeler = DiMLabeler(2, 8, 1, 4)
+    DiMPipeline(pipeline.generator, pipeline.config.id2label, labeler).save_pretrained(tmp_path / "run")
+    taught = DiMPipeline.from_pretrained(tmp_path / "run")
+    # Neither on a new card nor on that of the pipeline without it.
+    for existing in (None, card):
+        assert "has not been measured" in section(model_card(taught, "me/x", existing=existing))
+    with pytest.raises(ValueError, match="is an audit of other weights"):
+        read_audit(taught, tmp_path / "run" / "audit")
+    for audit in (
+        make_audit(weights=weights_digest(pipeline), settings={"labeler": module_digest(taught.labeler)}),
+        make_audit(weights=weights_digest(pipeline), settings={"labeler": None}, membership=None),
+    ):
+        write(tmp_path / "run" / "audit", audit)
+        assert describe_audit(audit) in section(model_card(taught, "me/x", existing=card))
 
 
 def test_the_report_tells_the_guarantee():

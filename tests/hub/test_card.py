@@ -440,7 +440,7 @@ def test_a_private_run_states_its_guarantee_in_text_and_metadata(tmp_path):
     training = part(card, "training")
     assert "differential privacy with epsilon 1 and delta 1e-05. Unit: one image with its label" in training
     assert "sensitivity of 1 together and noise of standard deviation 3.731" in training
-    assert "does not cover the results above" in training
+    assert "does not cover results and audits" in training
     assert "labeler" not in training
     assert card.data.to_dict()["differential_privacy"] == {
         "epsilon": 1,

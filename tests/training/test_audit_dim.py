@@ -7,7 +7,9 @@ import time
 from dataclasses import replace
 
 import audit_dim
+import audit_inputs
 import audit_plan
+import audit_shadows
 import preparation
 import pytest
 import torch
@@ -163,6 +165,7 @@ def everything(home, leaky):
     (checkpoint,) = folder.glob("checkpoint-*")
     shutil.copytree(checkpoint / "discriminator", folder / "discriminator")
     words = ["--pipeline", str(folder), "--dataset_name", str(home / "few"), "--cache_dir", str(home / "cache")]
+    words += ["--learning_rate", "0.011"]
     alone(lambda: train_labeler.main(train_labeler.parse_args(words)))
     return folder
 
@@ -171,8 +174,9 @@ def everything(home, leaky):
 def test_the_teachers_of_shadow_runs_are_part_of_what_is_told_before(home, everything, tmp_path, monkeypatch):
     timed = []
 
-    def time_teacher(folder, epochs):
-        audit_plan.add_teacher(folder, epochs)
+    def time_teacher(folder, recipe):
+        audit_plan.add_teacher(folder, recipe)
+        epochs = recipe["num_train_epochs"]
         timed.append((DiMPipeline.from_pretrained(folder / "run").labeler is not None, epochs))
         return 600.0 + 60 * epochs
 
@@ -181,6 +185,46 @@ def test_the_teachers_of_shadow_runs_are_part_of_what_is_told_before(home, every
     with pytest.raises(ValueError, match=r"two shadow runs of a quarter of the steps take about 6\d; valid"):
         audit(home, everything, "--output_dir", str(tmp_path / "a"), "--budget", "1", dataset=home / "few")
     assert timed == [(True, 1), (True, 2)]
+
+
+@pytest.mark.slow
+def test_the_pools_of_shadow_runs_are_part_of_what_is_told_before(home, leaky, tmp_path, monkeypatch):
+    options = read_json(leaky / "options.json") | {"pool_steps": 3000}
+    shutil.copy(home / "few" / "data" / "train.parquet", tmp_path / "images.parquet")
+    trained = []
+
+    def train_shadow(words, folder):
+        trained.append(int(words[words.index("--pool_steps") + 1]))
+        alone(lambda: audit_shadows.train_shadow(words, folder))
+        assert any((folder / "cache").rglob("*.safetensors"))
+        time.sleep(0.1 * trained[-1])
+
+    monkeypatch.setattr(audit_plan, "train_shadow", train_shadow)
+    # At least what 3,000 steps of a tenth of a second take.
+    assert audit_plan.time_pool(options, tmp_path, 0) > 280
+    assert trained == [16, 48]
+
+
+def test_a_teacher_is_trained_again_as_its_folder_says(home, everything, tmp_path, monkeypatch):
+    pipe = DiMPipeline.from_pretrained(everything)
+    usual = {"num_train_epochs": 20, "train_batch_size": 64, "learning_rate": 0.011}
+    assert audit_inputs.read_teacher_settings(str(everything), pipe) == (usual, True)
+    # The record of another teacher, and none.
+    record = read_json(everything / "labeler.json")
+    (tmp_path / "labeler.json").write_text(json.dumps(record | {"weights": "0" * 16}))
+    assert audit_inputs.read_teacher_settings(str(tmp_path), pipe)[1] is False
+    (tmp_path / "labeler.json").write_text(json.dumps(record | {"learning_rate": None}))
+    with pytest.raises(
+        ValueError, match="labeler.json is not as train_labeler.py writes it; learning_rate is missing"
+    ):
+        audit_inputs.read_teacher_settings(str(tmp_path), pipe)
+    assert audit_inputs.read_teacher_settings(str(tmp_path), DiMPipeline(pipe.generator))[1] is None
+
+
+def test_what_the_run_says_of_its_images_cannot_be_contradicted(home, sound):
+    for flag, value in (("--train_split", "other"), ("--max_train_samples", "50")):
+        with pytest.raises(ValueError, match=rf"`{flag}` is {value}, and the run in .* leave the flag out"):
+            audit(home, sound, flag, value)
 
 
 @pytest.mark.slow
@@ -211,6 +255,9 @@ def test_members_are_found_through_all_that_is_shared(home, everything, tmp_path
         "classifier", "nearest_pixels", "nearest_features", "inversion", "labeler", "discriminator",
     }  # fmt: skip
     assert set(found["membership"]["runs"]) == set(attacks) and found["leak"]
+    # Nothing of the real images lies outside the folder, or is left in it.
+    assert read_json(output / "shadows" / "000" / "run" / "labeler.json")["learning_rate"] == 0.011
+    assert not list((output / "shadows").rglob("*.parquet")) and not list((output / "shadows").rglob("*.arrow"))
     # What was planted: the weights, the images, and the discriminator that does not belong there.
     for name in ("inversion", "nearest_pixels", "discriminator"):
         assert attacks[name]["auc_interval"][0] > 0.5, name

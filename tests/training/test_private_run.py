@@ -81,6 +81,34 @@ def test_the_release_alone_decides_the_generator(finished, tmp_path):
     assert list(pipeline.config.id2label.values()) == ["cat", "dog"]
 
 
+def test_a_copied_release_says_what_it_is_of(finished, tmp_path):
+    shutil.copytree(finished / "run" / "release", tmp_path / "run" / "release")
+    flags = ["--output_dir", tmp_path / "run", "--privacy_epsilon", 1, "--max_train_steps", 2]
+    flags += ["--train_batch_size", 8, "--preset", "pico"]
+    parse = lambda *more: train_dim.parse_args([str(flag) for flag in (*flags, *more)])  # noqa: E731
+    for flag, value in (("train_data_dir", tmp_path / "else"), ("resolution", 32), ("train_split", "other")):
+        with pytest.raises(ValueError, match=f"`--{flag}` is {value}, and .*release is of .*leave the flag out"):
+            train_dim.main(parse(f"--{flag}", value))
+    of_data = (tmp_path / "run" / "release" / "data.json").rename(tmp_path / "data.json")
+    with pytest.raises(ValueError, match="`--train_data_dir` must be given: .*release does not say what it is of"):
+        train_dim.main(parse())
+    of_data.rename(tmp_path / "run" / "release" / "data.json")
+    train_dim.main(parse())
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert options["train_data_dir"] == str(finished / "private")
+
+
+def test_a_run_goes_on_without_its_images_whatever_path_named_them(tmp_path, monkeypatch):
+    write_images(tmp_path / "private")
+    monkeypatch.chdir(tmp_path)
+    flags = ["--dataset_name", "private", "--cache_dir", "cache", "--output_dir", "run", "--privacy_epsilon", "1"]
+    flags += ["--train_batch_size", "8", "--preset", "pico", "--checkpointing_steps", "1"]
+    flags += ["--dataloader_num_workers", "0", "--max_train_steps"]
+    train_dim.main(train_dim.parse_args([*flags, "1"]))
+    shutil.rmtree(tmp_path / "private")
+    train_dim.main(train_dim.parse_args([*flags, "1", "--resume_from_checkpoint", "latest"]))
+
+
 def test_a_resumed_run_ends_as_one_without_a_pause(finished, tmp_path):
     folder = tmp_path / "run"
     shutil.copytree(finished / "run", folder)
@@ -119,6 +147,7 @@ def test_what_is_written_is_the_release_and_what_follows_from_it(finished):
     written = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     top = {name for name in written if not name.startswith((".", "generator/", "checkpoint-"))}
     assert top == {
+        "release/data.json",
         "release/statistics.json",
         "release/statistics.safetensors",
         "options.json",

@@ -10,7 +10,7 @@ from diffusers import DiffusionPipeline
 from ..evaluation.html_report import Picture
 from ..files import read_json
 from ..messages import listed, markdown
-from ..weights import weights_digest
+from ..weights import module_digest, weights_digest
 from .findings import not_tested, summary
 from .names import ATTACKS, CANARIES, RATES
 
@@ -27,7 +27,8 @@ LITTLE_PROOF = (
 
 def read_audit(pipeline: DiffusionPipeline, audit_dir: str | os.PathLike | None = None) -> dict[str, Any] | None:
     """
-    The audit in a folder, by default `audit/` of the pipeline's.
+    The audit in a folder, by default `audit/` of the pipeline's. A test of membership before the pipeline had its
+    teacher, which was trained on the real images too, is one of other weights.
 
     Raises:
         ValueError: If `audit_dir` holds none, or one of other weights; by default such a folder is ignored. Also if
@@ -36,7 +37,7 @@ def read_audit(pipeline: DiffusionPipeline, audit_dir: str | os.PathLike | None 
     folder = Path(audit_dir) if audit_dir else Path(pipeline.name_or_path or "") / "audit"
     audit = read_json(folder / "audit.json") if audit_dir or pipeline.name_or_path else None
     audit = audit if isinstance(audit, dict) and audit.get("format") == AUDIT_FORMAT else None
-    if audit and audit.get("weights") == weights_digest(pipeline):
+    if audit and audit.get("weights") == weights_digest(pipeline) and _covers_teacher(audit, pipeline):
         try:
             describe_audit(audit)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -46,6 +47,13 @@ def read_audit(pipeline: DiffusionPipeline, audit_dir: str | os.PathLike | None 
         what = "is an audit of other weights" if audit else "holds no audit.json of this release"
         raise ValueError(f"`audit_dir` {folder} {what}; valid is an output folder of audit_dim.py.")
     return None
+
+
+def _covers_teacher(audit: dict[str, Any], pipeline: DiffusionPipeline) -> bool:
+    if pipeline.labeler is None or not audit.get("membership"):
+        return True
+    settings = audit.get("settings")
+    return isinstance(settings, dict) and settings.get("labeler") == module_digest(pipeline.labeler)
 
 
 def describe_privacy(privacy: dict[str, Any] | None, teacher: bool = False) -> str:
@@ -65,7 +73,7 @@ def describe_privacy(privacy: dict[str, Any] | None, teacher: bool = False) -> s
         f"{words['unit']} ({words['neighbours']}). Mechanism: {words['mechanism']}; all noisy sums have a "
         f"sensitivity of {privacy['sensitivity']:g} together and noise of standard deviation "
         f"{privacy['noise_std']:.4g}. Taken to be public: {words['public']}. This holds for the generator and its "
-        f"images. It does not cover the results above, which are measured on real images{also}, or a choice among "
+        f"images. It does not cover results and audits, which are measured on real images{also}, or a choice among "
         "several such runs."
     )
 

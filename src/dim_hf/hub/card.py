@@ -105,6 +105,8 @@ def model_card(
         variant=f", variant={json.dumps(variant)}" if variant else "",
         digest=digest,
         measured=mark_of_results(pipeline, metrics, existing),
+        # A teacher gives away images too.
+        audited=digest if pipeline.labeler is None else f"{digest}_{module_digest(pipeline.labeler)}",
         about=hashlib.sha256(json.dumps(about).encode()).hexdigest()[:16],
         labeler=pipeline.labeler is not None,
         data_name=data_name,

@@ -30,6 +30,7 @@ SENSITIVITY_REPLACE = 2 * CLIP
 
 # Sums are whole multiples of this, so that they are exact and do not depend on the order of the images.
 _UNIT = 2.0**-32
+# Of 64 pixels or fewer; of more, as many as take the same memory.
 _IMAGES_AT_ONCE = 500
 # Features of an image depend a little on its place in a batch, which a neighbour shifts. In float64 the sums of a
 # million images move by less than 1e-7 through that.
@@ -80,7 +81,8 @@ def clipped_sums(data: ImageData, features: Callable[[torch.Tensor], torch.Tenso
         TypeError: If the features are not in float64.
     """
     sums = torch.zeros(data.num_classes, width + 1, dtype=torch.int64)
-    for rows in torch.arange(len(data), device=data.labels.device).split(_IMAGES_AT_ONCE):
+    at_once = max(1, _IMAGES_AT_ONCE * 64**2 // max(64, data.size) ** 2)
+    for rows in torch.arange(len(data), device=data.labels.device).split(at_once):
         images, labels = data.batch(rows)
         with torch.no_grad():
             values = features(images).cpu()
