@@ -165,6 +165,37 @@ def test_a_local_folder_gives_random_weights_or_on_request_its_own(tmp_path):
         torch.testing.assert_close(loaded(2 * pixels - 1), own(normalised).logits)
 
 
+def normalisation(folder):
+    network = build_classifier(f"transformers/{folder}:pretrained=true", 5, 3, 16)
+    return network.mean.flatten().tolist(), network.std.flatten().tolist()
+
+
+def test_pretrained_weights_see_images_as_their_processor_makes_them(tmp_path):
+    settings = save_vit(tmp_path / "a") / "preprocessor_config.json"
+    own = json.loads(settings.read_text())
+    # In [-1, 1] here: 0 to 1 is a mean of -1 and a spread of 2.
+    for content in ({}, own | {"do_normalize": False}):
+        settings.write_text(json.dumps(content))
+        assert normalisation(tmp_path / "a") == ([-1.0], [2.0])
+    settings.write_text(json.dumps(own | {"do_normalize": True}))
+    assert normalisation(tmp_path / "a")[1] == pytest.approx([0.4, 0.5, 0.6])
+    for content, problem in (
+        ('{"image_mean"', "preprocessor_config.json"),
+        ('{"do_flip_channel_order": true}', "BGR"),
+    ):
+        settings.write_text(content)
+        with pytest.raises(ValueError, match=problem):
+            normalisation(tmp_path / "a")
+    settings.unlink()
+    assert normalisation(tmp_path / "a") == ([0.0], [1.0])
+
+
+def test_no_layer_of_pretrained_weights_stays_random(tmp_path):
+    folder = save_vit(tmp_path)
+    with pytest.raises(ValueError, match=r"weights lack vit\..*layer.*2.* and \d+ more, which would stay random"):
+        build_classifier(f"transformers/{folder}:pretrained=true,num_hidden_layers=3", 5, 3, 16)
+
+
 def test_pretrained_weights_keep_their_size_and_get_a_new_head(tmp_path):
     folder = save_vit(tmp_path)
     network = build_classifier(f"transformers/{folder}:pretrained=true", 3, 3, 32)

@@ -8,9 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import httpx
 import timm
 import torch
 import transformers
+from huggingface_hub import file_exists
 from huggingface_hub.utils import validate_repo_id
 from torch import nn
 from torch.nn import functional as F
@@ -263,13 +265,22 @@ def find_source(name: str) -> Source:
         # Only the head may be new.
         if misfits := [key for key, _, shape in loading["mismatched_keys"] if shape[0] != num_classes]:
             raise ValueError(f"the options change the shape of {', '.join(misfits)}")
+        made_here = {key for key, _ in network.named_parameters() if key.startswith(f"{network.base_model_prefix}.")}
+        if new := sorted(made_here & set(loading["missing_keys"])):
+            raise ValueError(f"its weights lack {listed(new, most=4)}, which would stay random")
         return network
 
     def statistics() -> tuple[Sequence[float], Sequence[float]]:
         try:
             settings, _ = ImageProcessingMixin.get_image_processor_dict(model)
         except OSError:
+            if not lacks_processor(model):
+                raise
             return [0.5], [0.5]
+        if settings.get("do_flip_channel_order"):
+            raise ValueError("it takes images whose channels are in reverse order, BGR")
+        if not settings.get("do_normalize", bool(settings.get("image_mean"))):
+            return [0.0], [1.0]
         return settings.get("image_mean") or [0.5], settings.get("image_std") or [0.5]
 
     return Source(
@@ -282,6 +293,17 @@ def find_source(name: str) -> Source:
         input_size=input_size,
         statistics=statistics,
     )
+
+
+def lacks_processor(model: str) -> bool:
+    """Whether a folder or repository has no image processor; `False` if that is not known, as without a network."""
+    names = ("processor_config.json", "preprocessor_config.json")
+    if Path(model).is_dir():
+        return not any((Path(model) / name).exists() for name in names)
+    try:
+        return not any(file_exists(model, name) for name in names)
+    except (OSError, httpx.HTTPError):
+        return False
 
 
 # Initial weights must not depend on whether a plan was made before them.

@@ -60,7 +60,8 @@ def local_fingerprint(name: str) -> str | None:
     folder = Path(model)
     if library != "transformers" or not folder.is_dir():
         return None
-    read = ["config.json", *(["preprocessor_config.json", "*.safetensors"] if options.get("pretrained") else [])]
+    of_weights = ["processor_config.json", "preprocessor_config.json", "*.safetensors"]
+    read = ["config.json", *(of_weights if options.get("pretrained") else [])]
     digest = hashlib.sha256()
     for path in sorted(path for pattern in read for path in folder.glob(pattern)):
         digest.update(path.read_bytes())
