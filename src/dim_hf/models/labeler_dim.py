@@ -7,6 +7,7 @@ import os
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -124,6 +125,21 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         """
         # Pickled weights can run code.
         return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike, *args: Any, variant: str | None = None, **kwargs: Any
+    ) -> None:
+        """Saves the network as [`ModelMixin.save_pretrained`] does, in place of any earlier one of this variant."""
+        ending = f".{variant}" if variant else ""
+        single = Path(save_directory) / f"diffusion_pytorch_model{ending}.safetensors"
+        index = Path(save_directory) / f"diffusion_pytorch_model.safetensors.index{ending}.json"
+        written = index.stat().st_mtime_ns if index.is_file() else None
+        super().save_pretrained(save_directory, *args, variant=variant, **kwargs)
+        # diffusers leaves the index of an earlier save in several files, or the file of one in a single file.
+        if index.is_file() and index.stat().st_mtime_ns != written:
+            single.unlink(missing_ok=True)
+        elif single.is_file():
+            index.unlink(missing_ok=True)
 
     def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
         """
