@@ -4,6 +4,7 @@ A distilled repository on the Hub holds this file, so it imports only torch and 
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
 from numbers import Integral
@@ -127,14 +128,31 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike, *args: Any, variant: str | None = None, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        save_function: Callable | None = None,
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str = "10GB",
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Saves the network as [`ModelMixin.save_pretrained`] does, in place of any earlier one of this variant."""
         ending = f".{variant}" if variant else ""
         single = Path(save_directory) / f"diffusion_pytorch_model{ending}.safetensors"
         index = Path(save_directory) / f"diffusion_pytorch_model.safetensors.index{ending}.json"
         written = index.stat().st_mtime_ns if index.is_file() else None
-        super().save_pretrained(save_directory, *args, variant=variant, **kwargs)
+        super().save_pretrained(
+            save_directory,
+            is_main_process,
+            save_function,
+            safe_serialization,
+            variant,
+            max_shard_size,
+            push_to_hub,
+            **kwargs,
+        )
         # diffusers leaves the index of an earlier save in several files, or the file of one in a single file.
         if index.is_file() and index.stat().st_mtime_ns != written:
             single.unlink(missing_ok=True)
