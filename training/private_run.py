@@ -90,13 +90,14 @@ def main(args: argparse.Namespace) -> None:
     lock = claim_folder(args, start)
     try:
         # 3. From here on files are written. The release spends the budget; what follows it sees nothing else.
-        if start.checkpoint is None:
-            record_beginning(start)
         if isinstance(source, ImageData):
             statistics = release_once(start, source, args.privacy_epsilon, args.privacy_delta)
         else:
             statistics = source
         del source
+        if start.checkpoint is None:
+            # Not before: another process may have had the folder while this one read its images.
+            record_beginning(start)
         networks = make_networks(args, start, statistics)
         print(describe(args, start, statistics, networks))
         train(args, start, statistics, networks)
