@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from dim_hf.classifiers import check_classifier
-from dim_hf.files import check_output_dir, read_json_lines, replace_text
+from dim_hf.files import check_output_dir, read_json, read_json_lines, replace_text
 from dim_hf.machine import environment
 
 
@@ -128,6 +128,14 @@ def main(args: argparse.Namespace) -> None:
         path = config_file(args, name)
         if path.exists() and path.read_text(errors="replace") != json.dumps(ADVERSARIAL[name][1]):
             raise FileExistsError(f"`--output_dir` holds {path}, which is not by ablation.py; name another folder.")
+    # A run may go on in another precision, and one that is finished is not run again.
+    for path in sorted(Path(args.output_dir).glob("*-seed-*/options.json")):
+        begun = read_json(path).get("mixed_precision")
+        if begun != args.mixed_precision:
+            raise ValueError(
+                f"`--mixed_precision` is {args.mixed_precision!r}, and `--output_dir` holds {path.parent.name}, which "
+                f"is in {begun!r}; valid is that, or another folder."
+            )
     results = []
     runs: dict[str, list[list[dict[str, Any]]]] = {}
     print("| row | validation accuracy % | steps | ms per step | with matching |\n|---|---|---|---|---|", flush=True)

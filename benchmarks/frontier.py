@@ -18,6 +18,7 @@ and frontier.png (the plot) are written anew after every classifier.
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -29,7 +30,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from dim_hf.choices import STORAGE_FORMS
-from dim_hf.classifiers import check_classifier
+from dim_hf.classifiers import check_classifier, local_fingerprint
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.evaluation.codec_search import best_codec
 from dim_hf.evaluation.codecs import Codec
@@ -43,6 +44,10 @@ from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import stored_form
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from command_line import check_numbers, check_once, overlap, run_script  # noqa: E402
 
 
 OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
@@ -109,7 +114,15 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
     parser.add_argument("--mixed_precision", choices=["no", "bf16"], default="no")
     parser.add_argument("--published", choices=PUBLISHED, help="draw published fixed sets of that data set, too")
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    check_numbers(args, {"ipc": (1, 2**31), "epochs": (1, 2**31), "seeds": (0, 2**32)})
+    check_once(args, ("classifiers", "seeds"))
+    if overlap(args.test_split, args.train_split):
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, and `--train_split`, of the real images, {args.train_split!r}; "
+            "valid is one that nothing is trained on."
+        )
+    return args
 
 
 def main(args: argparse.Namespace) -> list[Row]:
@@ -119,8 +132,6 @@ def main(args: argparse.Namespace) -> list[Row]:
         check_classifier(name)
     if args.budgets and min(args.budgets) <= 0:
         raise ValueError(f"`--budgets` has {min(args.budgets)}; each must be above 0 MB.")
-    if args.train_split == args.test_split:
-        raise ValueError(f"`--test_split` is {args.test_split!r}, the split of the real images; name another.")
     if args.storage and not args.pipelines:
         raise ValueError(f"`--storage` {' '.join(args.storage)} has no effect without `--pipelines`.")
     pipelines = load_pipelines(args.pipelines, args.storage)
@@ -138,10 +149,11 @@ def main(args: argparse.Namespace) -> list[Row]:
     points = list_points(args, pipelines, train, recipe, output_dir / "codecs.jsonl")
     path = output_dir / "results.jsonl"
     finished = {key(record["job"]): record for record in read_json_lines(path)}
+    local = {name: {"local": content} for name in args.classifiers if (content := local_fingerprint(name))}
 
     def job(point: Point, classifier: str, seed: int) -> dict[str, Any]:
         run = {"classifier": classifier, "ipc": args.ipc, "seed": seed, "recipe": asdict(recipe)}
-        return point.source.identity(seed) | run | {"test": test.fingerprint}
+        return point.source.identity(seed) | run | {"test": test.fingerprint} | local.get(classifier, {})
 
     # A whole curve with one seed before any second seed.
     rows: list[tuple[Point, Row]] = []
@@ -213,6 +225,11 @@ def load_data(args: argparse.Namespace, pipelines: dict[str, DiMPipeline]) -> tu
         )
     options |= {"resolution": train.size, "channels": train.channels}
     test = load_image_data(args.dataset_name, args.test_split, class_names=train.class_names, **options)
+    if test.fingerprint == train.fingerprint:
+        raise ValueError(
+            f"`--test_split` {args.test_split} of `--dataset_name` {args.dataset_name} holds the images of "
+            f"`--train_split` {args.train_split}; valid is one that nothing is trained on."
+        )
     return train.to(device), test.to(device)
 
 
@@ -337,7 +354,9 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"frontier.py: {error}") from error
+    run_script(
+        "frontier.py",
+        lambda: main(parse_args()),
+        "Every classifier that was finished is kept in results.jsonl, and every search in codecs.jsonl; the same "
+        "command goes on.",
+    )

@@ -13,12 +13,16 @@ Each checkpoint of a run (its EMA generator) is measured on the images that trai
 
 beside the same figures for real training images. Recall and density are means over the classes, on the last features
 of the judge. Results go to OUTPUT.jsonl as they come; a row that is there is not measured again.
+
+The run needs a `--checkpoints_total_limit` that keeps these checkpoints; by default it keeps the last two.
 """
 
 import argparse
 import itertools
 import json
+import os
 import statistics
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -31,11 +35,16 @@ from dim_hf.evaluation.judges import Stream, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import append_json_line, read_json_lines
 from dim_hf.machine import environment, keep_freed_memory
+from dim_hf.messages import listed
 from dim_hf.models import DiMGenerator
 from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import latents_at
 from dim_hf.streams.real import RealStream, WholeSetStream
 from dim_hf.weights import module_digest
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from command_line import run_script  # noqa: E402
 
 
 CPU = torch.device("cpu")
@@ -64,6 +73,16 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     options = json.loads((args.run / "options.json").read_text())
     if "max_train_samples" not in options:
         raise ValueError(f"`--run` {args.run} is a private run, which held no images out; valid is another one.")
+    results = Path(f"{args.output}.jsonl")
+    folder = results.absolute().parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OSError(f"`--output` {args.output} cannot be written; valid is a name in a folder that exists.")
+    kept = sorted(path.parent.name for path in args.run.glob("checkpoint-*/ema_generator"))
+    if missing := [step for step in args.steps if f"checkpoint-{step}" not in kept]:
+        raise FileNotFoundError(
+            f"`--steps` names {listed(missing)}, of which `--run` {args.run} has no checkpoint-N/ema_generator; valid "
+            f"are the steps of {listed(kept)}. A run keeps as many as its --checkpoints_total_limit."
+        )
     as_read = ("dataset_config_name", "image_column", "label_column", "resolution", "revision")
     data = load_image_data(
         args.dataset_name,
@@ -74,13 +93,15 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     if data.fingerprint != options["data_fingerprint"]:
         raise ValueError(f"`--dataset_name` {args.dataset_name} is not what `--run` {args.run} was trained on.")
     train, held_out = (part.to(CPU) for part in holdout(data, options["validation_fraction"], options["seed"]))
-    results = Path(f"{args.output}.jsonl")
     settings = {name: getattr(args, name) for name in ("ipc", "epochs", "judge_steps", "per_class", "candidates")}
     judge = None
     for seed, step in itertools.product(args.seeds, [None, *args.steps]):
         job = settings | {"data": data.fingerprint, "run": args.run.name, "step": step, "seed": seed}
         generator = None
-        if step is not None:
+        if step is None:
+            # No generator tells which images its run held out.
+            job["held_out"] = held_out.fingerprint
+        else:
             generator = DiMGenerator.from_pretrained(args.run / f"checkpoint-{step}" / "ema_generator").eval()
             # Another run may have the same name.
             job["content"] = module_digest(generator)
@@ -191,7 +212,6 @@ def nearest_generated(
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"gap.py: {error}") from error
+    run_script(
+        "gap.py", lambda: main(parse_args()), "Rows that were finished are kept in --output; the same command goes on."
+    )

@@ -42,6 +42,7 @@ if importlib.util.find_spec("dim_hf.pipelines") is None:
     # Not installed: `pipelines/` at the top of the repository is `dim_hf.pipelines`.
     dim_hf.__path__.append(str(ROOT))
 
+from command_line import run_script
 from gpu_stages.arrays import load_prepared, prepare
 from gpu_stages.equality import equality
 from gpu_stages.report import Bench, Report, check_precision
@@ -169,7 +170,7 @@ def main(args: argparse.Namespace, started: float) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args(), psutil.Process().create_time())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"gpu.py: {error}") from error
+    args = run_script("gpu.py", parse_args)
+    results = Path(args.output_dir) / "results.json"
+    kept = "Nothing was written." if args.prepare else f"Rows that were finished are in {results}."
+    run_script("gpu.py", lambda: main(args, psutil.Process().create_time()), kept)

@@ -16,6 +16,7 @@ after an interruption.
 import argparse
 import json
 import statistics
+import sys
 import time
 from itertools import product
 from pathlib import Path
@@ -23,16 +24,19 @@ from typing import Any
 
 import torch
 
-from dim_hf.classifiers import check_classifier
+from dim_hf.classifiers import check_classifier, local_fingerprint
 from dim_hf.data import load_image_data
 from dim_hf.evaluation.names import GENERATED, REAL
 from dim_hf.evaluation.protocol_c import LegacyRealStream, LegacyStream, legacy_figures
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.machine import environment, keep_freed_memory
-from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_digest
+
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
+from command_line import check_numbers, check_once, overlap, run_script  # noqa: E402
 
 
 SCORES = {
@@ -58,13 +62,19 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--ipc", type=int, default=10, help="images per class and epoch")
     parser.add_argument("--epochs", type=int, default=DeploymentRecipe.epochs)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1], help="of classifiers and of what they see")
-    return parser.parse_args(input_args)
+    args = parser.parse_args(input_args)
+    check_numbers(args, dict.fromkeys(("batch_sizes", "ipc", "epochs"), (1, 2**31)) | {"seeds": (0, 2**32)})
+    check_once(args, ("classifiers", "batch_sizes", "seeds"))
+    if overlap(args.test_split, args.train_split):
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, and `--train_split`, of the real images, {args.train_split!r}; "
+            "valid is one that nothing is trained on."
+        )
+    return args
 
 
 def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()
-    if len(set(args.seeds)) < len(args.seeds):
-        raise ValueError(f"`--seeds` names {listed(args.seeds)}; each must be given once.")
     if not (Path(args.pipeline) / "model_index.json").exists():
         raise FileNotFoundError(f"`--pipeline` is {args.pipeline}, which holds no pipeline (model_index.json).")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -84,11 +94,17 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
         )
     options["class_names"] = train.class_names
     test = load_image_data(args.dataset_name, args.test_split, **options).to(device)
+    if test.fingerprint == train.fingerprint:
+        raise ValueError(
+            f"`--test_split` {args.test_split} of `--dataset_name` {args.dataset_name} holds the images of "
+            f"`--train_split` {args.train_split}; valid is one that nothing is trained on."
+        )
     streams = {
         GENERATED: lambda seed, batch: LegacyStream(generator, args.ipc, seed, batch),
         REAL["streamed"]: lambda seed, batch: LegacyRealStream(train, args.ipc, seed, batch),
     }
     contents = {GENERATED: module_digest(generator), REAL["streamed"]: train.fingerprint}
+    local = {name: {"local": content} for name in args.classifiers if (content := local_fingerprint(name))}
 
     output_dir = Path(args.output_dir)
     check_output_dir(output_dir, 2**20, resuming=True)
@@ -100,6 +116,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     ):
         job = {"source": source, "content": contents[source], "test": test.fingerprint, "classifier": name}
         job |= {"ipc": args.ipc, "epochs": args.epochs, "batch_size": batch, "colours": colours, "seed": seed}
+        job |= local.get(name, {})
         wanted.append(job)
         if job in [row["job"] for row in read_json_lines(results)]:
             continue
@@ -145,7 +162,8 @@ def describe(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        main(parse_args())
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"protocol_c.py: {error}") from error
+    run_script(
+        "protocol_c.py",
+        lambda: main(parse_args()),
+        "Every classifier that was finished is kept in results.jsonl; the same command goes on.",
+    )

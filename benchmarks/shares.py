@@ -80,7 +80,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    check_bfloat16(args.precision, device)
+    check_bfloat16(args.precision, device, "precision")
     keep_freed_memory()
     torch.set_num_threads(1)
     rows = []
@@ -196,4 +196,6 @@ def kind_of(event: Any) -> str:
 
 
 if __name__ == "__main__":
-    run_script(Path(__file__).name, lambda: main(parse_args()), "Rows that were finished are in --json.")
+    args = run_script("shares.py", parse_args)
+    kept = f"Rows that were finished are in {args.json}." if args.json else "Nothing is kept."
+    run_script("shares.py", lambda: main(args), kept)

@@ -11,7 +11,8 @@ images started again for every generator step, a fresh classifier trained for 16
 discriminator's weight gradients computed in the generator's step and thrown away. Naive generation makes one image at
 a time with gradients recorded; naive reading decodes each image when it is asked for.
 
-Every row runs in a process of its own, ours and naive in turn, so that peak memory and ratios are of the same run.
+Every row is in float32 and runs in a process of its own, ours and naive in turn, so that peak memory and ratios are of
+the same run.
 """
 
 import argparse
@@ -162,6 +163,7 @@ def train_script_rates(args: argparse.Namespace, matching: bool) -> tuple[list[f
             "--pool_steps", "16", "--cache_dir", f"{folder}/cache", "--logging_steps", str(args.interval_steps),
             "--checkpointing_steps", "1000000", "--validation_steps", "1000000", "--validation_epochs", "1",
             "--max_train_steps", str(1 if matching else steps), "--max_match_steps", str(steps if matching else 0),
+            "--mixed_precision", "no",
         ]  # fmt: skip
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
             train_dim.main(train_dim.parse_args(arguments))

@@ -221,6 +221,8 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
         return (
             about(shown),
             gr.CheckboxGroup(choices(shown), value=labels),
+            gr.Slider(value=10),
+            gr.Number(value=0),
             generated_grid(shown, labels, 10, 0),
             as_curve([]),
             NOTHING_TRAINED,
@@ -364,7 +366,7 @@ def build_page(pipelines: dict[str, DiMPipeline], unseen: dict[str, ImageData]) 
         choice.change(
             show_pipeline,
             choice,
-            [facts, labels, grid, curve, progress, trained, draw],
+            [facts, labels, ipc, seed, grid, curve, progress, trained, draw],
             show_progress="hidden",
         )
         # With an image on the canvas the brush is selected.

@@ -97,9 +97,12 @@ def find_bfloat16_unit(cpuinfo: str, capability: str) -> str | None:
     return "AMX" if "amx_bf16" in flags else "AVX512-BF16" if "avx512_bf16" in flags else None
 
 
-def check_bfloat16(precision: str, device: torch.device) -> None:
+def check_bfloat16(precision: str, device: torch.device, argument: str = "mixed_precision") -> None:
     """
     Warns if bfloat16 would be emulated on a CPU, as on x86 without AVX-512, some 15 times slower than float32.
+
+    Args:
+        argument (`str`, *optional*, defaults to `"mixed_precision"`): The flag for the precision.
 
     Raises:
         ValueError: If it would be on a GPU.
@@ -108,15 +111,15 @@ def check_bfloat16(precision: str, device: torch.device) -> None:
         return
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
-            f"`--mixed_precision` is 'bf16', which {torch.cuda.get_device_name(device)} does not compute in; valid "
-            "there are no and fp16."
+            f"`--{argument}` is 'bf16', which {torch.cuda.get_device_name(device)} does not compute in; valid "
+            "there are no and, in train_dim.py, fp16."
         )
     capability = torch.backends.cpu.get_cpu_capability()
     x86 = platform.machine().lower() in ("x86_64", "amd64")
     if device.type == "cpu" and x86 and not capability.startswith("AVX512"):
         warnings.warn(
             f"bf16 is emulated on this processor ({capability}, no AVX-512) and some 15 times slower than float32; "
-            "--mixed_precision no is faster.",
+            f"--{argument} no is faster.",
             stacklevel=2,
         )
 

@@ -74,6 +74,16 @@ def test_a_wrong_argument_is_named_before_any_run(more, message):
         ablation.parse_args(more)
 
 
+def test_runs_of_another_precision_are_not_taken_for_these(tmp_path):
+    run_of_before = tmp_path / "energy-seed-0"
+    run_of_before.mkdir()
+    (run_of_before / "options.json").write_text('{"mixed_precision": "bf16"}')
+    message = "`--mixed_precision` is 'no', and `--output_dir` holds energy-seed-0, which is in 'bf16'"
+    with pytest.raises(ValueError, match=message):
+        ablation.main(ablation.parse_args(["--output_dir", str(tmp_path), "--dataset_name", str(tmp_path / "none")]))
+    assert [path.name for path in tmp_path.iterdir()] == ["energy-seed-0"]
+
+
 def test_a_file_of_someone_else_is_not_written_over(tmp_path):
     (tmp_path / "no-batch-std.json").write_text("mine")
     with pytest.raises(FileExistsError, match="`--output_dir` holds .*no-batch-std.json, which is not by ablation.py"):

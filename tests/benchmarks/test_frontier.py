@@ -7,7 +7,9 @@ import frontier
 import pytest
 import torch
 from PIL import Image
+from transformers import ResNetConfig
 
+from dim_hf.classifiers.external import find_source, plan
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -125,8 +127,13 @@ def test_a_teacher_filters_and_its_bytes_count(tmp_path):
         (["--max_attempts", "8"], "`--max_attempts` 8 takes a teacher, which no pipeline here has"),
         (["--budgets", "1", "0"], "`--budgets` has 0.0"),
         (["--test_split", "train"], "`--test_split` is 'train'"),
+        (["--train_split", "train+test"], r"`--test_split` is 'test', and `--train_split`, .*, 'train\+test'"),
+        (["--seeds", "0", "0"], "`--seeds` names 0, 0; each must be given once"),
+        (["--classifiers", "convnet3", "convnet3"], "`--classifiers` names convnet3, convnet3; each must"),
+        (["--ipc", "0"], "`--ipc` is 0; it must be at least 1"),
+        (["--seeds", "-1"], "`--seeds` is -1; it must be at least 0"),
         (["--pipelines", "nowhere"], "`--pipelines` has nowhere, which holds no pipeline"),
-        (["--epochs", "0"], "`epochs` is 0"),
+        (["--epochs", "0"], "`--epochs` is 0; it must be at least 1"),
         (["--storage", "int4"], "`--storage` int4 has no effect without `--pipelines`"),
     ],
 )
@@ -134,6 +141,32 @@ def test_wrong_settings_are_named_before_any_work(tmp_path, arguments, message):
     with pytest.raises((ValueError, OSError), match=message):
         run(tmp_path, *arguments)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_test_split_that_holds_the_training_images_is_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "data" / "train" / name).mkdir(parents=True)
+        Image.new("L", (8, 8), ord(name)).save(tmp_path / "data" / "train" / name / "0.png")
+    # The same split by another name.
+    with pytest.raises(ValueError, match="`--test_split` Train of .* holds the images of `--train_split` train"):
+        run(tmp_path, "--dataset_name", str(tmp_path / "data"), "--test_split", "Train")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+def test_a_local_classifier_that_has_changed_is_measured_again(tmp_path):
+    model, results = tmp_path / "model", tmp_path / "out" / "results.jsonl"
+    more = ["--budgets", "0.001", "--classifiers", "convnet3", f"transformers/{model}"]
+    for width in (8, 4):
+        find_source.cache_clear()
+        plan.cache_clear()
+        shape = {"hidden_sizes": [width, 8], "depths": [1, 1], "layer_type": "basic"}
+        ResNetConfig(embedding_size=8, **shape).save_pretrained(model)
+        run(tmp_path, *more)
+    jobs = [json.loads(line)["job"] for line in results.read_text().splitlines()]
+    # Other names mean the same everywhere, and their keys are those of before.
+    assert [job["classifier"] for job in jobs if "local" not in job] == ["convnet3"] * 3
+    assert len(jobs) == 9 and len({job["local"] for job in jobs if "local" in job}) == 2
 
 
 def test_pipelines_of_different_images_cannot_be_compared(tmp_path):

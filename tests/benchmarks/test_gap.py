@@ -47,6 +47,26 @@ def test_rows_of_a_run_are_measured_once(generator, tmp_path, monkeypatch):
     before = (tmp_path / "gap.jsonl").read_bytes()
     main(args)
     assert (tmp_path / "gap.jsonl").read_bytes() == before
+    # What real images reach depends on which of them are held out.
+    changed = options | {"data_fingerprint": data.fingerprint, "validation_fraction": 0.2}
+    (run / "options.json").write_text(json.dumps(changed))
+    assert [row["job"]["step"] for row in main(args)] == [None, 5, None]
+    assert generated["job"].keys() == real["job"].keys() - {"held_out"} | {"content"}
     (run / "options.json").write_text(json.dumps(options | {"data_fingerprint": "other"}))
     with pytest.raises(ValueError, match="is not what `--run`"):
         main(args)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--steps", "5", "7", "9"], "`--steps` names 7, 9, of which .* valid are the steps of checkpoint-5"),
+        (["--output", "nowhere/gap"], "`--output` nowhere/gap cannot be written"),
+    ],
+)
+def test_what_is_missing_is_named_before_data_are_read(tmp_path, monkeypatch, more, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "checkpoint-5" / "ema_generator").mkdir(parents=True)
+    (tmp_path / "run" / "options.json").write_text('{"max_train_samples": null}')
+    with pytest.raises(OSError, match=message):
+        main(parse_args(["--run", "run", "--steps", "5", "--dataset_name", "nowhere/at/all", *more]))

@@ -44,3 +44,11 @@ def test_the_profile_says_where_the_time_goes():
 def test_a_wrong_argument_is_named(more, message):
     with pytest.raises(ValueError, match=message):
         shares.parse_args(more)
+
+
+def test_a_gpu_without_bfloat16_is_refused_with_this_scripts_flag(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
+    with pytest.raises(ValueError, match="`--precision` is 'bf16', which Tesla V100 does not compute in"):
+        shares.main(shares.parse_args(["--precision", "bf16"]))

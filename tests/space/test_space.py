@@ -375,12 +375,13 @@ def test_the_page_says_what_is_scored_and_looks_for_it_once(pipeline, tmp_path, 
 
 def test_another_pipeline_takes_the_place_of_all_that_belongs_to_the_first(pipeline):
     other = build_pipeline(12, list("abcdefghijkl"))
-    facts, labels, grid, curve, progress, trained, draw = handler("show_pipeline", {"a": pipeline, "b": other}, {})(
-        "b", Request("a")
-    )
+    pick = handler("show_pipeline", {"a": pipeline, "b": other}, {})
+    facts, labels, ipc, seed, grid, curve, progress, trained, draw = pick("b", Request("a"))
     assert "replace the training images of 12 classes" in facts
     assert labels.choices == [(name, label) for label, name in enumerate("abcdefghijkl")]
     assert labels.value == list(range(10))
+    # The grid is what the slider and the field say.
+    assert (ipc.value, seed.value) == (10, 0)
     assert grid.tobytes() == sample_grid(other, list(range(10)), 10, seed=0).tobytes()
     assert (len(curve), progress, trained, draw.visible) == (0, "Nothing is trained yet.", None, False)
 

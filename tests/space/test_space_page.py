@@ -211,6 +211,7 @@ def test_another_pipeline_can_be_picked_while_one_is_trained(page):
         page.wait_for_timeout(500)
     expect(progress).to_contain_text("zalando-datasets/fashion_mnist could not be read")
     pick(page, "mnist")
+    expect(number).to_have_value("10")
     expect(page.locator("#drawing")).to_be_visible()
     expect(progress).to_have_text("Nothing is trained yet.")
 
