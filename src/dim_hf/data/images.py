@@ -110,9 +110,9 @@ def load_image_data(
     if class_names is None and (few := torch.nonzero(counts < least_per_class).flatten().tolist()):
         fewest = int(counts.min())
         classes = listed(own_names[i] for i in few if counts[i] == fewest)
-        number = "no image" if fewest == 0 else f"too few images ({fewest})"
+        problem = "no image" if fewest == 0 else f"too few images ({fewest})"
         raise ValueError(
-            f"{origin} has {number} of the class {classes}{sample}; each class needs {least_per_class} or more."
+            f"{origin} has {problem} of the class {classes}{sample}; each class needs {least_per_class} or more."
         )
     images, digest = decoded_images(
         dataset,
