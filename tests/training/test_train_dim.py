@@ -661,7 +661,8 @@ def test_a_branch_chooses_its_storage_and_validation(tiny, tmp_path):
 def test_images_that_are_too_small_ask_for_a_resolution(tiny, tmp_path):
     for name in ("cat", "dog"):
         (tmp_path / "set" / name).mkdir(parents=True)
-        Image.new("L", (4, 4)).save(tmp_path / "set" / name / "0.png")
+        for number in range(2):
+            Image.new("L", (4, 4)).save(tmp_path / "set" / name / f"{number}.png")
     with pytest.raises(ValueError, match="^`resolution` 4 is a size that .* nearest are 8 and 10; pass one as --reso"):
         run(tiny("run", "--train_data_dir", str(tmp_path / "set")))
 

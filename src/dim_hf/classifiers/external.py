@@ -8,12 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import httpx
 import timm
 import torch
 import transformers
 from huggingface_hub import file_exists
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import httpx, validate_repo_id
 from torch import nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageClassification, PreTrainedModel
