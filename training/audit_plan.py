@@ -138,7 +138,9 @@ def time_pool(options: dict[str, Any], folder: Path, seed: int) -> float:
         part = folder / f"pool_of_{steps}"
         part.mkdir()
         shutil.copy(folder / "images.parquet", part)
-        words = train_words(options | {"pool_steps": steps}, part, adversarial=1, matching=1, seed=seed)
+        words = train_words(
+            options | {"pool_steps": steps, "pool_snapshots": 1}, part, adversarial=1, matching=1, seed=seed
+        )
         began = time.perf_counter()
         train_shadow([*words, "--validation_epochs", "1"], part)
         seconds.append(time.perf_counter() - began)

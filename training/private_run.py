@@ -188,7 +188,7 @@ def recorded_data(args: argparse.Namespace, options: dict[str, Any], output_dir:
     """
     then = read_json(output_dir / "options.json")
     if isinstance(then, dict):
-        # A path is absolute on record, and of a folder that is gone it cannot be told from an id of the Hub.
+        # The record has an absolute path. Once the folder is gone, a relative one looks like an id of the Hub.
         path = str(Path(args.dataset_name).resolve())
         return {"dataset_name": path} if then.get("dataset_name") == path else {}
     then = read_json(output_dir / "release" / "data.json")

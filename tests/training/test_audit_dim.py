@@ -189,7 +189,7 @@ def test_the_teachers_of_shadow_runs_are_part_of_what_is_told_before(home, every
 
 @pytest.mark.slow
 def test_the_pools_of_shadow_runs_are_part_of_what_is_told_before(home, leaky, tmp_path, monkeypatch):
-    options = read_json(leaky / "options.json") | {"pool_steps": 3000}
+    options = read_json(leaky / "options.json") | {"pool_steps": 3000, "pool_snapshots": 20}
     shutil.copy(home / "few" / "data" / "train.parquet", tmp_path / "images.parquet")
     trained = []
 

@@ -134,7 +134,9 @@ def not_tested(audit: dict[str, Any]) -> list[str]:
             "published audits use 64 to 256"
         )
     if audit.get("membership") and audit.get("teacher_known") is False:
-        missing.append("the teacher as it was trained: its settings are not on record, and those of others were usual")
+        missing.append(
+            "the teacher as it was trained: its settings are not on record, so those of shadow runs had the default ones"
+        )
     if not audit.get("copies"):
         missing.append("whether generated images are copies")
     if audit.get("folder") is None:

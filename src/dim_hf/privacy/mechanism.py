@@ -30,7 +30,7 @@ SENSITIVITY_REPLACE = 2 * CLIP
 
 # Sums are whole multiples of this, so that they are exact and do not depend on the order of the images.
 _UNIT = 2.0**-32
-# Of 64 pixels or fewer; of more, as many as take the same memory.
+# Images of up to 64 pixels; of larger ones fewer, in the same memory.
 _IMAGES_AT_ONCE = 500
 # Features of an image depend a little on its place in a batch, which a neighbour shifts. In float64 the sums of a
 # million images move by less than 1e-7 through that.
