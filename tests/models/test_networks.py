@@ -80,6 +80,22 @@ def test_modulation_scales_and_shifts_channels_by_noise_and_class(class_embed_di
     assert not torch.allclose(changed, plain(latents, labels).sample)
 
 
+def test_nearest_upsampling_repeats_each_pixel_and_convolves():
+    arguments = {"latent_dim": 10, "class_embed_dim": 4, "block_out_channels": (4, 6), "layers_per_block": (0, 0)}
+    network = DiMGenerator(3, 16, 1, **arguments, upsample_type="nearest").eval()
+    shapes = {name: tuple(value.shape) for name, value in network.named_parameters() if value.ndim == 4}
+    assert shapes == {"blocks.1.upsample.1.weight": (6, 4, 3, 3), "conv_out.1.weight": (1, 6, 3, 3)}
+    seen = {}
+    network.blocks[0].register_forward_hook(lambda module, inputs, output: seen.update(coarse=output))
+    network.blocks[1].upsample.register_forward_hook(lambda module, inputs, output: seen.update(fine=output))
+    assert network(torch.randn(2, 10), torch.tensor([0, 2])).sample.shape == (2, 1, 16, 16)
+    weight = network.blocks[1].upsample[1].weight
+    grown = seen["coarse"].repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    assert torch.allclose(seen["fine"], torch.nn.functional.conv2d(grown, weight, padding=1), atol=1e-6)
+    transposed = DiMGenerator(3, 16, 1, **arguments)
+    assert transposed.num_parameters() - network.num_parameters() == (16 - 9) * (4 * 6 + 6 * 1)
+
+
 def test_projection_knows_the_label_and_plain_head_does_not():
     images, zeros, ones = torch.randn(2, 1, 8, 8), torch.tensor([0, 0]), torch.tensor([1, 1])
     for projection in (True, False):
@@ -127,6 +143,10 @@ def test_spectral_norm_bounds_every_weight():
     [
         (DiMGenerator(3, 8, 1, 10, 4, (4,), (1,), residual=True), (torch.ones(2, 10), torch.tensor([0, 2]))),
         (DiMGenerator(3, 8, 1, 10, 4, (4,), (1,), modulation=True), (torch.ones(2, 10), torch.tensor([0, 2]))),
+        (
+            DiMGenerator(3, 8, 1, 10, 4, (4, 4), (0, 0), upsample_type="nearest"),
+            (torch.ones(2, 10), torch.tensor([0, 2])),
+        ),
         (DiMDiscriminator(3, 8, 1, (4, 8), (0, 1)), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4,), (0,), batch_std=True), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),
         (DiMDiscriminator(3, 8, 1, (4,), (0,), norm="layer"), (torch.ones(2, 1, 8, 8), torch.tensor([0, 2]))),

@@ -124,10 +124,10 @@ def test_rows_of_zeros_and_of_next_to_nothing_are_zeros():
 # Files
 
 
-@pytest.mark.parametrize("modulation", [False, True])
+@pytest.mark.parametrize("option", [{}, {"modulation": True}, {"upsample_type": "nearest"}])
 @pytest.mark.parametrize("form", STORAGE_FORMS)
-def test_each_form_is_read_back_as_stored_and_takes_the_expected_bytes(form, modulation, tmp_path):
-    generator = make_generator(modulation=modulation)
+def test_each_form_is_read_back_as_stored_and_takes_the_expected_bytes(form, option, tmp_path):
+    generator = make_generator(**option)
     before = copy.deepcopy(generator)
     generator.save_pretrained(tmp_path / "once", storage=form)
     assert same_weights(generator, before) and generator.storage is None
@@ -161,12 +161,14 @@ def test_bytes_are_those_of_codes_scales_and_float16(form):
     assert {value.dtype for value in content.values()} == {torch.uint8, torch.float16, torch.int64}
 
 
-def test_each_channel_of_a_transposed_convolution_has_its_own_scale():
-    generator = make_generator()
-    generator.blocks[1].upsample.weight.data[:, 3] *= 1000
+@pytest.mark.parametrize("upsample_type", ["transposed", "nearest"])
+def test_each_output_channel_of_a_convolution_has_its_own_scale(upsample_type):
+    generator = make_generator(upsample_type=upsample_type)
+    name, channels = ("upsample.weight", 1) if upsample_type == "transposed" else ("upsample.1.weight", 0)
+    original = generator.blocks[1].get_parameter(name)
+    original.data.select(channels, 3).mul_(1000)
     content, _ = generator.read_state(generator.stored_state("int8"))
-    original, stored = generator.blocks[1].upsample.weight, content["blocks.1.upsample.weight"]
-    error = (stored - original).abs().amax(dim=(0, 2, 3))
+    error = (content[f"blocks.1.{name}"] - original).abs().amax(dim=(1 - channels, 2, 3))
     assert error[3] > 1 and (error[[0, 1, 2, 4]] < 0.02).all()
 
 

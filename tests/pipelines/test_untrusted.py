@@ -106,6 +106,10 @@ def test_lists_of_a_generator(folder, entry):
         assert f"`{entry}` is " in refusal(DiMPipeline.from_pretrained, folder)
     set_entries(folder / CONFIGS[0], block_out_channels=[8, 4], layers_per_block=[0, 0], residual="no")
     assert refusal(DiMPipeline.from_pretrained, folder) == "`residual` is 'no'; valid are True and False."
+    for value in ("bilinear", None, 1, ["nearest"]):
+        set_entries(folder / CONFIGS[0], residual=False, upsample_type=value)
+        expected = f"`upsample_type` is {value!r}; valid are 'transposed', 'nearest'."
+        assert refusal(DiMPipeline.from_pretrained, folder) == expected
 
 
 @pytest.mark.parametrize(("config", "entry"), [(CONFIGS[0], "sample_size"), (CONFIGS[1], "num_classes")])
