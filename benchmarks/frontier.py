@@ -40,6 +40,7 @@ from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
+from dim_hf.hub.card import read_options
 from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.messages import listed
 from dim_hf.pipelines import DiMPipeline
@@ -48,6 +49,7 @@ from dim_hf.weights import stored_form
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from command_line import check_numbers, check_once, overlap, run_script  # noqa: E402
+from evaluate_inputs import refuse_seen  # noqa: E402
 
 
 OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
@@ -134,12 +136,17 @@ def main(args: argparse.Namespace) -> list[Row]:
         raise ValueError(f"`--budgets` has {min(args.budgets)}; each must be above 0 MB.")
     if args.storage and not args.pipelines:
         raise ValueError(f"`--storage` {' '.join(args.storage)} has no effect without `--pipelines`.")
+    runs = {folder: read_options(Path(folder)) for folder in args.pipelines}
+    for folder, run in runs.items():
+        refuse_seen(args, folder, run)
     pipelines = load_pipelines(args.pipelines, args.storage)
     if min(args.max_attempts) < 1:
         raise ValueError(f"`--max_attempts` has {min(args.max_attempts)}; each must be at least 1.")
     if max(args.max_attempts) > 1 and all(pipeline.labeler is None for pipeline in pipelines.values()):
         raise ValueError(f"`--max_attempts` {max(args.max_attempts)} takes a teacher, which no pipeline here has.")
     train, test = load_data(args, pipelines)
+    for folder, run in runs.items():
+        refuse_seen(args, folder, run, test)
     for name in args.classifiers:
         check_classifier(name, test.channels, test.size)
     output_dir = Path(args.output_dir)

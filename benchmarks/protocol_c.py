@@ -30,6 +30,7 @@ from dim_hf.evaluation.names import GENERATED, REAL
 from dim_hf.evaluation.protocol_c import LegacyRealStream, LegacyStream, legacy_figures
 from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
+from dim_hf.hub.card import read_options
 from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.weights import module_digest
@@ -37,6 +38,7 @@ from dim_hf.weights import module_digest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "training"))
 from command_line import check_numbers, check_once, overlap, run_script  # noqa: E402
+from evaluate_inputs import refuse_seen  # noqa: E402
 
 
 SCORES = {
@@ -77,6 +79,8 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     keep_freed_memory()
     if not (Path(args.pipeline) / "model_index.json").exists():
         raise FileNotFoundError(f"`--pipeline` is {args.pipeline}, which holds no pipeline (model_index.json).")
+    run = read_options(Path(args.pipeline))
+    refuse_seen(args, args.pipeline, run)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipeline = DiMPipeline.from_pretrained(args.pipeline)
     generator = pipeline.generator.to(device).eval()
@@ -99,6 +103,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
             f"`--test_split` {args.test_split} of `--dataset_name` {args.dataset_name} holds the images of "
             f"`--train_split` {args.train_split}; valid is one that nothing is trained on."
         )
+    refuse_seen(args, args.pipeline, run, test)
     streams = {
         GENERATED: lambda seed, batch: LegacyStream(generator, args.ipc, seed, batch),
         REAL["streamed"]: lambda seed, batch: LegacyRealStream(train, args.ipc, seed, batch),

@@ -141,11 +141,8 @@ def check_folders(args: argparse.Namespace) -> Folders:
         check_pipeline("before_matching", before)
     training = read_training(args.pipeline) if args.validation else None
     run = read_options(pipeline)
-    if run and not training and is_data_of(args, run) and overlap(run.get("train_split") or "train", args.test_split):
-        raise ValueError(
-            f"`--test_split` is {args.test_split!r}, which the pipeline was trained on (options.json in "
-            "`--pipeline`); valid is another split, or --validation for what training held out of it."
-        )
+    if not training:
+        refuse_seen(args, args.pipeline, run)
     output = Path(args.output_dir or pipeline / "evaluation")
     refuse_data_folder(output, args.dataset_name, args.train_data_dir)
     refuse_foreign_files(output, "evaluate_dim.py")
@@ -161,9 +158,34 @@ def is_data_of(args: argparse.Namespace, run: dict[str, Any]) -> bool:
     """Whether the data that are given are, by their names, those that a run was trained on."""
     now, then = (
         (local_or_hub(each["train_data_dir"] or each["dataset_name"]), each["dataset_config_name"])
-        for each in (vars(args), {"train_data_dir": None, "dataset_config_name": None} | run)
+        for each in ({"train_data_dir": None, "dataset_config_name": None} | options for options in (vars(args), run))
     )
     return now == then
+
+
+def refuse_seen(
+    args: argparse.Namespace, pipeline: str, run: dict[str, Any] | None, test: ImageData | None = None
+) -> None:
+    """
+    Refuses a test split that a pipeline was trained on.
+
+    Args:
+        args: Of the data and of `--test_split`.
+        pipeline: The folder of the pipeline.
+        run: The options.json in it, if there is one.
+        test ([`ImageData`], *optional*): The split, to tell by its content, too.
+
+    Raises:
+        ValueError: If the split has the name or the content of the one in options.json.
+    """
+    if run is None:
+        return
+    same_name = is_data_of(args, run) and overlap(run.get("train_split") or "train", args.test_split)
+    if same_name or (test is not None and test.fingerprint == run.get("data_fingerprint")):
+        raise ValueError(
+            f"`--test_split` is {args.test_split!r}, which the pipeline {pipeline} was trained on (its options.json); "
+            "valid is another split, or, in evaluate_dim.py, --validation for what training held out of it."
+        )
 
 
 def check_against_training(
@@ -172,13 +194,9 @@ def check_against_training(
     """Refuses to score images that the pipeline was trained on, and warns of data that are not those of its run."""
     if not folders.run or folders.training:
         return
-    trained = folders.run.get("data_fingerprint")
-    if test.fingerprint == trained:
-        raise ValueError(
-            f"`--test_split` {args.test_split} of {data_flag(args)} holds the images that the pipeline was trained on "
-            "(options.json in `--pipeline`); valid is one that it was not."
-        )
-    if accelerator.is_main_process and not is_data_of(args, folders.run) and train.fingerprint != trained:
+    refuse_seen(args, args.pipeline, folders.run, test)
+    same = is_data_of(args, folders.run) or train.fingerprint == folders.run.get("data_fingerprint")
+    if accelerator.is_main_process and not same:
         config = f", configuration {args.dataset_config_name}," if args.dataset_config_name else ""
         warnings.warn(
             f"{data_flag(args)}{config} does not seem to be the data that the pipeline was trained on, "

@@ -4,12 +4,14 @@ import json
 from types import SimpleNamespace
 
 import frontier
+import protocol_c
 import pytest
 import torch
 from PIL import Image
 from transformers import ResNetConfig
 
 from dim_hf.classifiers.external import find_source, plan
+from dim_hf.data import load_image_data
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -150,6 +152,25 @@ def test_a_test_split_that_holds_the_training_images_is_refused(tmp_path):
     # The same split by another name.
     with pytest.raises(ValueError, match="`--test_split` Train of .* holds the images of `--train_split` train"):
         run(tmp_path, "--dataset_name", str(tmp_path / "data"), "--test_split", "Train")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("script", ["frontier", "protocol_c"])
+def test_a_split_that_a_pipeline_was_trained_on_is_refused(script, tmp_path):
+    make_pipeline(tmp_path / "swapped")
+    flag = "--pipelines" if script == "frontier" else "--pipeline"
+    arguments = [flag, str(tmp_path / "swapped"), "--output_dir", str(tmp_path / "out")]
+    module = {"frontier": frontier, "protocol_c": protocol_c}[script]
+    copy = {"data_fingerprint": load_image_data("digits", "test").fingerprint}
+    for options in (
+        {"dataset_name": "digits", "train_split": "test"},
+        {"dataset_name": "digits", "train_split": "train+test"},
+        # The same images by another name.
+        {"dataset_name": "me/copy", "train_split": "train"} | copy,
+    ):
+        (tmp_path / "swapped" / "options.json").write_text(json.dumps(options))
+        with pytest.raises(ValueError, match="`--test_split` is 'test', which the pipeline .*swapped was trained on"):
+            module.main(module.parse_args(arguments))
     assert not (tmp_path / "out").exists()
 
 
