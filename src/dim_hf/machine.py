@@ -112,7 +112,7 @@ def check_bfloat16(precision: str, device: torch.device, argument: str = "mixed_
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ValueError(
             f"`--{argument}` is 'bf16', which {torch.cuda.get_device_name(device)} does not compute in; valid "
-            "there are no and, for training, fp16."
+            "are 'no' and, for training, 'fp16'."
         )
     capability = torch.backends.cpu.get_cpu_capability()
     x86 = platform.machine().lower() in ("x86_64", "amd64")

@@ -135,8 +135,8 @@ def not_tested(audit: dict[str, Any]) -> list[str]:
         )
     if audit.get("membership") and audit.get("teacher_known") is False:
         missing.append(
-            "the teacher as it was trained: its settings are not on record, so those of shadow runs had the default "
-            "ones"
+            "the teacher as it was trained: its settings are not on record, so the teachers of shadow runs had "
+            "the default ones"
         )
     if not audit.get("copies"):
         missing.append("whether generated images are copies")
