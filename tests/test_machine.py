@@ -71,7 +71,7 @@ def test_who_chooses_the_precision(monkeypatch, asked, configured, begun, unit, 
 def test_a_gpu_without_bfloat16_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla V100")
-    with pytest.raises(ValueError, match="'bf16', which Tesla V100 does not compute in; valid are 'no' and, for training, 'fp16'"):
+    with pytest.raises(ValueError, match="'bf16', which Tesla V100 does not compute in; valid are 'no' and, for "):
         check_bfloat16("bf16", torch.device("cuda"))
     check_bfloat16("fp16", torch.device("cuda"))
 
