@@ -40,8 +40,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         # By the number of images and their channels; see `default_augmentation`.
         "augmentation": None,
         "ema_decay": 0.999,
-        # Off, because it helps only classifiers that train briefly. This form of it is the only one that gained over
-        # more adversarial steps of these networks (docs/ablations.md).
+        # Off, because it helps only classifiers that train briefly. This form of it gained most over as many more
+        # adversarial steps of these networks (docs/ablations.md).
         "max_match_steps": 0,
         "match_learning_rate": 4e-4,
         "match_loss": "class",
