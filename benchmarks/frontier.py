@@ -18,6 +18,7 @@ and frontier.png (the plot) are written anew after every classifier.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -119,6 +120,9 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(input_args)
     check_numbers(args, {"ipc": (1, 2**31), "epochs": (1, 2**31), "seeds": (0, 2**32)})
     check_once(args, ("classifiers", "seeds"))
+    for megabytes in args.budgets or ():
+        if not (math.isfinite(megabytes) and megabytes >= 1e-6):
+            raise ValueError(f"`--budgets` has {megabytes:g} MB; valid are finite numbers from 0.000001, one byte.")
     if overlap(args.test_split, args.train_split):
         raise ValueError(
             f"`--test_split` is {args.test_split!r}, and `--train_split`, of the real images, {args.train_split!r}; "
@@ -132,8 +136,6 @@ def main(args: argparse.Namespace) -> list[Row]:
     recipe = DeploymentRecipe(args.epochs, mixed_precision=args.mixed_precision)
     for name in args.classifiers:
         check_classifier(name)
-    if args.budgets and min(args.budgets) <= 0:
-        raise ValueError(f"`--budgets` has {min(args.budgets)}; each must be above 0 MB.")
     if args.storage and not args.pipelines:
         raise ValueError(f"`--storage` {' '.join(args.storage)} has no effect without `--pipelines`.")
     runs = {folder: read_options(Path(folder)) for folder in args.pipelines}
@@ -249,8 +251,10 @@ def list_points(
 ) -> list[Point]:
     """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
     judge = Deployment(recipe)
+    short = [Path(name).name for name in pipelines]
+    titles = {name: Path(name).name if short.count(Path(name).name) == 1 else name for name in pipelines}
     ours = [
-        generated_source(pipeline, args.ipc, judge, f"{OURS}, {Path(name).name}", draw=Draw(max_attempts=attempts))
+        generated_source(pipeline, args.ipc, judge, f"{OURS}, {titles[name]}", draw=Draw(max_attempts=attempts))
         for name, pipeline in pipelines.items()
         for attempts in (dict.fromkeys(args.max_attempts) if pipeline.labeler is not None else [1])
     ]
@@ -339,6 +343,7 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
                 ms=5,
                 capsize=3,
                 label=curve,
+                zorder=3 if curve == OURS else 2,
             )
         for point, row in own:
             if point.curve == LIMIT:

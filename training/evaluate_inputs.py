@@ -13,7 +13,7 @@ from command_line import check_once, check_pipeline, data_flag, load_pipeline, o
 from dim_hf.audit.report import read_audit
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
-from dim_hf.evaluation.codecs import CODECS
+from dim_hf.evaluation.codecs import CODECS, MISSING_FORMATS
 from dim_hf.evaluation.results import read_results
 from dim_hf.evaluation.sources import Draw
 from dim_hf.files import check_output_dir, read_json, refuse_data_folder, refuse_foreign_files
@@ -56,7 +56,8 @@ def check_args(args: argparse.Namespace) -> None:
             f"{listed(args.ipc)}; valid is one number for all, or one for each ipc in the same order."
         )
     if args.codec and args.codec not in CODECS:
-        raise ValueError(f"`--codec` is {listed([repr(args.codec)])}; valid are {', '.join(CODECS)}.")
+        without = f" (Pillow was built without {' and '.join(MISSING_FORMATS)} here)" if MISSING_FORMATS else ""
+        raise ValueError(f"`--codec` is {listed([repr(args.codec)])}; valid are {', '.join(CODECS)}{without}.")
     if args.codec and "equal_bytes_lossy" not in args.controls:
         raise ValueError(
             f"`--codec` is {args.codec!r}, that of the control equal_bytes_lossy; `--controls` names "

@@ -110,6 +110,15 @@ def test_each_form_of_storage_is_a_size_of_its_own(tmp_path):
 
 
 @pytest.mark.slow
+def test_pipelines_in_folders_of_one_name_are_told_apart(tmp_path):
+    folders = [str(tmp_path / parent / "small") for parent in ("a", "b")]
+    for width, folder in zip((4, 8), folders, strict=True):
+        make_pipeline(folder, width)
+    rows = run(tmp_path, "--pipelines", *folders, "--budgets", "0.001")
+    assert [row.source for row in rows if not row.control] == [f"generated images, {folder}" for folder in folders]
+
+
+@pytest.mark.slow
 def test_a_teacher_filters_and_its_bytes_count(tmp_path):
     plain, taught = make_pipeline(tmp_path / "plain"), make_pipeline(tmp_path / "taught", 8)
     teacher = add_teacher(tmp_path / "taught")
@@ -127,7 +136,10 @@ def test_a_teacher_filters_and_its_bytes_count(tmp_path):
     [
         (["--max_attempts", "1", "0"], "`--max_attempts` has 0; each must be at least 1"),
         (["--max_attempts", "8"], "`--max_attempts` 8 takes a teacher, which no pipeline here has"),
-        (["--budgets", "1", "0"], "`--budgets` has 0.0"),
+        (["--budgets", "1", "0"], "`--budgets` has 0 MB; valid are finite numbers from"),
+        (["--budgets", "nan"], "`--budgets` has nan MB"),
+        (["--budgets", "1", "inf"], "`--budgets` has inf MB"),
+        (["--budgets", "1e-9"], "`--budgets` has 1e-09 MB"),
         (["--test_split", "train"], "`--test_split` is 'train'"),
         (["--train_split", "train+test"], r"`--test_split` is 'test', and `--train_split`, .*, 'train\+test'"),
         (["--seeds", "0", "0"], "`--seeds` names 0, 0; each must be given once"),

@@ -1,6 +1,8 @@
 """Containers of real images: what is read back, how large they are, and the search for the best coding."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,6 +129,38 @@ def test_many_images_take_several_pages(monkeypatch, name):
 def test_codings_are_named_and_read_back_by_their_names():
     assert len({codec.name for codec in CODECS.values()}) == len(CODECS)
     assert {"PNG files", "lossless WebP", "JPEG quality 25", "AVIF quality 50, half size"} <= set(CODECS)
+
+
+def test_a_machine_whose_pillow_has_no_avif_says_so(digits, tmp_path):
+    (tmp_path / "container").write_bytes(pack(smooth(9, 1, 8), CODECS["AVIF quality 20"]))
+    code = f"""
+from PIL import Image
+Image.init()
+del Image.SAVE["AVIF"]
+import warnings
+from pathlib import Path
+from dim_hf.data import load_image_data
+from dim_hf.evaluation.codec_search import best_codec
+from dim_hf.evaluation.codecs import CODECS, unpack
+from dim_hf.evaluation.recipe import DeploymentRecipe
+folder = Path({str(tmp_path)!r})
+try:
+    unpack((folder / "container").read_bytes())
+except ValueError as error:
+    print(error)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    data = load_image_data("digits", cache_dir=folder / "cache")
+    best_codec(data, 9, 1, DeploymentRecipe(1), folder / "codecs.jsonl", codecs=[CODECS["PNG"]])
+print(*(each.message for each in caught if "Pillow" in str(each.message)))
+"""
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert finished.returncode == 0, finished.stderr
+    first, *_, last = finished.stdout.splitlines()
+    assert first.endswith(
+        "cannot be read: its coding 'AVIF quality 20' is unknown, or Pillow was built without its format here"
+    )
+    assert last.startswith("Pillow was built without AVIF here, so no coding in it is tried")
 
 
 @pytest.mark.parametrize("name", ["PNG files", "PNG", "LZMA", "AVIF quality 20", "lossless WebP, 4 colours"])

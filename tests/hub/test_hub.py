@@ -382,6 +382,7 @@ seen["load"] = message(DiMPipeline.from_pretrained, "me/nowhere")
 seen["local_files_only"] = message(DiMPipeline.from_pretrained, "me/nowhere", local_files_only=True)
 seen["push"] = message(make(0).push_to_hub, "x", token="t")
 seen["push, no token"] = message(make(0).push_to_hub, "x")
+seen["push, no such form"] = message(make(0).push_to_hub, "x", storage="int9")
 sys.path.insert(0, {str(Path(train_dim.__file__).parent)!r})
 import train_dim
 arguments = ["--output_dir", "run", "--report_to", "none", "--push_to_hub"]
@@ -401,6 +402,7 @@ json.dump(seen, open("{tmp_path}/seen.json", "w"))
         "ValueError: `push_to_hub` needs a token, and there is none: log in with `hf auth login`, set HF_TOKEN, or "
         "give `token`."
     )
+    assert found["push, no such form"].startswith("ValueError: `storage` is 'int9'; valid are 'float32'")
     assert found["no token"].startswith("ValueError: `--push_to_hub` needs a token, and there is none: log in with")
     assert f"`--push_to_hub` cannot push to 'run': {failed}" in found["train"]
 

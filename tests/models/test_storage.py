@@ -155,10 +155,11 @@ def test_bytes_are_those_of_codes_scales_and_float16(form):
     matrices = sum(math.ceil(rows * length * bits / 8) + 2 * rows for rows, length in shapes)
     vectors = 2 * (32 + 4 * 8 + 2 * 4 * 5 + 1) + 3 * 8
     content = generator.stored_state(form)
-    assert sum(value.numel() * value.element_size() for value in content.values()) == matrices + vectors
+    checksums = 4 * (len(content) - 1)
+    assert sum(value.numel() * value.element_size() for value in content.values()) == matrices + vectors + checksums
     assert content[f"blocks.1.upsample.weight.{form}"].shape == (math.ceil(5 * 8 * 16 * bits / 8),)
     assert content["blocks.1.upsample.weight.scale"].shape == (5,)
-    assert {value.dtype for value in content.values()} == {torch.uint8, torch.float16, torch.int64}
+    assert {value.dtype for value in content.values()} == {torch.uint8, torch.float16, torch.int64, torch.int32}
 
 
 @pytest.mark.parametrize("upsample_type", ["transposed", "nearest"])
@@ -235,9 +236,10 @@ def test_a_pipeline_is_read_back_as_it_was_measured(form, tmp_path):
     # The teacher goes in float16, and in 8 bits beside codes of any number of bits.
     kinds = {value.dtype for value in load_file(tmp_path / "saved" / "labeler" / FILE).values()}
     if form == "float16":
-        assert same_weights(loaded.labeler, copy.deepcopy(pipe.labeler).half().float()) and kinds == {torch.float16}
+        assert same_weights(loaded.labeler, copy.deepcopy(pipe.labeler).half().float())
+        assert kinds == {torch.float16, torch.int32}
     else:
-        assert kinds == {torch.float16, torch.uint8}
+        assert kinds == {torch.float16, torch.uint8, torch.int32}
         for name, value in pipe.labeler.state_dict().items():
             rows, rounded = value.view(len(value), -1), loaded.labeler.state_dict()[name].view(len(value), -1)
             # Half a step of 255 between -scale and scale, and what float16 makes of the scale.
@@ -460,6 +462,64 @@ def test_files_of_two_forms_are_refused(tmp_path):
         DiMGenerator.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize("form", ["float16", "int8", "int3"])
+@pytest.mark.parametrize("network", ["generator", "labeler"])
+def test_a_file_with_any_other_number_in_it_is_refused(network, form, tmp_path):
+    make_pipeline(labeler=True).save_pretrained(tmp_path, storage=form)
+    path = tmp_path / network / FILE
+    original = load_file(path)
+    for name in original:
+        content = {key: value.clone() for key, value in original.items()}
+        # The lowest bit of the last byte of the first number.
+        content[name].reshape(-1).view(torch.uint8)[content[name].element_size() - 1] ^= 1
+        save_file(content, path, metadata={"format": "pt"})
+        # What the checksums do not fit is the first of them, where they are wrong themselves.
+        named = min(original) if name == "checksums" else name
+        with pytest.raises(ValueError, match=rf"the {network}'s .*{re.escape(named)}"):
+            DiMPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("network", ["generator", "labeler"])
+def test_numbers_of_another_channel_or_scale_are_named(network, tmp_path):
+    make_pipeline(labeler=True).save_pretrained(tmp_path, storage="int4")
+    path = tmp_path / network / FILE
+    name = "blocks.1.upsample.weight.scale" if network == "generator" else "network.4.weight.scale"
+    for change in (lambda v: v.flip(0), lambda v: 2 * v, lambda v: 0 * v):
+        content = load_file(path)
+        content[name] = change(content[name])
+        assert len(content[name].unique()) == 1 or not content[name].equal(load_file(path)[name])
+        save_file(content, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"the {network}'s file is damaged: its checksums do not fit {name}.$"):
+            DiMPipeline.from_pretrained(tmp_path)
+        make_pipeline(labeler=True).save_pretrained(tmp_path, storage="int4")
+
+
+@pytest.mark.parametrize("network", ["generator", "labeler"])
+def test_checksums_of_other_tensors_are_refused_and_files_without_them_are_read(network, tmp_path):
+    pipe = make_pipeline(labeler=True)
+    pipe.save_pretrained(tmp_path, storage="int4")
+    path = tmp_path / network / FILE
+    content = load_file(path)
+    for sums in (content["checksums"][1:], content["checksums"].long()):
+        save_file(content | {"checksums": sums}, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=f"the {network}'s file is damaged: its checksums do not fit checksums"):
+            DiMPipeline.from_pretrained(tmp_path)
+    # As older ones are.
+    del content["checksums"]
+    save_file(content, path, metadata={"format": "pt"})
+    loaded = getattr(DiMPipeline.from_pretrained(tmp_path), network)
+    assert same_weights(loaded, getattr(stored_form(pipe, "int4"), network))
+
+
+@pytest.mark.parametrize("form", ["float32", "int8"])
+def test_a_negative_variance_is_refused(form, tmp_path):
+    generator = make_generator()
+    generator.blocks[1].norm.running_var[3] = -0.5
+    generator.save_pretrained(tmp_path, storage=form)
+    with pytest.raises(ValueError, match=r"blocks.1.norm.running_var holds -0.5; valid are variances, from 0"):
+        DiMGenerator.from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.999])
 @pytest.mark.parametrize("form", ["float32", "int8"])
 def test_a_file_that_is_cut_short_is_named(form, share, tmp_path):
@@ -563,7 +623,7 @@ def test_a_run_scores_and_ships_the_form_and_never_the_discriminator(tmp_path):
     for folder in (tmp_path, tmp_path / "shipped"):
         assert {path.name for path in folder.glob("generator/*.safetensors")} == {FILE}
         content = load_file(folder / "generator" / FILE)
-        assert {name.removesuffix(".int8").removesuffix(".scale") for name in content} == own
+        assert {name.removesuffix(".int8").removesuffix(".scale") for name in content} == own | {"checksums"}
         assert "discriminator" not in (folder / "model_index.json").read_text()
 
     evaluate_dim.main(evaluate_dim.parse_args(

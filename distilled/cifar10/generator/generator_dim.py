@@ -5,6 +5,7 @@ A distilled repository on the Hub holds this file, so it imports only torch and 
 
 import copy
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -22,6 +23,8 @@ from torch import nn
 
 # Forms of storage of the weights. `intN`: codes of N bits, with a float16 scale per channel.
 STORAGE_FORMS = ("float32", "float16", *(f"int{bits}" for bits in range(8, 1, -1)))
+# The tensor in a file that has a checksum of each of the others.
+CHECKSUMS = "checksums"
 
 # Ways to double the height and width.
 UPSAMPLE_TYPES = ("transposed", "nearest")
@@ -330,7 +333,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
         """
         The content of a file in one of [`STORAGE_FORMS`]. `intN` stores a weight as `NAME.intN`, its packed codes, and
-        `NAME.scale`; the few one-dimensional tensors are in float16, or in float32 where float16 would overflow.
+        `NAME.scale`; the few one-dimensional tensors are in float16, or in float32 where float16 would overflow. All
+        but `"float32"`, whose files hold nothing but weights, add [`checksums`].
         """
         content = {}
         for name, value in self.state_dict().items():
@@ -344,7 +348,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             else:
                 half = value.half()
                 content[name] = value.float() if storage == "float32" or half.isinf().any() else half
-        return content
+        return content if storage == "float32" else content | {CHECKSUMS: checksums(content)}
 
     def read_state(self, content: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str | None]:
         """
@@ -354,9 +358,12 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             The float32 weights by name, and the form of storage, which is `None` for plain float32.
 
         Raises:
-            ValueError: If the content does not fit this network, naming the first tensor that is wrong.
+            ValueError: If the content does not fit this network or its checksums, naming the tensor that is wrong.
         """
         left, weights = dict(content), {}
+        # Older files have none.
+        expected_sums = left.pop(CHECKSUMS, None)
+        stored = dict(left)
         forms: set[str] = set()
         for name, expected in self.state_dict().items():
             shape = expected.shape
@@ -393,6 +400,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             raise ValueError(
                 f"the generator's weights are stored as {' and '.join(sorted(forms))}; valid is one form."
             )
+        if expected_sums is not None and (wrong := damaged_tensors(stored, expected_sums)):
+            raise ValueError(f"the generator's file is damaged: its checksums do not fit {_listed(wrong)}.")
         return weights, forms.pop() if forms else None
 
     def channels_first(self, name: str, value: torch.Tensor) -> torch.Tensor:
@@ -546,6 +555,20 @@ def unpack(packed: torch.Tensor, bits: int, count: int) -> torch.Tensor:
     return (ones << torch.arange(bits, dtype=torch.uint8, device=packed.device)).sum(dim=1, dtype=torch.uint8)
 
 
+def checksums(content: dict[str, torch.Tensor]) -> torch.Tensor:
+    """31 bits of the CRC-32 of each tensor, in the order of their names: int32 of shape `(len(content),)`."""
+    flat = (content[name].detach().cpu().contiguous().reshape(-1) for name in sorted(content))
+    return torch.tensor([zlib.crc32(each.view(torch.uint8).numpy().data) % 2**31 for each in flat], dtype=torch.int32)
+
+
+def damaged_tensors(content: dict[str, torch.Tensor], expected: torch.Tensor) -> list[str]:
+    """The names of the tensors that do not fit their checksums, or of these if there is not one for each."""
+    if expected.dtype != torch.int32 or expected.shape != (len(content),):
+        return [CHECKSUMS]
+    fits = (checksums(content) == expected.cpu()).tolist()
+    return [name for name, each in zip(sorted(content), fits, strict=True) if not each]
+
+
 def check_entry(name: str, value: Any, least: int, most: int = MOST_IN_CONFIG) -> None:
     """Raises a `ValueError` unless an entry of a config is a whole number in [least, most]."""
     if not _is_whole(value, least, most):
@@ -591,6 +614,8 @@ def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) 
         )
     if floating and not bool(value.isfinite().all()):
         raise ValueError(f"the generator's {name} holds numbers that are not finite.")
+    if name.endswith("running_var") and bool((value < 0).any()):
+        raise ValueError(f"the generator's {name} holds {value.min():.3g}; valid are variances, from 0.")
     return value
 
 

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import time
+import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ from ..data import ImageData, holdout
 from ..data.images import stratified_order
 from ..files import append_json_line, read_json_lines
 from ..streams.real import RealStream
-from .codecs import CODECS, Codec, packed_subset, unpack, unpacked
+from .codecs import CODECS, MISSING_FORMATS, Codec, packed_subset, unpack, unpacked
 from .judges import evaluate_accuracy, train_classifier
 from .recipe import DeploymentRecipe
 
@@ -52,6 +53,12 @@ def best_codec(
     Returns:
         [`Codec`]: The winner of the last round.
     """
+    if MISSING_FORMATS:
+        warnings.warn(
+            f"Pillow was built without {' and '.join(MISSING_FORMATS)} here, so no coding in it is tried; real images "
+            "might do better with one.",
+            stacklevel=2,
+        )
     cache = Path(cache)
     known = {_key(record["job"]): record for record in read_json_lines(cache) if "job" in record}
     part, held_out = holdout(train, HELD_OUT, seed=0)

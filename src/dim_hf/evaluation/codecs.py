@@ -65,7 +65,7 @@ class Codec:
 
     @property
     def available(self) -> bool:
-        """Whether this machine's Pillow has the format; releases before 11.3 have no AVIF."""
+        """Whether this machine's Pillow has the format; it can be built without AVIF, for one."""
         return self.format == "LZMA" or self.format.removesuffix(" files").upper() in Image.SAVE
 
     @property
@@ -157,23 +157,22 @@ Image.init()
 PNG_FILES = Codec("PNG files")
 # From lossless to the little that classifiers can still learn from. Which one is best depends on the data and on the
 # number of bytes.
-CODECS = {
-    codec.name: codec
-    for codec in (
-        PNG_FILES,
-        Codec("PNG"),
-        Codec("WebP"),
-        Codec("LZMA"),
-        *(Codec(name, colours=colours) for colours in (16, 4) for name in ("WebP", "LZMA")),
-        Codec("PNG", colours=64),
-        *(Codec("JPEG", quality) for quality in (10, 25, 50)),
-        *(Codec("WebP", quality) for quality in (5, 20, 50, 80)),
-        *(Codec("AVIF", quality) for quality in (10, 20, 35, 50, 70)),
-        Codec("WebP", half=True),
-        *(Codec("AVIF", quality, half=True) for quality in (25, 50, 75)),
-    )
-    if codec.available
-}
+_ALL = (
+    PNG_FILES,
+    Codec("PNG"),
+    Codec("WebP"),
+    Codec("LZMA"),
+    *(Codec(name, colours=colours) for colours in (16, 4) for name in ("WebP", "LZMA")),
+    Codec("PNG", colours=64),
+    *(Codec("JPEG", quality) for quality in (10, 25, 50)),
+    *(Codec("WebP", quality) for quality in (5, 20, 50, 80)),
+    *(Codec("AVIF", quality) for quality in (10, 20, 35, 50, 70)),
+    Codec("WebP", half=True),
+    *(Codec("AVIF", quality, half=True) for quality in (25, 50, 75)),
+)
+CODECS = {codec.name: codec for codec in _ALL if codec.available}
+# Formats that this machine's Pillow was built without.
+MISSING_FORMATS = tuple(dict.fromkeys(codec.format for codec in _ALL if not codec.available))
 
 
 def pack(data: ImageData, codec: Codec) -> bytes:
@@ -197,7 +196,8 @@ def unpack(content: bytes) -> tuple[torch.Tensor, torch.Tensor]:
     try:
         length, channels, height, width, classes = struct.unpack_from(_FIXED, content)
         start = struct.calcsize(_FIXED)
-        codec = CODECS[content[start : start + length].decode()]
+        if (codec := CODECS.get(name := content[start : start + length].decode())) is None:
+            raise ValueError(f"its coding {name!r} is unknown, or Pillow was built without its format here")
         counts = torch.tensor(struct.unpack_from(f"<{classes}I", content, start + length))
         shape = (int(counts.sum()), channels, height, width)
         images = codec.decode(content[start + length + 4 * classes :], shape)

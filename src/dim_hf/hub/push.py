@@ -126,6 +126,8 @@ def push_to_hub(
     for name, flag in {"private": private, "create_pr": create_pr}.items():
         if flag is not None and not isinstance(flag, bool):
             raise ValueError(f"`{name}` is {shown(flag)}; valid are True and False.")
+    if storage is not None:
+        pipeline.generator.check_storage(storage)
     check_token(token, "`push_to_hub`", "`token`")
     pipeline = stored_form(pipeline, storage)
     read_evaluation(pipeline, evaluation_dir)

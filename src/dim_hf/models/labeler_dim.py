@@ -4,6 +4,7 @@ A distilled repository on the Hub holds this file, so it imports only torch and 
 """
 
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from inspect import Parameter, signature
@@ -21,6 +22,8 @@ from torch import nn
 
 # The limits of a generator's config.
 MOST_CONFIG_BYTES, MOST_IN_CONFIG, MOST_WEIGHTS, MOST_ACTIVATIONS = 2**20, 2**16, 2**28, 2**26
+# The tensor in a file that has a checksum of each of the others.
+CHECKSUMS = "checksums"
 # Entries of a config that diffusers writes.
 _OF_DIFFUSERS = ("_class_name", "_diffusers_version")
 
@@ -163,7 +166,8 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         """
         The content of a file beside a generator in this form of storage. `"int8"` to `"int2"` all store a weight as
         `NAME.int8`, uint8 codes of its own shape, and `NAME.scale`, a float16 per output channel; every other tensor
-        is float16, or float32 where float16 would overflow. `"float16"` and `"float32"` store all tensors so.
+        is float16, or float32 where float16 would overflow. `"float16"` and `"float32"` store all tensors so. All but
+        `"float32"` add [`checksums`].
 
         Raises:
             ValueError: If a weight is too large for codes.
@@ -187,7 +191,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
             codes = (rows / divisor).add(1).mul(127.5).round().clamp(0, 255)
             content[f"{name}.int8"] = codes.to(torch.uint8).view_as(value)
             content[f"{name}.scale"] = scale
-        return content
+        return content if storage == "float32" else content | {CHECKSUMS: checksums(content)}
 
     @classmethod
     def _load_pretrained_model(
@@ -214,7 +218,9 @@ class DiMLabeler(ModelMixin, ConfigMixin):
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
         # diffusers calls this with the content of a file; what is missing there it leaves at random initial values.
         super()._fix_state_dict_keys_on_load(state_dict)
-        expected = self.state_dict()
+        # Older files have none.
+        expected_sums = state_dict.pop(CHECKSUMS, None)
+        stored, expected = dict(state_dict), self.state_dict()
         for name, weight in expected.items():
             if f"{name}.int8" not in state_dict or f"{name}.scale" not in state_dict or name in state_dict:
                 continue
@@ -245,6 +251,9 @@ class DiMLabeler(ModelMixin, ConfigMixin):
             state_dict[name] = value.float()
             if not bool(state_dict[name].isfinite().all()):
                 raise ValueError(f"the labeler's {name} holds numbers that are not finite.")
+        if expected_sums is not None and (wrong := damaged_tensors(stored, expected_sums)):
+            names = _shown(", ".join(wrong))[1:-1]
+            raise ValueError(f"the labeler's file is damaged: its checksums do not fit {names}.")
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
@@ -264,6 +273,20 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         if not return_dict:
             return (logits,)
         return DiMLabelerOutput(logits=logits)
+
+
+def checksums(content: dict[str, torch.Tensor]) -> torch.Tensor:
+    """31 bits of the CRC-32 of each tensor, in the order of their names: int32 of shape `(len(content),)`."""
+    flat = (content[name].detach().cpu().contiguous().reshape(-1) for name in sorted(content))
+    return torch.tensor([zlib.crc32(each.view(torch.uint8).numpy().data) % 2**31 for each in flat], dtype=torch.int32)
+
+
+def damaged_tensors(content: dict[str, torch.Tensor], expected: torch.Tensor) -> list[str]:
+    """The names of the tensors that do not fit their checksums, or of these if there is not one for each."""
+    if expected.dtype != torch.int32 or expected.shape != (len(content),):
+        return [CHECKSUMS]
+    fits = (checksums(content) == expected.cpu()).tolist()
+    return [name for name, each in zip(sorted(content), fits, strict=True) if not each]
 
 
 def _shown(value: Any) -> str:
