@@ -150,6 +150,9 @@ def network_configs(
     generator_widths = [min(finest * 2**i, most) for i in range(count)] if count > 1 else [2 * finest]
     discriminator_widths = [min(64 * 2**i, 256) for i in range(count)] if count > 1 else [128]
     layers = [0] * count if count > 1 else [1]
+    # As good in three quarters of the bytes, measured with `nano` on CIFAR-10 only; no gain for grey images
+    # (docs/ablations.md).
+    upsample_type = "nearest" if preset == "nano" and channels > 1 else "transposed"
     return (
         common
         | {
@@ -159,6 +162,7 @@ def network_configs(
             "block_out_channels": generator_widths[::-1],
             "layers_per_block": layers,
             "residual": True,
+            "upsample_type": upsample_type,
         },
         common
         | {

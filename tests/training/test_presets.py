@@ -35,6 +35,14 @@ def test_networks_of_a_preset_fit_the_images_and_each_other(preset, size, channe
         assert discriminator(images, labels).logits.shape == (2,)
 
 
+def test_only_nano_upsamples_and_only_colour_images():
+    taken = {
+        (preset, channels): network_configs(preset, 32, channels, 10)[0] for preset in PRESETS for channels in (1, 3)
+    }
+    nearest = {key for key, config in taken.items() if config.get("upsample_type") == "nearest"}
+    assert nearest == {("nano", 3)}
+
+
 def test_presets_set_the_same_things_but_for_their_length():
     lengths = {"num_train_epochs", "max_train_steps", "num_match_epochs", "max_match_steps"}
     assert {*PRESETS["base"]} - lengths == {*PRESETS["paper"]} - lengths
