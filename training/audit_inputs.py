@@ -15,6 +15,7 @@ from evaluate_inputs import load_splits, read_training
 from train_labeler import TEACHER_SETTINGS
 from train_labeler import parse_args as parse_labeler_args
 
+from dim_hf.arguments import shown
 from dim_hf.audit.candidates import Union, draw_candidates, smallest_half, unite
 from dim_hf.audit.folder import look_around
 from dim_hf.classifiers import check_classifier
@@ -203,9 +204,15 @@ def read_teacher_settings(folder: str, pipeline: DiMPipeline) -> tuple[dict[str,
     recorded = read_json(path)
     if not isinstance(recorded, dict) or recorded.get("weights") != module_digest(pipeline.labeler):
         return settings, False
-    found = {name: recorded.get(name) for name in settings}
-    if wrong := [name for name, value in found.items() if not isinstance(value, int | float) or value <= 0]:
+    # Older teachers were trained in float32, and their records do not say so.
+    found: dict[str, Any] = {"mixed_precision": "no"} | {
+        name: recorded.get(name) for name in settings if name in recorded
+    }
+    numbers = [name for name in settings if name != "mixed_precision"]
+    if wrong := [name for name in numbers if not isinstance(found.get(name), int | float) or found[name] <= 0]:
         raise ValueError(f"{path} is not as train_labeler.py writes it; {listed(wrong)} is missing or not above 0.")
+    if found["mixed_precision"] not in ("no", "bf16"):
+        raise ValueError(f"{path} has the precision {shown(found['mixed_precision'])}; valid are 'no' and 'bf16'.")
     return found, True
 
 

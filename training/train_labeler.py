@@ -31,7 +31,7 @@ from dim_hf.evaluation.recipe import DeploymentRecipe
 
 
 # What labeler.json says of a teacher's training, for an audit that repeats it.
-TEACHER_SETTINGS = ("num_train_epochs", "train_batch_size", "learning_rate")
+TEACHER_SETTINGS = ("num_train_epochs", "train_batch_size", "learning_rate", "mixed_precision")
 
 
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
@@ -53,6 +53,11 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--learning_rate", type=positive_float, default=DeploymentRecipe.learning_rate, help="of SGD, at most"
+    )
+    parser.add_argument(
+        "--mixed_precision",
+        choices=["no", "bf16"],
+        help="default: accelerate's configuration, or bf16 on a CPU that has AMX or AVX512-BF16",
     )
     given = given_flags(parser, input_args)
     refuse_idle_flags(given, [idle_data_flags(given)])
@@ -87,7 +92,7 @@ from dim_hf.files import (
 from dim_hf.hub.card import HUB_ERRORS
 from dim_hf.hub.merging import existing_card
 from dim_hf.hub_errors import hub_reason
-from dim_hf.machine import keep_freed_memory
+from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, keep_freed_memory
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
@@ -102,8 +107,20 @@ def main(args: argparse.Namespace) -> float:
             "train_labeler.py runs in one process; valid are python training/train_labeler.py, and accelerate launch "
             "with --num_processes 1."
         )
+    precision, chosen = choose_precision(args.mixed_precision, unit=bfloat16_unit())
+    # An audit trains teachers beside networks of another precision, so that of the whole process stays as it is.
+    device, args.mixed_precision = Accelerator().device, precision or "no"
+    check_bfloat16(args.mixed_precision, device)
+    if chosen:
+        print(chosen)
     # Soft labels carry more information if the teacher's own labels were not smoothed (arXiv 1906.02629).
-    recipe = DeploymentRecipe(args.num_train_epochs, args.train_batch_size, args.learning_rate, label_smoothing=0.0)
+    recipe = DeploymentRecipe(
+        args.num_train_epochs,
+        args.train_batch_size,
+        args.learning_rate,
+        label_smoothing=0.0,
+        mixed_precision=args.mixed_precision,
+    )
     output_dir = Path(args.output_dir or args.pipeline)
     if args.output_dir is None and not output_dir.is_dir():
         raise ValueError(f"`--output_dir` must be given, since `--pipeline` {args.pipeline} is not a local folder.")
@@ -133,7 +150,6 @@ def main(args: argparse.Namespace) -> float:
     config = pipe.generator.config
     labeler = DiMLabeler(config.num_classes, config.sample_size, config.out_channels)
     check_output_dir(output_dir, 2 * 4 * (labeler.num_parameters() + pipe.generator.num_parameters()), resuming=True)
-    device = Accelerator().device
     # What the run held out stays unseen, so that evaluate_dim.py --validation may score with this teacher's labels.
     defaults: dict[str, Any] = {"train_split": "train", "validation_fraction": 0.1, "seed": 0}
     settings = defaults | run | {name: value for name in defaults if (value := getattr(args, name)) is not None}

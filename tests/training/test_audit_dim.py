@@ -27,6 +27,7 @@ from dim_hf.audit.lira import IN, NEITHER, OUT
 from dim_hf.data import ImageData, holdout, load_image_data, stratified_order
 from dim_hf.files import lock_output_dir, read_json
 from dim_hf.hub.push import export_repository
+from dim_hf.machine import bfloat16_unit
 from dim_hf.models import DiMDiscriminator, DiMGenerator
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.privacy import mechanism
@@ -207,10 +208,17 @@ def test_the_pools_of_shadow_runs_are_part_of_what_is_told_before(home, leaky, t
 
 def test_a_teacher_is_trained_again_as_its_folder_says(home, everything, tmp_path, monkeypatch):
     pipe = DiMPipeline.from_pretrained(everything)
-    usual = {"num_train_epochs": 20, "train_batch_size": 64, "learning_rate": 0.011}
-    assert audit_inputs.read_teacher_settings(str(everything), pipe) == (usual, True)
-    # The record of another teacher, and none.
     record = read_json(everything / "labeler.json")
+    precision = "bf16" if bfloat16_unit() else "no"
+    usual = {"num_train_epochs": 20, "train_batch_size": 64, "learning_rate": 0.011, "mixed_precision": precision}
+    assert audit_inputs.read_teacher_settings(str(everything), pipe) == (usual, True)
+    # One of before its precision was recorded, and of another one.
+    (tmp_path / "labeler.json").write_text(json.dumps({k: v for k, v in record.items() if k != "mixed_precision"}))
+    assert audit_inputs.read_teacher_settings(str(tmp_path), pipe) == (usual | {"mixed_precision": "no"}, True)
+    (tmp_path / "labeler.json").write_text(json.dumps(record | {"mixed_precision": 16}))
+    with pytest.raises(ValueError, match="labeler.json has the precision 16; valid are 'no' and 'bf16'"):
+        audit_inputs.read_teacher_settings(str(tmp_path), pipe)
+    # The record of another teacher, and none.
     (tmp_path / "labeler.json").write_text(json.dumps(record | {"weights": "0" * 16}))
     assert audit_inputs.read_teacher_settings(str(tmp_path), pipe)[1] is False
     (tmp_path / "labeler.json").write_text(json.dumps(record | {"learning_rate": None}))

@@ -10,6 +10,7 @@ from dim_hf import DiMDataset, DiMGenerator, DiMPipeline
 from dim_hf.data import holdout, load_image_data
 from dim_hf.evaluation.judges import evaluate_accuracy
 from dim_hf.files import lock_output_dir
+from dim_hf.machine import bfloat16_unit
 
 
 def save_pipeline(folder, names=tuple("0123456789")):
@@ -47,6 +48,18 @@ def test_the_pipeline_gets_a_teacher_that_knows_what_was_held_out(tmp_path):
     assert all(torch.equal(value, before[name]) for name, value in pipe.generator.state_dict().items())
     assert (tmp_path / "run" / "options.json").read_text() == options
     assert DiMDataset(pipe, 1, soft_labels=True)[0]["labels"].shape == (10,)
+
+
+def test_a_teacher_is_trained_in_the_precision_asked_for_which_is_recorded(tmp_path):
+    save_pipeline(tmp_path / "run")
+    teachers = []
+    for asked in (["--mixed_precision", "no"], ["--mixed_precision", "bf16"], []):
+        run(tmp_path, *asked)
+        record = json.loads((tmp_path / "run" / "labeler.json").read_text())
+        assert record["mixed_precision"] == (asked[1] if asked else "bf16" if bfloat16_unit() else "no")
+        teachers.append(DiMPipeline.from_pretrained(tmp_path / "run").labeler.network[0].weight)
+    assert not torch.equal(teachers[0], teachers[1])
+    assert torch.equal(teachers[2], teachers[1 if bfloat16_unit() else 0])
 
 
 def test_its_seed_and_share_do_not_change_what_is_held_out(tmp_path):
