@@ -174,8 +174,9 @@ def test_a_small_form_goes_up_and_its_card_tells_its_bytes(hub, pushed, pulled):
     # What was pulled and pushed again unchanged made no commit.
     _, (_, files) = hub.repos["me/small"]["commits"]
     assert set(files) == FILES
-    # Embedding, linear layer and output layer in 4 bits with their scales; the rest in float16, and a count.
-    stored = (6 + 3 * 2) + (8 * 16 * 10 // 2 + 8 * 16 * 2) + (64 + 2) + 2 * (8 * 16 + 4 * 8 + 1) + 8
+    # Embedding, linear layer and output layer in 4 bits with their scales; the rest in float16, and a count. Then a
+    # checksum of each of the 13.
+    stored = (6 + 3 * 2) + (8 * 16 * 10 // 2 + 8 * 16 * 2) + (64 + 2) + 2 * (8 * 16 + 4 * 8 + 1) + 8 + 13 * 4
     content = files["generator/diffusion_pytorch_model.safetensors"]
     assert f"stored as int4 in {len(content):,} bytes," in files["README.md"].decode()
     assert len(content) == stored + 8 + int.from_bytes(content[:8], "little")

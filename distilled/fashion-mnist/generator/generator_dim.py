@@ -333,8 +333,8 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
         """
         The content of a file in one of [`STORAGE_FORMS`]. `intN` stores a weight as `NAME.intN`, its packed codes, and
-        `NAME.scale`; the few one-dimensional tensors are in float16, or in float32 where float16 would overflow. All
-        but `"float32"`, whose files hold nothing but weights, add [`checksums`].
+        `NAME.scale`; the few one-dimensional tensors are in float16, or in float32 where float16 would overflow. It
+        adds [`checksums`]; the other forms hold nothing but weights.
         """
         content = {}
         for name, value in self.state_dict().items():
@@ -348,7 +348,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             else:
                 half = value.half()
                 content[name] = value.float() if storage == "float32" or half.isinf().any() else half
-        return content if storage == "float32" else content | {CHECKSUMS: checksums(content)}
+        return content | {CHECKSUMS: checksums(content)} if storage.startswith("int") else content
 
     def read_state(self, content: dict[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], str | None]:
         """

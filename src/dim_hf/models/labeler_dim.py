@@ -166,8 +166,8 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         """
         The content of a file beside a generator in this form of storage. `"int8"` to `"int2"` all store a weight as
         `NAME.int8`, uint8 codes of its own shape, and `NAME.scale`, a float16 per output channel; every other tensor
-        is float16, or float32 where float16 would overflow. `"float16"` and `"float32"` store all tensors so. All but
-        `"float32"` add [`checksums`].
+        is float16, or float32 where float16 would overflow. They add [`checksums`]. `"float16"` and `"float32"` store
+        all tensors so, without.
 
         Raises:
             ValueError: If a weight is too large for codes.
@@ -191,7 +191,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
             codes = (rows / divisor).add(1).mul(127.5).round().clamp(0, 255)
             content[f"{name}.int8"] = codes.to(torch.uint8).view_as(value)
             content[f"{name}.scale"] = scale
-        return content if storage == "float32" else content | {CHECKSUMS: checksums(content)}
+        return content | {CHECKSUMS: checksums(content)} if storage.startswith("int") else content
 
     @classmethod
     def _load_pretrained_model(
