@@ -196,23 +196,22 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
 
 def read_teacher_settings(folder: str, pipeline: DiMPipeline) -> tuple[dict[str, Any], bool | None]:
     """How the pipeline's teacher was trained, if its folder says so, and whether it does."""
-    usual = vars(parse_labeler_args([]))
-    settings = {name: usual[name] for name in TEACHER_SETTINGS}
+    # Older teachers were trained in float32, and their records do not say so.
+    usual = vars(parse_labeler_args([])) | {"mixed_precision": "no"}
+    settings: dict[str, Any] = {name: usual[name] for name in TEACHER_SETTINGS}
     if pipeline.labeler is None:
         return settings, None
     path = Path(folder) / "labeler.json"
     recorded = read_json(path)
     if not isinstance(recorded, dict) or recorded.get("weights") != module_digest(pipeline.labeler):
         return settings, False
-    # Older teachers were trained in float32, and their records do not say so.
-    found: dict[str, Any] = {"mixed_precision": "no"} | {
-        name: recorded.get(name) for name in settings if name in recorded
-    }
-    numbers = [name for name in settings if name != "mixed_precision"]
-    if wrong := [name for name in numbers if not isinstance(found.get(name), int | float) or found[name] <= 0]:
+    precision = recorded.get("mixed_precision", settings["mixed_precision"])
+    found = {name: recorded.get(name) for name in settings} | {"mixed_precision": precision}
+    numbers = {name: value for name, value in found.items() if name != "mixed_precision"}
+    if wrong := [name for name, value in numbers.items() if not isinstance(value, int | float) or value <= 0]:
         raise ValueError(f"{path} is not as train_labeler.py writes it; {listed(wrong)} is missing or not above 0.")
-    if found["mixed_precision"] not in ("no", "bf16"):
-        raise ValueError(f"{path} has the precision {shown(found['mixed_precision'])}; valid are 'no' and 'bf16'.")
+    if precision not in ("no", "bf16"):
+        raise ValueError(f"{path} has the precision {shown(precision)}; valid are 'no' and 'bf16'.")
     return found, True
 
 

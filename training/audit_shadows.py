@@ -111,7 +111,7 @@ def add_teacher(folder: Path, recipe: dict[str, Any]) -> None:
     words = ["--pipeline", str(folder / "run"), "--dataset_name", str(folder / "images.parquet")]
     words += ["--cache_dir", str(folder / "cache"), "--dataloader_num_workers", "0"]
     for name, value in recipe.items():
-        words += [f"--{name}", str(value)] if value is not None else []
+        words += [f"--{name}", str(value)]
     _aside(lambda: train_labeler.main(train_labeler.parse_args(words)), folder)
 
 
