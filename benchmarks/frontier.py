@@ -328,7 +328,8 @@ def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
 def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace) -> None:
     classifiers = list(dict.fromkeys(row.classifier for _, row in rows))
     figure = Figure(figsize=(1 + 5 * len(classifiers), 4.5), layout="constrained")
-    for axes, classifier in zip(figure.subplots(1, len(classifiers), squeeze=False)[0], classifiers, strict=True):
+    panels = figure.subplots(1, len(classifiers), squeeze=False, sharex=True, sharey=True)[0]
+    for axes, classifier in zip(panels, classifiers, strict=True):
         own = [(point, row) for point, row in rows if row.classifier == classifier]
         for curve, (colour, marker, line) in STYLES.items():
             of_curve = sorted((row for point, row in own if point.curve == curve), key=lambda row: row.bytes)
@@ -357,11 +358,11 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
         axes.xaxis.set_major_formatter(lambda size, _: f"{size:g}")
         axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel("stored, MB")
-        axes.set_ylabel("test accuracy, %")
         axes.set_title(classifier)
         axes.grid(alpha=0.3)
         axes.margins(x=0.12, y=0.1)
         axes.legend(fontsize=7, loc="best")
+    panels[0].set_ylabel("test accuracy, %")
     figure.savefig(path, dpi=150)
 
 

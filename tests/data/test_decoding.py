@@ -3,9 +3,11 @@
 import io
 import os
 import signal
+import struct
 import subprocess
 import threading
 import time
+import zlib
 
 import datasets
 import numpy as np
@@ -44,6 +46,20 @@ HALF_CLEAR = [[(0, 255), (0, 0)], [(200, 255), (200, 0)]]
 
 def pgm(highest, values):
     return b"P5 2 2 %d\n" % highest + np.array(values, dtype=">u2").tobytes()
+
+
+def png_of_16_bits(values, colour_type):
+    """Two rows of two pixels of big-endian values, with transparency, which Pillow does not write."""
+    rows = b"".join(b"\0" + np.array(row, dtype=">u2").tobytes() for row in values)
+    chunks = [
+        (b"IHDR", struct.pack(">IIBBBBB", 2, 2, 16, colour_type, 0, 0, 0)),
+        (b"IDAT", zlib.compress(rows)),
+        (b"IEND", b""),
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        for name, content in chunks
+    )
 
 
 def tiff_of_12_bits(*more):
@@ -158,6 +174,15 @@ def test_a_header_tells_what_decoding_would(tmp_path, orientation, mode):
         image = _opened(value)
         assert _size_and_mode(value) == (image.size, image.mode)
         assert image.size == ((4, 6) if orientation in (5, 6, 7, 8) else (6, 4))
+
+
+def test_grey_of_16_bits_with_transparency_stays_grey():
+    grey = [[(0, 65535), (257, 65535)], [(100 * 257, 65535), (0, 0)]]
+    colour = [[(*[value] * 3, alpha) for value, alpha in row] for row in grey]
+    for values, colour_type, mode, channels in ((grey, 4, "LA", 1), (colour, 6, "RGBA", 3)):
+        value = {"bytes": png_of_16_bits(values, colour_type), "path": None}
+        assert _size_and_mode(value) == ((2, 2), mode)
+        assert to_pixels(_opened(value), 2, channels).tolist() == [SHADES] * channels
 
 
 def test_an_image_that_ends_early_is_named_whatever_its_header_says(tmp_path):

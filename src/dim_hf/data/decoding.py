@@ -296,14 +296,21 @@ def _opened(value: dict | None) -> Image.Image:
 
 
 def _size_and_mode(value: dict | None) -> tuple[tuple[int, int], str]:
-    """Those of the image that [`_opened`] gives; of a JPEG file, whose header is enough, without decoding it."""
+    """
+    The size of the image that [`_opened`] gives and the mode that its file has. A JPEG file is not decoded, since its
+    header is enough.
+    """
     if value and (value["bytes"] is not None or os.path.isfile(value["path"] or "")):
         with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
             if file.format in ("JPEG", "MPO"):
                 turned = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
                 return (file.height, file.width) if turned else file.size, file.mode
+            # Pillow gives 16-bit grey with transparency as colour.
+            grey = any(tile[3] == "LA;16B" for tile in getattr(file, "tile", ()))
+    else:
+        grey = False
     image = _opened(value)
-    return image.size, image.mode
+    return image.size, "LA" if grey else image.mode
 
 
 def _read_headers(batch: dict, start: int, origin: str, column: str) -> tuple[set[tuple[int, int]], bool]:
