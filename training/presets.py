@@ -150,8 +150,8 @@ def network_configs(
     generator_widths = [min(finest * 2**i, most) for i in range(count)] if count > 1 else [2 * finest]
     discriminator_widths = [min(64 * 2**i, 256) for i in range(count)] if count > 1 else [128]
     layers = [0] * count if count > 1 else [1]
-    # As good in three quarters of the bytes, measured with `nano` on CIFAR-10 only; no gain for grey images
-    # (docs/ablations.md).
+    # As good in three quarters of the bytes, measured over whole runs with `nano` on CIFAR-10 only; no gain for grey
+    # images (docs/ablations.md).
     upsample_type = "nearest" if preset == "nano" and channels > 1 else "transposed"
     return (
         common
