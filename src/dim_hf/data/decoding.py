@@ -300,6 +300,7 @@ def _size_and_mode(value: dict | None) -> tuple[tuple[int, int], str]:
     The size of the image that [`_opened`] gives and the mode that its file has. A JPEG file is not decoded, since its
     header is enough.
     """
+    grey = False
     if value and (value["bytes"] is not None or os.path.isfile(value["path"] or "")):
         with Image.open(value["path"] if value["bytes"] is None else io.BytesIO(value["bytes"])) as file:
             if file.format in ("JPEG", "MPO"):
@@ -307,8 +308,6 @@ def _size_and_mode(value: dict | None) -> tuple[tuple[int, int], str]:
                 return (file.height, file.width) if turned else file.size, file.mode
             # Pillow gives 16-bit grey with transparency as colour.
             grey = any(tile[3] == "LA;16B" for tile in getattr(file, "tile", ()))
-    else:
-        grey = False
     image = _opened(value)
     return image.size, "LA" if grey else image.mode
 
