@@ -13,9 +13,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-# One process on what there is, a GPU or every core: accelerate would leave a CPU with a single thread.
+# One process on what there is, a GPU or every core that it may use: accelerate would leave a CPU with a single thread.
 LAUNCH := $(BIN)/accelerate launch --quiet --num_machines 1 --num_processes 1 --mixed_precision no --dynamo_backend no \
-	--num_cpu_threads_per_process $$($(BIN)/python -c "import os; print(os.cpu_count())")
+	--num_cpu_threads_per_process $$($(BIN)/python -c "from dim_hf.machine import usable_cores; print(usable_cores())")
 
 .PHONY: help demo space test pytest style quality clean chromium
 

@@ -27,7 +27,7 @@ from command_line import check_json_file, check_numbers, run_script  # noqa: E40
 from presets import network_configs  # noqa: E402
 
 from dim_hf.files import replace_text  # noqa: E402
-from dim_hf.machine import environment  # noqa: E402
+from dim_hf.machine import environment, usable_cores  # noqa: E402
 from dim_hf.models import DiMGenerator  # noqa: E402
 from dim_hf.pipelines import DiMPipeline  # noqa: E402
 
@@ -50,7 +50,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         if getattr(args, name) % 2:
             raise ValueError(f"`--{name}` is {getattr(args, name)}; valid are even numbers, which two can share.")
     check_json_file(args.json, ("options", "environment", "rows"))
-    if (os.cpu_count() or 1) < 2:
+    if usable_cores() < 2:
         raise ValueError("this machine has one core; two processes need two.")
     return args
 

@@ -9,11 +9,11 @@ import sys
 import pytest
 import torch
 
-from dim_hf.machine import check_bfloat16, choose_precision, describe_threads, find_bfloat16_unit
+from dim_hf.machine import check_bfloat16, choose_precision, describe_threads, find_bfloat16_unit, usable_cores
 
 
 def test_threads_of_cores_and_how_to_get_all():
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = usable_cores()
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
@@ -22,8 +22,26 @@ def test_threads_of_cores_and_how_to_get_all():
         assert (f"--num_cpu_threads_per_process {cores}" in text and f"OMP_NUM_THREADS={cores}" in text) == (cores > 1)
         # Nothing to say where processes have all cores between them.
         assert describe_threads(cores).endswith(f"of {cores} core{'s' * (cores > 1)}")
+        # Too many, as where a job is bound to fewer cores than the machine has.
+        torch.set_num_threads(cores + 1)
+        assert "more threads than cores" in describe_threads()
+        assert f"--num_cpu_threads_per_process {cores} " in describe_threads()
+        # One thread is the least, whatever the number of processes.
+        torch.set_num_threads(1)
+        assert describe_threads(cores + 1).endswith(f"of {cores} core{'s' * (cores > 1)}")
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
+def test_the_cores_that_a_process_is_bound_to():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert usable_cores() == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert usable_cores() == len(allowed)
 
 
 @pytest.mark.parametrize(

@@ -40,18 +40,23 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
+def usable_cores() -> int:
+    """How many cores this process may use: in a job or a container bound to some of them, fewer than there are."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def describe_threads(processes: int = 1) -> str:
-    """How many of the cores PyTorch computes on in each of some processes, and how to get all of them."""
+    """The threads of each of some processes, and the cores; where there are too few or too many, how to change it."""
     threads = torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     text = f"{threads} thread{'s' * (threads > 1)}" + (f" in each of {processes} processes" if processes > 1 else "")
     text += f", of {cores} core{'s' * (cores > 1)}"
-    if threads * processes >= cores:
+    share = max(cores // processes, 1)
+    if threads == share:
         return text
-    return (
-        f"{text}; for all of them: accelerate launch --num_cpu_threads_per_process {cores // processes} (or "
-        f"OMP_NUM_THREADS={cores // processes})"
-    )
+    # Threads that wait for a core hold up all the others: two on one core are many times slower than one.
+    why = "for all of them" if threads < share else "more threads than cores are many times slower"
+    return f"{text}; {why}: accelerate launch --num_cpu_threads_per_process {share} (or OMP_NUM_THREADS={share})"
 
 
 def choose_precision(asked: str | None, begun: str | None = None, unit: str | None = None) -> tuple[str | None, str]:

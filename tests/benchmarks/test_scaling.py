@@ -1,16 +1,17 @@
 """The rate of two processes over one, run as a user runs it."""
 
 import json
-import os
 
 import evaluate_arguments
 import processes
 import pytest
 import scaling
 
+from dim_hf.machine import usable_cores
+
 
 @pytest.mark.slow
-@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two processes need two cores")
+@pytest.mark.skipif(usable_cores() < 2, reason="two processes need two cores")
 def test_generation(tmp_path):
     arguments = ["--rows", "generation", "--shards", "4", "--shard_size", "50", "--repeats", "1"]
     result = processes.run([scaling.__file__, *arguments, "--json", tmp_path / "out.json"])

@@ -24,6 +24,7 @@ from huggingface_hub.constants import HF_HOME
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from ..files import replace_text, whole_cache_file
+from ..machine import usable_cores
 from ..messages import listed
 
 
@@ -141,7 +142,7 @@ def decoded_images(
     path = cache_dir / "images" / f"{key}.npy"
     digest_path = path.with_suffix(".sha256")
     if (pixels := _whole(path, digest_path)) is None:
-        wanted = (os.cpu_count() or 1) if num_workers is None else num_workers
+        wanted = usable_cores() if num_workers is None else num_workers
         workers = min(wanted, len(dataset) // 2000)
         size, channels = _common_shape(raw, origin, column, resolution, channels, workers)
         shape = (len(dataset), channels, size, size)
