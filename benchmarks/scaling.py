@@ -51,7 +51,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
             raise ValueError(f"`--{name}` is {getattr(args, name)}; valid are even numbers, which two can share.")
     check_json_file(args.json, ("options", "environment", "rows"))
     if usable_cores() < 2:
-        raise ValueError("this machine has one core; two processes need two.")
+        raise ValueError("this process may use one core only; two processes need two.")
     return args
 
 
