@@ -18,7 +18,6 @@ from dim_hf.files import (
     lock_output_dir,
     read_json,
     read_json_lines,
-    refuse_data_folder,
     refuse_foreign_files,
     replace_pipeline,
     replace_text,
@@ -88,36 +87,6 @@ def test_a_script_may_continue_in_its_own_folder(tmp_path, script):
         write(tmp_path / other / OF_BEFORE[other][0], json.dumps(OF_BEFORE[other][1]))
         with pytest.raises(FileExistsError):
             refuse_foreign_files(tmp_path / other, script)
-
-
-def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, monkeypatch):
-    write(tmp_path / "pets" / "cat" / "1.png")
-    (tmp_path / "link").symlink_to(tmp_path / "pets")
-    monkeypatch.chdir(tmp_path)
-    for output, data, named in (
-        ("pets", "pets", "the data folder pets"),
-        (tmp_path / "link", "pets", "the data folder pets"),
-        ("pets", str(tmp_path / "link"), f"the data folder {tmp_path}/link"),
-        ("pets/cat", "pets", "part of the data folder pets"),
-        (".", ".", "the data folder ."),
-    ):
-        with pytest.raises(FileExistsError, match=f"`--output_dir` {output} is {named}, whose images"):
-            refuse_data_folder(output, data, None)
-        with pytest.raises(FileExistsError):
-            refuse_data_folder(output, "owner/name", data)
-    (tmp_path / "pets" / "empty").mkdir()
-    lock_output_dir(tmp_path / "pets" / "run", "train_dim.py").release()
-    write(tmp_path / "pets" / "run" / "options.json")
-    for output, data in (
-        ("pets/new", "pets"), ("pets/empty", "pets"), ("pets/run", "pets"), ("out", "pets"), ("pets-2", "pets"),
-        (".", "pets"), ("pets", "owner/name"), ("pets", None), ("pets", "pets/cat/1.png"),
-    ):  # fmt: skip
-        refuse_data_folder(output, data, None)
-    (tmp_path / "digits").mkdir()
-    refuse_data_folder("digits", "digits", None)
-    for arguments in (("./digits", None), ("digits", "digits")):
-        with pytest.raises(FileExistsError):
-            refuse_data_folder("digits", *arguments)
 
 
 def test_two_scripts_may_share_a_folder(tmp_path):

@@ -20,7 +20,8 @@ from dim_hf.audit.candidates import Union, draw_candidates, smallest_half, unite
 from dim_hf.audit.folder import look_around
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout
-from dim_hf.files import check_output_dir, read_json, refuse_data_folder, refuse_foreign_files
+from dim_hf.data.folders import refuse_data_folder
+from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
 from dim_hf.models import DiMDiscriminator

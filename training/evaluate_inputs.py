@@ -13,10 +13,11 @@ from command_line import check_once, check_pipeline, data_flag, load_pipeline, o
 from dim_hf.audit.report import read_audit
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
+from dim_hf.data.folders import refuse_data_folder
 from dim_hf.evaluation.codecs import CODECS, MISSING_FORMATS
 from dim_hf.evaluation.results import read_results
 from dim_hf.evaluation.sources import Draw
-from dim_hf.files import check_output_dir, read_json, refuse_data_folder, refuse_foreign_files
+from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.card import local_or_hub, read_options
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed

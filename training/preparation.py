@@ -28,9 +28,9 @@ from torch import nn
 from validation import MOST_IPC, ValidationPlan, count_operations, plan_validations, recorded_settings
 
 from dim_hf.data import ImageData, holdout, load_image_data
+from dim_hf.data.folders import refuse_data_folder
 from dim_hf.distillation.checkpointing import find_checkpoint
 from dim_hf.distillation.processes import check_same
-from dim_hf.files import refuse_data_folder
 from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision
 from dim_hf.models import DiMDiscriminator, DiMGenerator, DiMLabeler
 from dim_hf.pipelines.pipeline_dim import checked_names

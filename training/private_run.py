@@ -30,6 +30,7 @@ from train_arguments import PRIVATE_FLAGS
 from validation import makes_finite_images
 
 from dim_hf.data import ImageData, load_image_data
+from dim_hf.data.folders import refuse_data_folder
 from dim_hf.distillation.averages import RunningMeans, update_average
 from dim_hf.distillation.checkpointing import (
     changed_settings,
@@ -48,7 +49,6 @@ from dim_hf.files import (
     check_output_dir,
     lock_output_dir,
     read_json,
-    refuse_data_folder,
     replace_pipeline,
     replace_text,
     whole_folder,

@@ -11,6 +11,7 @@ from command_line import (
     add_data_arguments,
     add_hub_arguments,
     below_one,
+    check_once,
     fraction,
     given_flags,
     idle_data_flags,
@@ -187,7 +188,7 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
 
     Raises:
         SystemExit: If one is not valid, with status 2 after a message, as argparse has it.
-        ValueError: If one has no effect beside the others.
+        ValueError: If one has no effect beside the others, or an augmentation is given twice.
     """
     parser = make_parser()
     # The defaults of a preset are those of the flags, in --help too. Epochs that are asked for win over its steps.
@@ -232,6 +233,8 @@ def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
         ),
     ]
     refuse_idle_flags(args.given, idle)
+    if args.augmentation:
+        check_once(args, ("augmentation",))
     return args
 
 

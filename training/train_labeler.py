@@ -80,11 +80,11 @@ from huggingface_hub import ModelCard
 from run_folder import read_json_object
 
 from dim_hf.data import ImageData, holdout, load_image_data, normalise
+from dim_hf.data.folders import refuse_data_folder
 from dim_hf.evaluation.judges import evaluate_accuracy, train_classifier
 from dim_hf.files import (
     check_output_dir,
     lock_output_dir,
-    refuse_data_folder,
     refuse_foreign_files,
     replace_pipeline,
     replace_text,

@@ -75,30 +75,6 @@ def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str 
         )
 
 
-def refuse_data_folder(output_dir: str | os.PathLike, dataset_name: str | None, train_data_dir: str | None) -> None:
-    """
-    Checks, before any work, that a script would not write among the images that it reads. A new folder beside them is
-    harmless, because [`read_folder`][dim_hf.data.folders.read_folder] skips it.
-
-    Args:
-        dataset_name, train_data_dir (`str`, *optional*): The flags that name the data set. Only a folder is refused;
-            `"digits"` is the embedded set, even if there is a folder of that name.
-
-    Raises:
-        FileExistsError: If the output folder is that folder, or one below it with files that no script wrote.
-    """
-    data = dataset_name if train_data_dir is None else train_data_dir
-    if data is None or (train_data_dir is None and data == "digits") or not Path(data).is_dir():
-        return
-    output, root = Path(output_dir).resolve(), Path(data).resolve()
-    within = root in output.parents and output.is_dir() and not _recorded(output)
-    if output == root or (within and any(not path.name.startswith(".") for path in output.iterdir())):
-        raise FileExistsError(
-            f"`--output_dir` {output_dir} is {'' if output == root else 'part of '}the data folder {data}, whose "
-            "images it would be mixed with; name another folder."
-        )
-
-
 def is_run(folder: Path) -> bool:
     """Whether a script wrote to a folder, other than `generate_dim.py`, whose folders are data."""
     return not (WRITES.keys() - {"generate_dim.py"}).isdisjoint(_recorded(folder))

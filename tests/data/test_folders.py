@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dim_hf.data import load_image_data
-from dim_hf.data.folders import read_folder, read_image_folder
+from dim_hf.data.folders import read_folder, read_image_folder, refuse_data_folder
 from dim_hf.files import lock_output_dir
 
 
@@ -343,6 +343,9 @@ def test_a_broken_metadata_file_gives_one_message(tmp_path, content, words):
         (["007", "7", "007", "7"], {"007": 2, "7": 2}),
         (["7", "30", "7", "30"], {"7": 2, "30": 2}),
         (["true", "false", "TRUE", "false"], {"true": 1, "TRUE": 1, "false": 2}),
+        (["1.10", "1.1", "1.10", "1.1"], {"1.10": 2, "1.1": 2}),
+        (["+7", "7.0", "1e2", "1E2"], {"+7": 1, "7.0": 1, "1e2": 1, "1E2": 1}),
+        (["123456789012345678901", "123456789012345678902"] * 2, {f"12345678901234567890{i}": 2 for i in (1, 2)}),
         (["2020-01-01", "2020-02-01", "2020-01-01", "2020-02-01"], {"2020-01-01": 2, "2020-02-01": 2}),
     ],
 )
@@ -464,3 +467,36 @@ def test_the_property_is_not_empty(tmp_path):
         tree(root, *names, images=1)
         assert counts(root) == oracle(root, "train") == dict.fromkeys(sorted(names), 1)
         shutil.rmtree(root)
+
+
+def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, monkeypatch):
+    tree(tmp_path / "pets", "cat", "dog")
+    tree(tmp_path / "split" / "train", "cat", "dog")
+    (tmp_path / "link").symlink_to(tmp_path / "pets")
+    monkeypatch.chdir(tmp_path)
+    for output, data, named in (
+        ("pets", "pets", "the data folder pets"),
+        (tmp_path / "link", "pets", "the data folder pets"),
+        ("pets", str(tmp_path / "link"), f"the data folder {tmp_path}/link"),
+        ("pets/cat", "pets", "part of the data folder pets"),
+        (".", ".", "the data folder ."),
+        ("split", "split/train", "the folder of the split split/train"),
+    ):
+        with pytest.raises(FileExistsError, match=f"`--output_dir` {output} is {named}, whose images"):
+            refuse_data_folder(output, data, None)
+        with pytest.raises(FileExistsError):
+            refuse_data_folder(output, "owner/name", data)
+    (tmp_path / "pets" / "empty").mkdir()
+    lock_output_dir(tmp_path / "pets" / "run", "train_dim.py").release()
+    (tmp_path / "pets" / "run" / "options.json").write_text("{}")
+    for output, data in (
+        ("pets/new", "pets"), ("pets/empty", "pets"), ("pets/run", "pets"), ("out", "pets"), ("pets-2", "pets"),
+        (".", "pets"), ("pets", "owner/name"), ("pets", None), ("pets", "pets/cat/0.png"),
+        ("split/train/run", "split/train"), ("split/run", "split/train"),
+    ):  # fmt: skip
+        refuse_data_folder(output, data, None)
+    (tmp_path / "digits").mkdir()
+    refuse_data_folder("digits", "digits", None)
+    for arguments in (("./digits", None), ("digits", "digits")):
+        with pytest.raises(FileExistsError):
+            refuse_data_folder("digits", *arguments)

@@ -393,6 +393,7 @@ def test_an_empty_path_is_not_the_current_folder(tiny, flag, capsys):
         (["--resolution", "1000000"], "`resolution` 1000000 .* nearest are 3072 and 3584"),
         (["--train_batch_size", "900000000"], "`--train_batch_size` is 900000000, whose images take .* GiB"),
         (["--hub_model_id", "me/x"], "`--hub_model_id` has no effect without `--push_to_hub`"),
+        (["--augmentation", "shift", "shift"], "`--augmentation` names shift, shift; each must be given once"),
         (["--mixed_precision", "fp16"], "`--mixed_precision` asks for fp16, which a CPU does not train in"),
         (["--report_to", "nonsense"], "`--report_to` 'nonsense' is not a tracker .*; valid are .*tensorboard"),
     ],

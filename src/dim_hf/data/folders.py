@@ -103,6 +103,37 @@ class Folder:
         return ValueError(f"`{self.argument}` {one_line(self.root)}: {problem}. {LAYOUTS}; {found}.")
 
 
+def refuse_data_folder(output_dir: str | os.PathLike, dataset_name: str | None, train_data_dir: str | None) -> None:
+    """
+    Checks, before any work, that a script would not write among the images that it reads or beside their splits. A new
+    folder among them is harmless, because [`read_folder`][dim_hf.data.folders.read_folder] skips it.
+
+    Args:
+        dataset_name, train_data_dir (`str`, *optional*): The flags that name the data set. Only a folder is refused;
+            `"digits"` is the embedded set, even if there is a folder of that name.
+
+    Raises:
+        FileExistsError: If the output folder is that folder, one below it with files that no script wrote, or the one
+            that holds it as a split.
+    """
+    data = dataset_name if train_data_dir is None else train_data_dir
+    if data is None or (train_data_dir is None and data == "digits") or not Path(data).is_dir():
+        return
+    output, root = Path(output_dir).resolve(), Path(data).resolve()
+    visible = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
+    if output == root:
+        place = f"the data folder {data}"
+    elif root in output.parents and visible and not is_run(output):
+        place = f"part of the data folder {data}"
+    elif output == root.parent and root.name.lower() in SPLITS and not is_run(output):
+        place = f"the folder of the split {data}"
+    else:
+        return
+    raise FileExistsError(
+        f"`--output_dir` {output_dir} is {place}, whose images it would be mixed with; name another folder."
+    )
+
+
 def read_folder(root: Path, argument: str) -> Folder:
     """
     Lists the content of a folder.

@@ -87,7 +87,7 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
 def _read(path: Path, column: str) -> pa.Table:
     if path.suffix == ".csv":
         table = pyarrow.csv.read_csv(path)
-        # In a file without types, 007 and 7 are two labels, and a path may be a number.
+        # In a file without types, 007 and 7 are two labels, as are 1.1 and 1.10, and a path may be a number.
         as_written = pyarrow.csv.ConvertOptions(column_types={"file_name": pa.string(), column: pa.string()})
         try:
             written = pyarrow.csv.read_csv(path, convert_options=as_written)
@@ -95,9 +95,8 @@ def _read(path: Path, column: str) -> pa.Table:
             return table  # Not UTF-8, which its types say.
         for index, name in enumerate(table.column_names):
             kind = table.schema.field(index).type
-            changed = pa.types.is_integer(kind) and not table[index].cast(pa.string()).equals(written[index])
-            changed |= pa.types.is_temporal(kind) or pa.types.is_boolean(kind)
-            if name == "file_name" or (name == column and changed):
+            kept = pa.types.is_integer(kind) and table[index].cast(pa.string()).equals(written[index])
+            if name == "file_name" or (name == column and not kept):
                 table = table.set_column(index, name, written[index])
         return table
     if path.suffix == ".jsonl":
