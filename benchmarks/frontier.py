@@ -38,6 +38,7 @@ from dim_hf.evaluation.codecs import Codec
 from dim_hf.evaluation.controls import Comparison, equal_bytes, equal_bytes_lossy, streamed
 from dim_hf.evaluation.protocols import Deployment
 from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
@@ -162,7 +163,8 @@ def main(args: argparse.Namespace) -> list[Row]:
 
     def job(point: Point, classifier: str, seed: int) -> dict[str, Any]:
         run = {"classifier": classifier, "ipc": args.ipc, "seed": seed, "recipe": asdict(recipe)}
-        return point.source.identity(seed) | run | {"test": test.fingerprint} | local.get(classifier, {})
+        run |= {"test": test.fingerprint, "format": EVALUATION_FORMAT}
+        return point.source.identity(seed) | run | local.get(classifier, {})
 
     # A whole curve with one seed before any second seed.
     rows: list[tuple[Point, Row]] = []

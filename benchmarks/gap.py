@@ -33,6 +33,7 @@ from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.evaluation.coverage import density, last_features, recall
 from dim_hf.evaluation.judges import Stream, evaluate_accuracy, train_classifier
 from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.files import append_json_line, read_json_lines
 from dim_hf.machine import environment, keep_freed_memory
 from dim_hf.messages import listed
@@ -97,6 +98,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     judge = None
     for seed, step in itertools.product(args.seeds, [None, *args.steps]):
         job = settings | {"data": data.fingerprint, "run": args.run.name, "step": step, "seed": seed}
+        job["format"] = EVALUATION_FORMAT
         generator = None
         if step is None:
             # No generator tells which images its run held out.

@@ -29,6 +29,7 @@ from dim_hf.data import load_image_data
 from dim_hf.evaluation.names import GENERATED, REAL
 from dim_hf.evaluation.protocol_c import LegacyRealStream, LegacyStream, legacy_figures
 from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
 from dim_hf.hub.card import read_options
 from dim_hf.machine import environment, keep_freed_memory
@@ -121,6 +122,7 @@ def main(args: argparse.Namespace) -> list[dict[str, Any]]:
     ):
         job = {"source": source, "content": contents[source], "test": test.fingerprint, "classifier": name}
         job |= {"ipc": args.ipc, "epochs": args.epochs, "batch_size": batch, "colours": colours, "seed": seed}
+        job["format"] = EVALUATION_FORMAT
         job |= local.get(name, {})
         wanted.append(job)
         if job in [row["job"] for row in read_json_lines(results)]:

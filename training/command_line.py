@@ -6,10 +6,12 @@ module loads no library, so that a script can read its arguments before it does.
 import argparse
 import math
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from datetime import timedelta
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
@@ -24,6 +26,11 @@ T = TypeVar("T")
 # Larger numbers have no use; the second leaves an optimiser room within float32.
 MOST = 10**9
 MOST_FLOAT = 1e30
+
+# A split, or a slice of one, as `datasets` reads it: `train`, `train[:10%]`, `train[500:1_000]`.
+SLICE = re.compile(
+    r"(?P<split>[^\[(]+)(\[((?P<start>-?[\d_]+)%?)?:((?P<end>-?[\d_]+)%?)?\])?(\((?P<rounding>.*)\))?", re.DOTALL
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -155,8 +162,27 @@ def data_flag(args: argparse.Namespace) -> str:
 
 
 def overlap(one: str, other: str) -> bool:
-    """Whether two splits share a part by name, as `train+test` and `test` do."""
-    return not {*one.split("+")}.isdisjoint(other.split("+"))
+    """
+    Whether two splits may share images, by their names: `train+test` and `test` do, and so do `train` and
+    `train[:10%]`. Slices such as `train[:90%]` and `train[90%:]` do not.
+    """
+    return any(_share(*parts) for parts in product(one.split("+"), other.split("+")))
+
+
+def _share(one: str, other: str) -> bool:
+    """Whether two splits or slices, as `datasets` reads their names, may share images."""
+    first, second = SLICE.fullmatch(one.strip()), SLICE.fullmatch(other.strip())
+    if first is None or second is None:
+        return one.strip() == other.strip()
+    if first["split"] != second["split"]:
+        return False
+    # Numbers and percentages cannot be compared, nor those from the front and those from the back.
+    if ("%" in first[0], first["rounding"]) != ("%" in second[0], second["rounding"]):
+        return True
+    ends = ((first["end"], second["start"] or "0"), (second["end"], first["start"] or "0"))
+    return not any(
+        end and end.startswith("-") == start.startswith("-") and int(end) <= int(start) for end, start in ends
+    )
 
 
 def trained_on(options: dict[str, Any]) -> str:

@@ -372,7 +372,8 @@ def train(run: Run, pool: Sequence[nn.Module]) -> None:
                 discriminator_optimizer.step()
                 discriminator_optimizer.zero_grad()
 
-                # The generator's step, judged by the discriminator as it is now.
+                # The generator's step, judged by the discriminator as it is now. The relativistic loss compares with
+                # the logits of real images before its step, which saves a pass.
                 plain_discriminator.requires_grad_(False)
                 for batch, fake_images, real_logits in zip(batches, fakes, reals, strict=True):
                     losses, labels = {}, batch.labels

@@ -183,9 +183,10 @@ class DiMPipeline(DiffusionPipeline):
                 "name another folder."
             )
         form = self.generator.storage if storage is None else storage
-        if form is not None:
-            # Before any file is made.
-            self.generator.check_storage(form, max_shard_size)
+        # Before any file is made.
+        self.generator.check_storage(form, max_shard_size)
+        if self.labeler is not None:
+            self.labeler.check_storage(form)
         stored = self._stored_as(form)
         for name in stored._networks():
             module = stored.config[name][0]

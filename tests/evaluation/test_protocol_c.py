@@ -98,6 +98,9 @@ def test_batch_norm_is_scored_with_the_statistics_of_the_batch():
     network[2].weight.data = torch.tensor([[-1.0], [1.0]])
     # Half of a batch is darker than its mean, but all of it brighter than 0.
     assert batch_accuracy(network.train(), data) == 1.0
+    # What is scored leaves no trace in the running statistics.
+    assert network.training and (network[1].running_mean, network[1].running_var) == (0, 1)
+    assert network[1].num_batches_tracked == 0
     assert evaluate_accuracy(network, data) == 0.5
 
 

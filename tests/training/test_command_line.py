@@ -16,12 +16,16 @@ from command_line import (
     given_flags,
     non_negative_float,
     non_negative_int,
+    overlap,
     positive_float,
     positive_int,
     refuse_idle_flags,
     run_script,
     seed,
 )
+from datasets import ReadInstruction
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from dim_hf.choices import STORAGE_FORMS
 from dim_hf.models import generator_dim
@@ -154,3 +158,43 @@ finally:
 
 def test_choices_are_those_of_what_repositories_carry():
     assert STORAGE_FORMS == generator_dim.STORAGE_FORMS
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("train", "test", False),
+        ("train+test", "test", True),
+        ("train[:10%]", "train", True),
+        ("train[:50%]", "train[:60%]", True),
+        ("train[:90%]", "train[90%:]", False),
+        ("train[:90%]+test", "train[90%:]", False),
+        ("train[:90%] + test", "test", True),
+        ("train[90%:]", "train[:1000]", True),
+        ("train[:-1_000]", "train[-1000:]", False),
+        ("train[:-10%]", "train[90%:]", True),
+        ("train[:50%](pct1_dropremainder)", "train[50%:]", True),
+        ("train[10:20]", "test[10:20]", False),
+        ("odd]", "odd]", True),
+    ],
+)
+def test_splits_that_may_share_images(one, other, shared):
+    assert overlap(one, other) is overlap(other, one) is shared
+
+
+def ends(unit):
+    return st.one_of(st.just(""), st.integers(-100, 100).map(lambda number: f"{number}{unit}"))
+
+
+SLICES = st.one_of(st.builds("train[{}:{}]".format, ends(unit), ends(unit)) for unit in ("", "%"))
+
+
+@settings(deadline=None)
+@given(one=SLICES, other=SLICES, size=st.integers(1, 120))
+def test_slices_that_are_taken_for_disjoint_share_no_image(one, other, size):
+    def images(split):
+        (part,) = ReadInstruction.from_spec(split).to_absolute({"train": size})
+        return set(range(part.from_, part.to))
+
+    if not overlap(one, other):
+        assert images(one).isdisjoint(images(other))

@@ -231,11 +231,11 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             ValueError: If the form is unknown or cannot hold the weights.
         """
         form = self.storage if storage is None else storage
+        if form is not None and not safe_serialization:
+            raise ValueError(f"`safe_serialization` is False; only True is valid with `storage` {form!r}.")
+        self.check_storage(form, max_shard_size)
         saved = self
         if form is not None:
-            if not safe_serialization:
-                raise ValueError(f"`safe_serialization` is False; only True is valid with `storage` {form!r}.")
-            self.check_storage(form, max_shard_size)
             content = self.stored_state(form)
             # diffusers saves what `state_dict` returns; a shallow copy returns the stored form.
             saved = copy.copy(self)
@@ -309,25 +309,24 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         state_dict.clear()
         state_dict.update(weights)
 
-    def check_storage(self, storage: str, max_shard_size: int | str | None = None) -> None:
-        """Raises a `ValueError` if the weights cannot be stored in this form."""
-        if storage not in STORAGE_FORMS:
+    def check_storage(self, storage: str | None, max_shard_size: int | str | None = None) -> None:
+        """Raises a `ValueError` if the weights cannot be stored in this form; `None` is their dtype in memory."""
+        if storage is not None and storage not in STORAGE_FORMS:
             raise ValueError(f"`storage` is {storage!r}; valid are {', '.join(map(repr, STORAGE_FORMS))}.")
-        if not storage.startswith("int"):
-            for name, value in self.state_dict().items():
-                if not value.isfinite().all():
-                    raise ValueError(f"`storage` {storage!r} cannot hold {name}: it has values that are not finite.")
+        for name, value in self.state_dict().items():
+            if not value.isfinite().all():
+                raise ValueError(f"the generator's {name} cannot be stored: it has values that are not finite.")
+        if storage is None or not storage.startswith("int"):
             return
         if max_shard_size is not None:
             raise ValueError(
                 f"`max_shard_size` is {max_shard_size!r}; valid with `storage` {storage!r}, one file, is None."
             )
         for name, value in self.state_dict().items():
-            # Written so that NaN is refused too.
-            if value.ndim > 1 and not value.abs().max() <= torch.finfo(torch.float16).max:
+            if value.ndim > 1 and value.abs().max() > torch.finfo(torch.float16).max:
                 raise ValueError(
                     f"`storage` {storage!r} cannot hold {name}: its largest weight is {value.abs().max():.3g}; valid "
-                    "are finite ones up to 65504."
+                    "are weights up to 65504."
                 )
 
     def stored_state(self, storage: str) -> dict[str, torch.Tensor]:

@@ -12,9 +12,10 @@ from ..models.generator_dim import dequantise, quantise
 @contextmanager
 def rounded_weights(generator: DiMGenerator, storage: str) -> Iterator[None]:
     """
-    Inside, the generator's weights are those that a file of this `storage` gives back; afterwards they are the exact
-    ones again. Gradients taken inside are those of the rounded weights, and an optimiser that steps afterwards applies
-    them to the exact ones: the straight-through estimator (arXiv 1308.3432).
+    Inside, the generator's weights are those that a file of this `storage` gives back, but for biases and norms, which
+    are not rounded to float16; afterwards they are the exact ones again. Gradients taken inside are those of the
+    rounded weights, and an optimiser that steps afterwards applies them to the exact ones: the straight-through
+    estimator (arXiv 1308.3432).
 
     Args:
         generator ([`DiMGenerator`]): Forward and backward pass must both lie inside.

@@ -17,6 +17,7 @@ from ..streams.real import RealStream
 from .codecs import CODECS, MISSING_FORMATS, Codec, packed_subset, unpack, unpacked
 from .judges import evaluate_accuracy, train_classifier
 from .recipe import DeploymentRecipe
+from .results import EVALUATION_FORMAT
 
 
 JUDGE = "convnet3"
@@ -76,7 +77,7 @@ def best_codec(
         """The bytes and images of a coding and, after training, the accuracy."""
         nonlocal epochs_trained
         job = {"data": train.fingerprint, "budget": budget, "codec": codec.name, "ipc": ipc, "seed": seed}
-        job |= {"judge": JUDGE, "recipe": asdict(recipe) | {"epochs": epochs}}
+        job |= {"judge": JUDGE, "recipe": asdict(recipe) | {"epochs": epochs}, "format": EVALUATION_FORMAT}
         if (record := known.get(_key(job))) is not None:
             return record
         content = content_of(codec)

@@ -157,9 +157,15 @@ def change_colours(images: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
 
 @torch.no_grad()
 def batch_accuracy(classifier: nn.Module, data: ImageData) -> float:
-    """The accuracy of a classifier, in [0, 1], in its current mode, which may be training mode."""
+    """
+    The accuracy of a classifier, in [0, 1], in its current mode, which may be training mode: batch norm then uses the
+    statistics of each batch, but the running ones, which `eval()` uses, do not learn from these images.
+    """
+    before = [buffer.clone() for buffer in classifier.buffers()]
     right = 0
     for indices in torch.arange(len(data), device=data.labels.device).split(LEGACY_BATCH_SIZE):
         images, labels = data.batch(indices)
         right += int((classifier(normalise(images)).argmax(dim=1) == labels).sum())
+    for buffer, value in zip(classifier.buffers(), before, strict=True):
+        buffer.copy_(value)
     return right / len(data)

@@ -162,6 +162,17 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         elif single.is_file():
             index.unlink(missing_ok=True)
 
+    def check_storage(self, storage: str | None) -> None:
+        """Raises a `ValueError` if the weights cannot be stored beside a generator in this form."""
+        for name, value in self.state_dict().items():
+            if not bool(value.isfinite().all()):
+                raise ValueError(f"the labeler's {name} cannot be stored: it has values that are not finite.")
+            if storage is not None and storage.startswith("int") and value.ndim > 1 and value.half().isinf().any():
+                raise ValueError(
+                    f"`storage` {storage!r} cannot hold the labeler's {name}: its largest weight is "
+                    f"{value.abs().max():.3g}; valid are weights up to 65504."
+                )
+
     def stored_state(self, storage: str) -> dict[str, torch.Tensor]:
         """
         The content of a file beside a generator in this form of storage. `"int8"` to `"int2"` all store a weight as
@@ -170,19 +181,15 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         all tensors so, without.
 
         Raises:
-            ValueError: If a weight is too large for codes.
+            ValueError: If a weight is not finite, or too large for codes.
         """
+        self.check_storage(storage)
         content = {}
         for name, value in self.state_dict().items():
             half = value.half()
             if not storage.startswith("int") or value.ndim == 1:
                 content[name] = value.float() if storage == "float32" or half.isinf().any() else half
                 continue
-            if not bool(half.isfinite().all()):
-                raise ValueError(
-                    f"`storage` {storage!r} cannot hold the labeler's {name}: its largest weight is "
-                    f"{value.abs().max():.3g}; valid are finite ones up to 65504."
-                )
             rows = value.float().flatten(1)
             scale = half.flatten(1).abs().amax(dim=1)
             # Where float16 loses digits.
