@@ -29,7 +29,7 @@ MOST_FLOAT = 1e30
 
 # A split, or a slice of one, as `datasets` reads it: `train`, `train[:10%]`, `train[500:1_000]`.
 SLICE = re.compile(
-    r"(?P<split>[^\[(]+)(\[((?P<start>-?[\d_]+)%?)?:((?P<end>-?[\d_]+)%?)?\])?(\((?P<rounding>.*)\))?", re.DOTALL
+    r"(?P<split>[^\[(]+)(\[((?P<start>-?\d+(_\d+)*)%?)?:((?P<end>-?\d+(_\d+)*)%?)?\])?(\((?P<rounding>[^)]*)\))?"
 )
 
 

@@ -12,6 +12,7 @@ from transformers import ResNetConfig
 
 from dim_hf.classifiers.external import find_source, plan
 from dim_hf.data import load_image_data
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
@@ -105,6 +106,7 @@ def test_each_form_of_storage_is_a_size_of_its_own(tmp_path):
     # Weights that differ are jobs that differ, and each has as many bytes of real images beside it.
     jobs = [json.loads(line)["job"] for line in (tmp_path / "out" / "results.jsonl").read_text().splitlines()]
     assert {job["content"] for job in jobs if job["source"] == "generated"} == set(map(module_digest, forms.values()))
+    assert {job["format"] for job in jobs} == {EVALUATION_FORMAT}
     budgets = {int(job["content"].split("/")[1]) for job in jobs if job["source"] == "equal_bytes"}
     assert budgets == set(map(module_bytes, forms.values()))
 

@@ -6,6 +6,7 @@ from gap import main, nearest_generated, parse_args
 
 from dim_hf.classifiers import build_classifier
 from dim_hf.data import load_image_data
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 from dim_hf.models import DiMGenerator
 
 
@@ -47,6 +48,10 @@ def test_rows_of_a_run_are_measured_once(generator, tmp_path, monkeypatch):
     before = (tmp_path / "gap.jsonl").read_bytes()
     main(args)
     assert (tmp_path / "gap.jsonl").read_bytes() == before
+    # Rows of another format are made again.
+    (tmp_path / "gap.jsonl").write_text(before.decode().replace(f'"format": {EVALUATION_FORMAT}', '"format": 0'))
+    assert [row["job"]["format"] for row in main(args)][-2:] == [EVALUATION_FORMAT] * 2
+    (tmp_path / "gap.jsonl").write_bytes(before)
     # What real images reach depends on which of them are held out.
     changed = options | {"data_fingerprint": data.fingerprint, "validation_fraction": 0.2}
     (run / "options.json").write_text(json.dumps(changed))

@@ -25,6 +25,7 @@ from dim_hf.evaluation.codecs import (
 )
 from dim_hf.evaluation.controls import random_subset
 from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.results import EVALUATION_FORMAT
 
 
 LOSSLESS = [name for name, codec in CODECS.items() if codec.lossless]
@@ -251,6 +252,7 @@ def test_one_coding_needs_no_search(digits, tmp_path, capsys):
     (record,) = map(json.loads, (tmp_path / "codecs.jsonl").read_text().splitlines())
     said = f"nothing to choose for 8,000 bytes of real images but PNG, which takes {record['bytes']:,}\n"
     assert best == CODECS["PNG"] and capsys.readouterr().out == said
+    assert record["job"]["format"] == EVALUATION_FORMAT
 
 
 def test_codings_that_do_not_fit_are_left_out(digits, tmp_path):

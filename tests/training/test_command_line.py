@@ -176,6 +176,7 @@ def test_choices_are_those_of_what_repositories_carry():
         ("train[:50%](pct1_dropremainder)", "train[50%:]", True),
         ("train[10:20]", "test[10:20]", False),
         ("odd]", "odd]", True),
+        ("train[:_]", "train[1__0:]", False),  # Not slices; `datasets` refuses them.
     ],
 )
 def test_splits_that_may_share_images(one, other, shared):
