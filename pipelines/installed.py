@@ -5,12 +5,13 @@ from collections.abc import Container
 from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
+import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from dim_hf.arguments import shown
-from dim_hf.files import NEXT_PIPELINE, read_json
+from dim_hf.files import read_json, replace_pipeline
 from dim_hf.hub_errors import check_characters, clear_hub_errors
 from dim_hf.messages import listed
 from dim_hf.models import DiMGenerator, DiMLabeler
@@ -49,6 +50,7 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         Raises:
             OSError: If a file is missing, weights are pickled, or the Hub refuses.
             ValueError: If an argument is not valid, or a file describes another pipeline.
+            TypeError: If there is no such argument.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError(
@@ -61,6 +63,11 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
                 "no code of a repository. `diffusers.DiffusionPipeline` does."
             )
         check_characters(kwargs.get("token"), "`token`")
+        variant = kwargs.get("variant")
+        if variant is not None and not isinstance(variant, str):
+            raise ValueError(f"`variant` is {shown(variant)}; valid is a `str`, or None.")
+        for argument in ("dtype", "torch_dtype"):
+            _check_dtype(argument, kwargs.get(argument))
         # The installed classes are in the place of all that a repository could bring.
         kwargs["trust_remote_code"] = False
         name = _folder_or_repo_id(pretrained_model_name_or_path)
@@ -75,13 +82,15 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
                 arguments = {key: kwargs.pop(key) for key in hub_arguments if key in kwargs}
                 with clear_hub_errors(name):
                     name = snapshot_download(name, allow_patterns=f"{subfolder}/*", **arguments)
-            name = os.path.join(name, subfolder)
+            parent, name = name, os.path.join(name, subfolder)
+            _check_link(Path(name), Path(parent))
             if not os.path.isdir(name):
                 raise FileNotFoundError(f"`subfolder` {str(subfolder)!r} is not in {pretrained_model_name_or_path}.")
         # Holds the whole pipeline if a process was killed while it replaced an older one.
-        unfinished = os.path.join(name, NEXT_PIPELINE)
+        unfinished = os.path.join(name, pipeline_dim.NEXT_PIPELINE)
         folder = unfinished if os.path.isdir(unfinished) else name
         if os.path.isdir(folder):
+            _check_link(Path(folder), Path(name))
             cls._check_files(Path(folder), passed=kwargs)
         pipeline = super().from_pretrained(folder, **kwargs)
         if folder != name:
@@ -163,7 +172,14 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
             for name, network in (("generator", DiMGenerator), ("labeler", DiMLabeler))
             if config_dict.get(name, [None])[0] is not None
         }
-        return super().extract_init_dict(config_dict | installed, **kwargs)
+        init_dict, unused, hidden = super().extract_init_dict(config_dict | installed, **kwargs)
+        # diffusers only logs these; a mistyped `variant` would load other weights.
+        if unused:
+            raise TypeError(f"`from_pretrained` takes no {listed(sorted(unused))}.")
+        return init_dict, unused, hidden
+
+    def _put_in_place(self, written: Path, folder: Path) -> None:
+        replace_pipeline(written, folder)
 
     def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
         """Pushes the pipeline with a model card and a sample grid; see [`dim_hf.hub.push.push_to_hub`]."""
@@ -171,6 +187,16 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         from dim_hf.hub.push import push_to_hub
 
         return push_to_hub(self, repo_id, *args, **(kwargs | {"storage": storage}))
+
+
+def _check_dtype(argument: str, value: Any) -> None:
+    """Refuses what diffusers would replace by float32, and numbers in which the networks do not run."""
+    for each in value.values() if isinstance(value, dict) else [value]:
+        if each not in (None, torch.float32, torch.float16, torch.bfloat16, torch.float64):
+            raise ValueError(
+                f"`{argument}` is or holds {shown(each)}; valid are torch.float32, torch.float16, torch.bfloat16 and "
+                "torch.float64."
+            )
 
 
 def _folder_or_repo_id(value: Any) -> str:

@@ -2,16 +2,18 @@
 
 import argparse
 import itertools
+import math
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from command_line import check_once, check_pipeline, data_flag, load_pipeline, overlap, trained_on
 
 from dim_hf.audit.report import read_audit
-from dim_hf.classifiers import check_classifier
+from dim_hf.classifiers import build_classifier, check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.data.folders import refuse_data_folder
 from dim_hf.evaluation.codecs import CODECS, MISSING_FORMATS
@@ -273,6 +275,26 @@ def check_fit(args: argparse.Namespace, test: ImageData) -> None:
             check_classifier(name, test.channels, test.size, features=True)
         except ValueError as error:
             raise ValueError(f"`--pool`: {error}") from error
+    for ipc in args.ipc:
+        images = ipc * test.num_classes
+        # Streams split an epoch evenly.
+        if images // math.ceil(images / args.train_batch_size) == 1:
+            for name in args.classifiers:
+                _check_single(name, ipc, args.train_batch_size, test)
+
+
+def _check_single(name: str, ipc: int, batch_size: int, test: ImageData) -> None:
+    """Refuses a classifier that cannot be trained on a batch of one image."""
+    with torch.random.fork_rng(devices=[]):
+        network = build_classifier(name, test.num_classes, test.channels, test.size).train()
+    try:
+        with torch.no_grad():
+            network(torch.zeros(1, test.channels, test.size, test.size))
+    except ValueError as error:
+        raise ValueError(
+            f"`--train_batch_size` {batch_size} makes a batch of one image at `--ipc` {ipc}, on which {name} cannot "
+            "be trained, since its batch norm would have one value per channel; choose another."
+        ) from error
 
 
 def takes_pool(args: argparse.Namespace) -> bool:

@@ -49,7 +49,6 @@ from dim_hf.files import (
     check_output_dir,
     lock_output_dir,
     read_json,
-    replace_pipeline,
     replace_text,
     whole_folder,
 )
@@ -417,7 +416,7 @@ def make_pipeline(networks: Networks, statistics: PrivateStatistics) -> DiMPipel
 def finish(args: argparse.Namespace, start: Start, statistics: PrivateStatistics, networks: Networks) -> None:
     if not makes_finite_images(networks.ema_generator):
         raise FloatingPointError(f"generated images are NaN or infinite after step {start.progress['step']}.")
-    replace_pipeline(stored_form(make_pipeline(networks, statistics), args.storage), start.output_dir)
+    stored_form(make_pipeline(networks, statistics), args.storage).save_pretrained(start.output_dir)
     print(
         f"Done in {start.progress['seconds']:,.0f} s. The pipeline in {start.output_dir} has "
         f"{statistics.guarantee.describe()}."

@@ -19,7 +19,6 @@ from dim_hf.files import (
     read_json,
     read_json_lines,
     refuse_foreign_files,
-    replace_pipeline,
     replace_text,
 )
 from dim_hf.messages import listed
@@ -124,7 +123,7 @@ def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
     """Replaces a folder's pipeline, or removes it for `None`; one of the same weights is left as it is."""
     if pipeline is not None:
         if not (folder / "model_index.json").is_file() or not _holds(folder, pipeline.generator):
-            replace_pipeline(pipeline, folder)
+            pipeline.save_pretrained(folder)
         return
     # Without its index a folder is not a pipeline.
     for name in ("model_index.json", "pipeline.py"):

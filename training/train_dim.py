@@ -74,7 +74,7 @@ from dim_hf.distillation.pool import PoolRecipe, build_pool
 from dim_hf.distillation.processes import check_same, gather, make_equal, over_all_processes
 from dim_hf.distillation.rounding import rounded_weights
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_pipeline, replace_text
+from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, replace_text
 from dim_hf.hub.card import local_or_hub
 from dim_hf.hub.push import prepare_repository
 from dim_hf.machine import describe_threads, environment, keep_freed_memory, peak_memory_mib
@@ -265,7 +265,9 @@ def record_beginning(run: Run, options: dict[str, Any]) -> None:
     if accelerator.is_main_process:
         # The line of a step whose validation is still to be done is written with it.
         keep_until(run.output_dir, run.progress["step"] - ("pending" in run.progress))
-        replace_text(run.output_dir / "options.json", json.dumps(options, indent=2))
+        # Those of a run that is over made its weights.
+        if run.progress["step"] < plan.total_steps or not (run.output_dir / "options.json").is_file():
+            replace_text(run.output_dir / "options.json", json.dumps(options, indent=2))
         replace_text(run.output_dir / "environment.json", json.dumps(environment(), indent=2))
         if accelerator.trackers or run.args.report_to != "none":
             accelerator.init_trackers("train_dim", config={k: str(v) for k, v in options.items()})
@@ -556,9 +558,9 @@ def select(run: Run, stop: Callable[[], bool], bar: tqdm) -> dict[str, float]:
         matching = step > run.plan.adversarial_steps
         progress["best"] = {"accuracy": accuracy, "step": step, "matching": matching}
         networks.best_generator.load_state_dict(networks.ema_generator.state_dict())
-        replace_pipeline(pipeline, run.output_dir)
+        pipeline.save_pretrained(run.output_dir)
         if run.plan.match_steps and not matching:
-            replace_pipeline(pipeline, run.output_dir / "before_matching")
+            pipeline.save_pretrained(run.output_dir / "before_matching")
     best = progress["best"]
     bar.write(
         f"step {step:,}: validation accuracy {accuracy:.4f} (best {best['accuracy']:.4f} at step {best['step']:,})"

@@ -86,7 +86,6 @@ from dim_hf.files import (
     check_output_dir,
     lock_output_dir,
     refuse_foreign_files,
-    replace_pipeline,
     replace_text,
 )
 from dim_hf.hub.card import HUB_ERRORS
@@ -203,7 +202,7 @@ def main(args: argparse.Namespace) -> float:
         settings = {name: getattr(args, name) for name in TEACHER_SETTINGS}
         record = settings | {"seed": seed, "weights": module_digest(taught.labeler)}
         replace_text(output_dir / "labeler.json", json.dumps(record, indent=2))
-        replace_pipeline(taught, output_dir)
+        taught.save_pretrained(output_dir)
     print(f"teacher in {output_dir}: accuracy {accuracy:.4f} on the {len(validation):,} images held out of train")
     return accuracy
 

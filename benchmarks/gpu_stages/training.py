@@ -19,7 +19,7 @@ from dim_hf.distillation.checkpointing import (
 )
 from dim_hf.evaluation.judges import DeploymentRecipe, evaluate_accuracy
 from dim_hf.evaluation.sample_grid import save_sample_grid
-from dim_hf.files import read_json_lines, replace_pipeline, replace_text
+from dim_hf.files import read_json_lines, replace_text
 from dim_hf.machine import peak_memory_mib
 from dim_hf.models import DiMGenerator
 from dim_hf.pipelines import DiMPipeline
@@ -67,7 +67,7 @@ def trained(bench: Bench) -> dict[str, Any]:
     def save() -> None:
         progress["step"] = step
         save_checkpoint(run.accelerator, run.models, checkpoint_dir(args), progress, 1)
-        replace_pipeline(pipeline, output_dir / "pipeline")
+        pipeline.save_pretrained(output_dir / "pipeline")
 
     def validate(**more: ImageData) -> float:
         """Writes down the accuracy on the part of train that was held out; gives the seconds it took."""

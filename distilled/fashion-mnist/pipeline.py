@@ -1,7 +1,7 @@
 """The pipeline that turns class labels and noise into images of a distilled data set.
 
-A distilled repository on the Hub holds this file as `pipeline.py`, so it imports only torch and diffusers. How the
-installed package loads a pipeline is in `installed.py`.
+A distilled repository on the Hub holds this file as `pipeline.py`, so it imports only torch, diffusers and
+safetensors. How the installed package loads a pipeline is in `installed.py`.
 """
 
 import copy
@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -26,6 +27,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.pipelines.pipeline_utils import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor, unwrap_module
+from safetensors import SafetensorError
 
 
 Pipeline = TypeVar("Pipeline", bound="DiMPipeline")
@@ -37,6 +39,8 @@ _MOST_IN_MEMORY = 1_000_000
 # Of the noise and pixels of those images: 16 GiB in float32.
 _MOST_NUMBERS = 2**32
 _LONGEST_NAME = 200
+# Holds a whole pipeline until its files have replaced those of an older one; the installed pipeline looks here first.
+NEXT_PIPELINE = ".pipeline.next"
 _REORDERING = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 EXAMPLE_DOC_STRING = """
@@ -152,7 +156,8 @@ class DiMPipeline(DiffusionPipeline):
     ) -> None:
         """
         Saves the pipeline as safetensors with its source, so that the folder works without this package. Takes the
-        arguments of [`DiffusionPipeline.save_pretrained`] and `storage`.
+        arguments of [`DiffusionPipeline.save_pretrained`] and `storage`. A pipeline that the folder holds is replaced
+        once the new one is complete; weights of other variants stay.
 
         Args:
             storage (`str`, *optional*):
@@ -162,50 +167,149 @@ class DiMPipeline(DiffusionPipeline):
                 dtype in memory. Weights in memory do not change, and loading gives float32.
 
         Raises:
-            ValueError: If an argument is not valid, or the form of storage cannot hold the weights.
+            ValueError: If an argument is not valid, the form of storage cannot hold the weights, or the folder holds
+                weights of another variant that belong to another network or have other class names.
             OSError: If the folder cannot be written, or holds a `pipeline.py` but no pipeline.
         """
-        if not safe_serialization:
-            raise ValueError("`safe_serialization` is False; only True is valid, since pickled weights can run code.")
+        if kwargs and not push_to_hub:
+            raise TypeError(f"`save_pretrained` takes no {_listed(sorted(kwargs))} without `push_to_hub`.")
+        if safe_serialization is not True:
+            raise ValueError(
+                f"`safe_serialization` is {_shown(safe_serialization)}; only True is valid, since pickled weights can "
+                "run code."
+            )
         if not isinstance(save_directory, str | os.PathLike):
             raise ValueError(f"`save_directory` is {_shown(save_directory)}; valid is the path of a folder.")
-        # It becomes part of file names.
-        if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]*", variant)):
-            raise ValueError(
-                f"`variant` is {_shown(variant)}; valid are letters, digits, hyphens and underscores, or None."
-            )
-        folder = Path(save_directory).expanduser()
+        form = self._checked_form(storage, variant, max_shard_size)
+        folder = Path(os.path.expanduser(save_directory))
         if folder.is_file():
             raise NotADirectoryError(f"`save_directory` {folder} is a file; valid is the path of a folder.")
-        if (folder / "pipeline.py").is_file() and not (folder / "model_index.json").is_file():
-            raise FileExistsError(
-                f"`save_directory` {folder} holds a pipeline.py without a pipeline, which would be overwritten; "
-                "name another folder."
-            )
-        form = self.generator.storage if storage is None else storage
-        # Before any file is made.
-        self.generator.check_storage(form, max_shard_size)
-        if self.labeler is not None:
-            self.labeler.check_storage(form)
+        if (folder / NEXT_PIPELINE).is_dir():
+            self._put_in_place(folder / NEXT_PIPELINE, folder)
+        self._check_folder(folder, variant)
         stored = self._stored_as(form)
-        for name in stored._networks():
-            module = stored.config[name][0]
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(inspect.getfile(sys.modules[module]), folder / name / f"{_file_name(module)}.py")
-        shutil.copyfile(__file__, folder / "pipeline.py")
         repo_id = kwargs.pop("repo_id", folder.name)
-        # `DiMPipeline` may be another class by now: diffusers runs this file again for each pipeline that it loads.
-        super(__class__, stored).save_pretrained(  # type: ignore[name-defined]
-            str(folder), variant=variant, max_shard_size=max_shard_size, **({} if push_to_hub else kwargs)
-        )
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(prefix=".pipeline.", suffix=".incomplete", dir=folder) as aside:
+                written = Path(aside) / "pipeline"
+                written.mkdir()
+                for name in stored._networks():
+                    if (folder / name).is_dir():
+                        shutil.copytree(folder / name, written / name, ignore_dangling_symlinks=True)
+                    (written / name).mkdir(exist_ok=True)
+                    module = stored.config[name][0]
+                    shutil.copyfile(inspect.getfile(sys.modules[module]), written / name / f"{_file_name(module)}.py")
+                shutil.copyfile(__file__, written / "pipeline.py")
+                # `DiMPipeline` may be another class by now: diffusers runs this file again for each pipeline that it
+                # loads.
+                super(__class__, stored).save_pretrained(  # type: ignore[name-defined]
+                    str(written), variant=variant, max_shard_size=max_shard_size
+                )
+                # safetensors makes files that only their owner may read.
+                for weights in written.rglob("*.safetensors"):
+                    shutil.copymode(written / "pipeline.py", weights)
+                self._put_in_place(written, folder)
+        except (OSError, SafetensorError) as error:
+            if isinstance(error, OSError) and error.errno is None:
+                raise
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split()).rstrip(".")
+            raise OSError(f"`save_directory` {folder} cannot be written: {reason}.") from error
         # From a temporary folder, since this one may also hold a run with its checkpoints.
         if push_to_hub:
             self.push_to_hub(repo_id, variant=variant, storage=storage, **kwargs)
 
     def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
         """Pushes as [`DiffusionPipeline.push_to_hub`] does; `storage` is that of [`save_pretrained`]."""
-        stored = self._stored_as(self.generator.storage if storage is None else storage)
+        # diffusers creates the repository before it saves.
+        stored = self._stored_as(self._checked_form(storage, kwargs.get("variant")))
         return super(__class__, stored).push_to_hub(repo_id, *args, **kwargs)  # type: ignore[name-defined]
+
+    def _checked_form(
+        self, storage: str | None, variant: str | None, max_shard_size: int | str | None = None
+    ) -> str | None:
+        """The form of storage, once these arguments of [`save_pretrained`] are found to be valid."""
+        # It becomes part of file names.
+        if variant is not None and not (isinstance(variant, str) and re.fullmatch(r"\w[\w-]*", variant)):
+            raise ValueError(
+                f"`variant` is {_shown(variant)}; valid are letters, digits, hyphens and underscores, or None."
+            )
+        form = self.generator.storage if storage is None else storage
+        self.generator.check_storage(form, max_shard_size)
+        if self.labeler is not None:
+            self.labeler.check_storage(form)
+        return form
+
+    def _check_folder(self, folder: Path, variant: str | None) -> None:
+        """Raises an error if saving here would overwrite what is not a pipeline's, or mix two pipelines."""
+        source = folder / "pipeline.py"
+        foreign = source.is_file() and source.read_bytes() != Path(__file__).read_bytes()
+        if foreign and not (folder / "model_index.json").is_file():
+            raise FileExistsError(
+                f"`save_directory` {folder} holds a pipeline.py without a pipeline, which would be overwritten; "
+                "name another folder."
+            )
+        for name in ("generator", "labeler"):
+            if (folder / name).is_symlink():
+                raise FileExistsError(
+                    f"`save_directory` {folder} holds a link named {name}, and what it leads to would be overwritten; "
+                    "name another folder."
+                )
+        files = {
+            path: path.read_bytes()
+            for path in (folder / "generator" / "config.json", folder / "model_index.json")
+            if path.is_file()
+        }
+        names = [path.name for path in (folder / "generator").glob("*.safetensors")]
+        self.refuse_mixture(f"`save_directory` {folder}", variant, names, *files.values())
+
+    def refuse_mixture(self, where: str, variant: str | None, names: list[str], *files: bytes) -> None:
+        """
+        Raises a `ValueError` if there are weights of other variants that belong to another network or to other class
+        names. All variants in one place share one configuration, so this pipeline's would be theirs too.
+
+        Args:
+            where (`str`): The folder or repository, for the message.
+            variant (`str`, *optional*): That of this pipeline.
+            names (`list[str]`): The names of the generator's files there.
+            files (`bytes`): The contents of `generator/config.json` and `model_index.json` there.
+        """
+        ending = f".{variant}" if variant else ""
+        ours = re.compile(rf"diffusion_pytorch_model{re.escape(ending)}(-\d+-of-\d+)?\.safetensors")
+        others = sorted(
+            name for name in names if name.startswith("diffusion_pytorch_model") and not ours.fullmatch(name)
+        )
+        if not others:
+            return
+        signature = inspect.signature(type(self.generator))
+        defaults = {name: each.default for name, each in signature.parameters.items()}
+
+        def told(config: Any, index: Any) -> tuple[Any, Any]:
+            # Older configs lack newer entries.
+            network = defaults | {name: value for name, value in config.items() if name[0] != "_"}
+            return {name: list(v) if isinstance(v, tuple) else v for name, v in network.items()}, index.get("id2label")
+
+        index = json.loads(self.to_json_string())
+        try:
+            config_there, index_there = (json.loads(file) for file in files)
+            fits = told(config_there, index_there) == told(self.generator.config, index)
+            fits = fits and ("labeler" in index or "labeler" not in index_there)
+        except (ValueError, AttributeError, TypeError):
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"{where} holds {', '.join(others[:3])} of another network, or with other class names or a teacher, "
+                "which all variants share; name another."
+            )
+
+    def _put_in_place(self, written: Path, folder: Path) -> None:
+        """Replaces a folder's pipeline. The folder cannot be loaded until it has an index again, which goes last."""
+        (folder / "model_index.json").unlink(missing_ok=True)
+        for path in sorted(written.iterdir(), key=lambda path: path.name == "model_index.json"):
+            if (folder / path.name).is_dir():
+                os.rename(folder / path.name, written / f".old {path.name}")
+            os.replace(path, folder / path.name)
+        shutil.rmtree(written)
 
     def _networks(self) -> dict[str, ModelMixin]:
         networks = {"generator": self.generator, "labeler": self.labeler}
@@ -374,6 +478,8 @@ class DiMPipeline(DiffusionPipeline):
         # Read once, since it may be an iterator.
         label_ids = self.get_label_ids(class_labels)
         self.check_inputs(label_ids, ipc, generator, latents, batch_size, output_type)
+        # Small integers of NumPy would overflow.
+        ipc, batch_size = int(ipc), int(batch_size)
         labels = [label for label in label_ids for _ in range(ipc)]
         latents = self.prepare_latents(len(labels), generator) if latents is None else latents
 

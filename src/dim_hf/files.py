@@ -11,7 +11,6 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
-from diffusers import DiffusionPipeline
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
@@ -43,7 +42,8 @@ KNOWN_BY = {
     "generate_dim.py": [("options.json", {"weights", "shard_size"})],
     "audit_dim.py": [("audit.json", {"findings", "weights"})],
 }
-# Holds a whole pipeline before its files replace those of an older one; `DiMPipeline` looks here first.
+# Holds a whole pipeline before its files replace those of an older one; `DiMPipeline` looks here first. The file
+# `pipeline_dim.py`, which works without this package, has the same name.
 NEXT_PIPELINE = ".pipeline.next"
 
 
@@ -185,6 +185,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[Path]:
     with _cleared_away(aside, path):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        _share(aside)
         _flush(aside)
         os.replace(aside, path)
         _flush(path.parent)
@@ -200,6 +201,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         aside.mkdir(parents=True)
         yield aside
         for each in sorted(aside.rglob("*"), reverse=True):
+            _share(each)
             _flush(each)
         _flush(aside)
         if path.exists():
@@ -224,6 +226,7 @@ def whole_cache_file(path: str | os.PathLike) -> Iterator[Path]:
         try:
             _remove(aside)
             yield aside
+            _share(aside)
             os.replace(aside, path)
         finally:
             with suppress(OSError):
@@ -255,6 +258,12 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def _share(path: Path) -> None:
+    """Lets those read and write a file who may do so with its folder; safetensors makes files only for their owner."""
+    if path.is_file():
+        path.chmod(path.parent.stat().st_mode & 0o666)
+
+
 def _flush(path: Path) -> None:
     """Waits until a file or folder is on the disk; otherwise a renamed file could be empty after a power cut."""
     if path.is_dir():
@@ -276,15 +285,19 @@ def replace_text(path: str | os.PathLike, text: str) -> None:
         aside.write_text(text, encoding="utf-8")
 
 
-def replace_pipeline(pipeline: DiffusionPipeline, folder: str | os.PathLike) -> None:
+def replace_pipeline(written: Path, folder: Path) -> None:
     """
-    Saves a pipeline into a folder that may hold an older one and other files. If the process is killed at any moment,
-    `DiMPipeline` loads either the older or the new one, never a mixture.
+    Puts a saved pipeline in the place of the older one in a folder that may hold other files, too. If the process is
+    killed at any moment, `DiMPipeline` loads either the older or the new one, never a mixture.
+
+    Args:
+        written: The folder of the new pipeline, on the same disk. It is removed.
     """
-    folder = Path(folder)
-    finish_replacing(folder)
-    with whole_folder(folder / NEXT_PIPELINE) as aside:
-        pipeline.save_pretrained(aside)
+    for path in sorted(written.rglob("*"), reverse=True):
+        _flush(path)
+    _flush(written)
+    os.rename(written, folder / NEXT_PIPELINE)
+    _flush(folder)
     finish_replacing(folder)
 
 
@@ -292,15 +305,18 @@ def finish_replacing(folder: str | os.PathLike) -> None:
     """Moves a pipeline that [`replace_pipeline`] completed into its place, and removes files of an older one."""
     folder = Path(folder)
     written = folder / NEXT_PIPELINE
-    if not written.is_dir():
+    if not written.is_dir() or written.is_symlink():
         return
-    for path in sorted(path for path in written.rglob("*") if path.is_file()):
+    # So that diffusers does not load a mixture either.
+    (folder / "model_index.json").unlink(missing_ok=True)
+    files = (path for path in written.rglob("*") if path.is_file())
+    for path in sorted(files, key=lambda path: path.name == "model_index.json"):
         with whole_file(folder / path.relative_to(written)) as aside:
             shutil.copyfile(path, aside)
     for component in ("generator", "labeler"):
         if not (written / component).is_dir() and (folder / component / "config.json").is_file():
             shutil.rmtree(folder / component)
-        # Shards, or weights in another precision.
+        # Of an older save in more files, or in fewer.
         for path in (folder / component).glob("*.safetensors*"):
             if not (written / component / path.name).exists():
                 path.unlink()

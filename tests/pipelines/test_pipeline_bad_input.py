@@ -221,6 +221,37 @@ def test_a_variant_that_is_no_part_of_a_file_name(pipe, tmp_path, variant):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("size", ["10 gigs", "5", "-1GB", "0KB", -1, 0, 1.5, True, b"1KB", []])
+def test_a_size_of_files_that_diffusers_cannot_read(pipe, tmp_path, size):
+    text = message(ValueError, pipe.save_pretrained, tmp_path / "new", max_shard_size=size)
+    assert f"`max_shard_size` is {size!r}; valid are a number of bytes from 1" in text
+    assert not (tmp_path / "new").exists()
+
+
+def test_arguments_that_do_not_exist(pipe, tmp_path):
+    text = message(TypeError, pipe.save_pretrained, tmp_path / "new", foo=1, repo_id="x")
+    assert text == "`save_pretrained` takes no foo, repo_id without `push_to_hub`."
+    assert not (tmp_path / "new").exists()
+    pipe.save_pretrained(tmp_path)
+    # diffusers would load the usual weights.
+    text = message(TypeError, DiMPipeline.from_pretrained, tmp_path, varient="int4", storage="int8")
+    assert text == "`from_pretrained` takes no storage, varient."
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("value", ["float16", "int8", torch.int8, torch.float8_e4m3fn, {"generator": "half"}, 16])
+def test_dtypes(pipe, tmp_path, name, value):
+    pipe.save_pretrained(tmp_path)
+    text = message(ValueError, DiMPipeline.from_pretrained, tmp_path, **{name: value})
+    assert text.startswith(f"`{name}` is or holds ") and "valid are torch.float32" in text
+
+
+@pytest.mark.parametrize("variant", [5, True, b"x", []])
+def test_a_variant_to_load(pipe, tmp_path, variant):
+    pipe.save_pretrained(tmp_path)
+    assert f"`variant` is {variant!r}" in message(ValueError, DiMPipeline.from_pretrained, tmp_path, variant=variant)
+
+
 def test_a_source_file_without_a_pipeline_is_kept(pipe, tmp_path):
     (tmp_path / "pipeline.py").write_text("mine")
     assert "holds a pipeline.py without a pipeline" in message(FileExistsError, pipe.save_pretrained, tmp_path)

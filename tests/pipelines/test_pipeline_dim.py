@@ -11,11 +11,14 @@ import diffusers
 import numpy as np
 import processes
 import pytest
+import safetensors.torch
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 
+from dim_hf.files import NEXT_PIPELINE
 from dim_hf.models import DiMGenerator, DiMLabeler, labeler_dim
 from dim_hf.pipelines import DiMPipeline, DiMPipelineOutput, pipeline_dim
 
@@ -288,7 +291,8 @@ def test_saved_folder_is_complete_in_itself(folder):
 
 
 def test_source_files_need_nothing_but_torch_and_diffusers(folder):
-    allowed = {"torch", "diffusers", *sys.stdlib_module_names}
+    # diffusers itself needs safetensors.
+    allowed = {"torch", "diffusers", "safetensors", *sys.stdlib_module_names}
     for path in (folder / "pipeline.py", folder / "generator" / "generator_dim.py", Path(labeler_dim.__file__)):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.ImportFrom):
@@ -560,3 +564,141 @@ def test_compiled_generator_makes_the_same_images_and_is_saved_as_it_was(pipe, t
     torch.testing.assert_close(images(compiled), images(pipe))
     compiled.save_pretrained(tmp_path)
     assert torch.equal(images(DiMPipeline.from_pretrained(tmp_path)), images(pipe))
+
+
+# Saving over another pipeline
+
+
+def identity(folder):
+    loaded = DiMPipeline.from_pretrained(folder)
+    loaded.set_progress_bar_config(disable=True)
+    return loaded.class_names, images(loaded)
+
+
+def test_a_save_that_fails_leaves_the_older_pipeline(pipe, folder, monkeypatch):
+    before, names = content(folder), sorted(os.listdir(folder))
+    other = DiMPipeline(DiMGenerator(3, 8, 1, 9, 4, (8,), (0,)), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="`max_shard_size` is '10 gigs'; valid are a number of bytes from 1"):
+        other.save_pretrained(folder, max_shard_size="10 gigs")
+
+    def full(*args, **kwargs):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(OSError, match=f"`save_directory` {folder} cannot be written: I/O error: No space left"):
+            other.save_pretrained(folder)
+    assert content(folder) == before and sorted(os.listdir(folder)) == names
+    # Nor does one into a new folder stand in its own way.
+    with monkeypatch.context() as patch:
+        patch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(OSError, match="cannot be written"):
+            other.save_pretrained(folder / "new")
+    other.save_pretrained(folder / "new")
+    assert identity(folder / "new")[0] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize("kind", [DiMPipeline, pipeline_dim.DiMPipeline])
+@pytest.mark.parametrize("at", ["generator", "pipeline.py", "model_index.json"])
+def test_a_save_killed_between_two_files_is_never_loaded_as_a_mixture(folder, monkeypatch, kind, at):
+    # As a repository's own class does it, without the package.
+    new = kind(DiMGenerator(3, 8, 1, LATENT_DIM, 4, (8, 4)), ["a", "b", "c"])
+    replace = os.replace
+
+    def killed(source, target):
+        if Path(target).name == at or (at == "generator" and "generator" in Path(target).parts):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            new.save_pretrained(folder)
+    if kind is DiMPipeline:
+        assert identity(folder)[0] == ["a", "b", "c"]
+    else:
+        with pytest.raises(FileNotFoundError, match=r"model_index\.json"):
+            DiMPipeline.from_pretrained(folder)
+    new.save_pretrained(folder)
+    new.set_progress_bar_config(disable=True)
+    names, made = identity(folder)
+    assert names == ["a", "b", "c"] and torch.equal(made, images(new))
+    assert not list(folder.glob(".*"))
+
+
+def test_a_pipeline_that_waits_to_be_put_in_place_does_not_undo_a_later_save(pipe, folder):
+    make_pipeline(id2label=None).save_pretrained(folder / NEXT_PIPELINE)
+    assert identity(folder)[0] == ["0", "1", "2"]
+    pipe.save_pretrained(folder)
+    assert identity(folder)[0] == list(NAMES.values()) and not (folder / NEXT_PIPELINE).exists()
+
+
+@pytest.mark.parametrize("kind", [DiMPipeline, pipeline_dim.DiMPipeline])
+def test_variants_of_another_network_or_of_other_names_are_refused(pipe, folder, kind):
+    # Variants share the config and the index.
+    before = content(folder)
+    wide = kind(DiMGenerator(3, 8, 1, LATENT_DIM, 4, (16, 4)), NAMES)
+    renamed = kind(pipe.generator, {0: "Bag", 1: "Coat", 2: "T-shirt"})
+    for other in (wide, renamed):
+        with pytest.raises(ValueError, match=r"holds diffusion_pytorch_model\.safetensors of another network"):
+            other.save_pretrained(folder, variant="x")
+    assert content(folder) == before
+    # A config of an earlier release lacks newer entries.
+    path = folder / "generator" / "config.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "modulation"}))
+    kind(pipe.generator, NAMES).save_pretrained(folder, variant="small", storage="int4")
+    with pytest.raises(ValueError, match=r"holds diffusion_pytorch_model\.small\.safetensors of another network"):
+        wide.save_pretrained(folder)
+    kind(pipe.generator, NAMES).save_pretrained(folder, max_shard_size="1KB")
+    assert DiMPipeline.from_pretrained(folder, variant="small").generator.storage == "int4"
+    assert torch.equal(identity(folder)[1], images(pipe))
+
+
+@pytest.mark.parametrize("kind", [DiMPipeline, pipeline_dim.DiMPipeline])
+def test_others_can_read_a_saved_pipeline_and_links_are_not_written_through(pipe, folder, tmp_path, kind):
+    links = tmp_path / "links"
+    links.mkdir()
+    for name in ("model_index.json", "pipeline.py"):
+        (links / name).symlink_to(folder / name)
+    before = content(folder)
+    kind(pipe.generator, ["a", "b", "c"]).save_pretrained(links)
+    assert content(folder) == before and identity(links)[0] == ["a", "b", "c"]
+    modes = {path.stat().st_mode & 0o777 for path in links.rglob("*") if path.is_file()}
+    assert modes == {0o666 & (links / "generator").stat().st_mode}
+    (tmp_path / "outside").mkdir()
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "generator").symlink_to(tmp_path / "outside")
+    with pytest.raises(FileExistsError, match="holds a link named generator"):
+        pipe.save_pretrained(linked)
+    assert not list((tmp_path / "outside").iterdir())
+
+
+@pytest.mark.parametrize(("name", "arguments"), [(NEXT_PIPELINE, {}), ("below", {"subfolder": "below"})])
+def test_a_link_out_of_the_folder_is_not_loaded(pipe, folder, tmp_path, name, arguments):
+    pipe.save_pretrained(tmp_path / "outside")
+    (folder / name).symlink_to(tmp_path / "outside")
+    with pytest.raises(OSError, match="is a link that leaves"):
+        DiMPipeline.from_pretrained(folder, **arguments)
+
+
+# Numbers
+
+
+@pytest.mark.parametrize("number", [np.int8(100), np.uint8(100)])
+def test_small_integers_of_numpy_do_not_overflow(pipe, number):
+    output = pipe(ipc=np.int8(50), batch_size=number, generator=rng(), output_type="pt")
+    assert len(output.labels) == 150
+    torch.testing.assert_close(output.images, images(pipe, ipc=50))
+
+
+def test_weights_too_large_for_float16_are_not_loaded_or_cast_as_infinity(folder):
+    pipe = make_pipeline()
+    pipe.generator.proj_in.bias.data[0] = 1e5
+    pipe.save_pretrained(folder)
+    message = r"`dtype` torch.float16 cannot hold the generator's proj_in.bias: .* 65504; valid are torch.float32"
+    with pytest.raises(ValueError, match=message):
+        DiMPipeline.from_pretrained(folder, dtype=torch.float16)
+    with pytest.raises(ValueError, match=message):
+        pipe.to(torch.float16)
+    assert DiMPipeline.from_pretrained(folder, dtype=torch.bfloat16).generator.proj_in.bias[0] > 9e4

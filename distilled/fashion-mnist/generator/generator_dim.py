@@ -5,6 +5,7 @@ A distilled repository on the Hub holds this file, so it imports only torch and 
 
 import copy
 import os
+import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,6 +35,10 @@ UPSAMPLE_TYPES = ("transposed", "nearest")
 MOST_CONFIG_BYTES = 2**20
 MOST_IN_CONFIG, MOST_BLOCKS, MOST_LAYERS = 2**16, 16, 64
 MOST_WEIGHTS, MOST_ACTIVATIONS = 2**28, 2**26
+
+# The numbers that a file of weights may hold.
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_WHOLE = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 # Entries of a config that diffusers writes.
 _OF_DIFFUSERS = ("_class_name", "_diffusers_version")
@@ -124,7 +129,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
                 f"`layers_per_block` {tuple(layers_per_block)} must have one entry per block of `block_out_channels` "
                 f"{tuple(block_out_channels)}."
             )
-        if isinstance(out_channels, bool) or out_channels not in (1, 3):
+        if not _is_whole(out_channels, 1, 3) or out_channels == 2:
             raise ValueError(f"`out_channels` is {_shown(out_channels)}; valid are 1 (grey) and 3 (RGB).")
         if class_embed_dim == 0 and num_classes > latent_dim:
             raise ValueError(
@@ -202,7 +207,20 @@ class DiMGenerator(ModelMixin, ConfigMixin):
     def to(self, *args: Any, **kwargs: Any) -> Any:
         # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
         changes_dtype = any(isinstance(value, torch.dtype) for value in (*args, *kwargs.values()))
-        return nn.Module.to(self, *args, **kwargs) if changes_dtype else super().to(*args, **kwargs)
+        if not changes_dtype:
+            return super().to(*args, **kwargs)
+        moved = nn.Module.to(self, *args, **kwargs)
+        moved._check_range()
+        return moved
+
+    def _check_range(self) -> None:
+        """Raises a `ValueError` if values became infinite in a smaller dtype, which would silently change images."""
+        for name, value in self.state_dict().items():
+            if value.is_floating_point() and bool(value.isinf().any()):
+                raise ValueError(
+                    f"`dtype` {value.dtype} cannot hold the generator's {name}: it has larger values than "
+                    f"{torch.finfo(value.dtype).max:.5g}; valid are torch.float32 and torch.bfloat16."
+                )
 
     def save_pretrained(
         self,
@@ -231,8 +249,11 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             ValueError: If the form is unknown or cannot hold the weights.
         """
         form = self.storage if storage is None else storage
-        if form is not None and not safe_serialization:
-            raise ValueError(f"`safe_serialization` is False; only True is valid with `storage` {form!r}.")
+        if safe_serialization is not True:
+            raise ValueError(
+                f"`safe_serialization` is {_shown(safe_serialization)}; only True is valid, since pickled weights can "
+                "run code."
+            )
         self.check_storage(form, max_shard_size)
         saved = self
         if form is not None:
@@ -278,6 +299,7 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         for kind in ("missing", "unexpected", "mismatched"):
             if keys := info[f"{kind}_keys"]:
                 raise ValueError(f"the generator's weights have {kind} tensors: {_listed(sorted(map(str, keys)))}.")
+        model._check_range()
         return (model, info) if with_info else model
 
     @classmethod
@@ -316,6 +338,11 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         for name, value in self.state_dict().items():
             if not value.isfinite().all():
                 raise ValueError(f"the generator's {name} cannot be stored: it has values that are not finite.")
+        if not _is_size(max_shard_size):
+            raise ValueError(
+                f"`max_shard_size` is {_shown(max_shard_size)}; valid are a number of bytes from 1, such a string as "
+                "'5GB' (or KB, MB, TB), and None."
+            )
         if storage is None or not storage.startswith("int"):
             return
         if max_shard_size is not None:
@@ -386,11 +413,13 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             size = (shape.numel() * bits + 7) // 8
             packed = _checked(f"{name}.{found[0]}", left.pop(f"{name}.{found[0]}"), torch.Size([size]), False)
             scale = _checked(f"{name}.scale", left.pop(f"{name}.scale"), rows[:1], True)
-            if packed.dtype != torch.uint8 or scale.dtype != torch.float16 or bool((scale < 0).any()):
+            if packed.dtype != torch.uint8 or scale.dtype != torch.float16:
                 raise ValueError(
-                    f"the generator's {name} has {packed.dtype} codes and {scale.dtype} scales, the smallest "
-                    f"{scale.min():.3g}; valid are torch.uint8, and torch.float16 from 0."
+                    f"the generator's {name} has {packed.dtype} codes and {scale.dtype} scales; valid are torch.uint8 "
+                    "and torch.float16."
                 )
+            if bool((scale < 0).any()):
+                raise ValueError(f"the generator's {name}.scale holds {scale.min():.3g}; valid are scales from 0.")
             codes = unpack(packed, bits, shape.numel()).reshape(rows[0], -1)
             weights[name] = self.channels_first(name, dequantise(codes, scale, bits).reshape(rows)).contiguous()
         if left:
@@ -597,6 +626,13 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) <= most
 
 
+def _is_size(value: Any) -> bool:
+    """Whether diffusers can read a value as the size of a file, or it is `None`."""
+    if isinstance(value, str):
+        return re.fullmatch(r"\d*[1-9]\d*(KB|MB|GB|TB)", value) is not None
+    return value is None or (isinstance(value, int) and not isinstance(value, bool) and value > 0)
+
+
 def _shown(value: Any) -> str:
     """A value for a message: one line of at most 80 characters."""
     text = " ".join(repr(value).split())
@@ -605,7 +641,8 @@ def _shown(value: Any) -> str:
 
 def _checked(name: str, value: torch.Tensor, shape: torch.Size, floating: bool) -> torch.Tensor:
     """Returns a tensor of a file if it has the expected shape and kind of numbers, and all are finite."""
-    if value.shape != shape or value.is_floating_point() is not floating:
+    valid = _FLOATING if floating else _WHOLE
+    if value.shape != shape or value.dtype not in valid:
         kind = "floating-point" if floating else "whole"
         raise ValueError(
             f"the generator's {name} is {value.dtype} of shape {tuple(value.shape)}; valid are {kind} numbers of "

@@ -44,6 +44,8 @@ def image_suffixes() -> frozenset[str]:
     }
     # Without being such a file, MPEG is only identified too.
     decoded = Image.OPEN.keys() - only_identified - {"MPEG"}
+    # Several JPEG images in one file, which the decoder of JPEG opens.
+    decoded |= {"MPO"} if "JPEG" in decoded else set()
     return frozenset(suffix for suffix, name in suffixes.items() if name in decoded)
 
 

@@ -52,6 +52,10 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
             raise ValueError(
                 f"`{argument}`: in the metadata {root / path} the column `file_name` is {reason}; valid are paths."
             )
+        if column in names and pa.types.is_binary(table[column].type):
+            raise ValueError(
+                f"`label_column`: in the metadata {root / path} the column {column!r} is text that is not UTF-8."
+            )
         found += [name for name in names if name not in ("file_name", "image", *found)]
         if column in names and column not in ("file_name", "image"):
             folder = posixpath.dirname(path)
@@ -100,7 +104,13 @@ def _read(path: Path, column: str) -> pa.Table:
                 table = table.set_column(index, name, written[index])
         return table
     if path.suffix == ".jsonl":
-        return pyarrow.json.read_json(path)
+        table = pyarrow.json.read_json(path)
+        # Text that looks like a date stays text.
+        dates = [field.name for field in table.schema if pa.types.is_timestamp(field.type)]
+        if text := [pa.field(name, pa.string()) for name in ("file_name", column) if name in dates]:
+            options = pyarrow.json.ParseOptions(explicit_schema=pa.schema(text))
+            table = pyarrow.json.read_json(path, parse_options=options)
+        return table
     return pyarrow.parquet.read_table(path)
 
 

@@ -5,13 +5,15 @@ import glob
 import hashlib
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import datasets
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import torch
 import yaml
 from datasets.exceptions import DatasetsError
@@ -89,8 +91,9 @@ def open_dataset(
             return read_image_folder(folder, split, label_column)
         return _load(argument, name, split, config, path=name), ""
     if path.is_file():
-        if path.suffix != ".parquet":
+        if path.suffix.lower() != ".parquet":
             raise ValueError(f"`{argument}` {name} is a file; valid are parquet files and folders.")
+        _refuse_empty([path], argument)
         if split != "train":
             raise ValueError(f"`{argument}` {name} is a file and has no split {split!r}; valid is train.")
         return _load(argument, name, split, path="parquet", data_files={split: glob.escape(name)}), ""
@@ -124,7 +127,7 @@ def _data_files(folder: Folder) -> list[str]:
     return [
         file
         for file in folder.files()
-        if file.endswith(DATA_SUFFIXES) and not (folder.num_images and os.path.basename(file) in METADATA)
+        if file.lower().endswith(DATA_SUFFIXES) and not (folder.num_images and os.path.basename(file) in METADATA)
     ]
 
 
@@ -139,6 +142,12 @@ def _check_data_files(folder: Folder, files: list[str], split: str, config: str 
     exactly one split. A README that assigns files to splits is trusted.
     """
     path, argument = folder.root, folder.argument
+    _refuse_empty([path / file for file in files if file.endswith(".parquet")], argument)
+    if capitals := [file for file in files if not file.endswith(DATA_SUFFIXES)]:
+        raise ValueError(
+            f"`{argument}` {path} holds {listed(capitals, most=2)}; `datasets` reads only files whose suffix is in "
+            "small letters, so rename them."
+        )
     if glob.has_magic(str(path.resolve())):
         raise ValueError(
             f"`{argument}` {path}: `datasets` takes *, ? and [ in its path as a pattern; rename the folder."
@@ -172,6 +181,16 @@ def _check_data_files(folder: Folder, files: list[str], split: str, config: str 
             f"{listed(unread or twice, 3)} for {'none' if unread else 'several'}; rename files to train.parquet and "
             f"test.parquet, or assign them to splits in README.md (`configs`)."
         )
+
+
+def _refuse_empty(files: list[Path], argument: str) -> None:
+    """Refuses parquet files without rows, for which `datasets` reads none of the others either."""
+    for file in files:
+        # What is no parquet file has a message of its own.
+        with suppress(pa.ArrowException, OSError):
+            parts = pyarrow.parquet.read_metadata(file)
+            if parts.num_row_groups and not parts.num_rows:
+                raise ValueError(f"`{argument}`: {file} has no rows; remove it.")
 
 
 @contextmanager

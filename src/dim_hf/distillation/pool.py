@@ -99,12 +99,12 @@ def _read_snapshots(path: Path) -> dict[str, torch.Tensor] | None:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
             # Files made before 0.1.0 was released have no digest.
             expected = (file.metadata() or {}).get("digest")
-    except SafetensorError:
+    except (SafetensorError, OSError):
         expected = "none"
         weights = {}
     if expected is None or expected == _digest(weights):
         return weights
-    warnings.warn(f"{path} is damaged; its networks are trained again.", stacklevel=2)
+    warnings.warn(f"{path} is damaged or cannot be read; its networks are trained again.", stacklevel=2)
     return None
 
 

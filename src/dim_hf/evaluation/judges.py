@@ -16,6 +16,7 @@ from ..arguments import check_flag, check_integer, check_seed, reason, shown
 from ..classifiers import build_classifier
 from ..data.image_data import ImageData, normalise
 from ..streams.randomness import bits_of
+from ..weights import is_finite
 from .recipe import DeploymentRecipe
 
 
@@ -81,6 +82,7 @@ def train_classifier(
 
     Raises:
         ValueError: If an argument is not valid.
+        FloatingPointError: If the weights become NaN or infinite.
     """
     if not isinstance(stream, Stream):
         raise ValueError(f"`stream` is {shown(stream)}; valid are a GeneratedStream, a RealStream and their like.")
@@ -129,6 +131,12 @@ def train_classifier(
         if on_epoch is not None:
             on_epoch(epoch, classifier.eval())
             classifier.train()
+    # Scored all the same, such a classifier would put every image into the first class.
+    if not is_finite(classifier):
+        raise FloatingPointError(
+            f"the weights of {name} (seed {seed}) became NaN or infinite in training; lower `learning_rate`, which is "
+            f"{recipe.learning_rate:g}."
+        )
     # Safetensors saves only ordinary strides.
     return classifier.to(memory_format=torch.contiguous_format).eval()
 

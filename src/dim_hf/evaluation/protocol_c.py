@@ -25,6 +25,7 @@ from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
 from ..streams.randomness import ShuffledOrder, bits_of, check_count
 from ..streams.real import BatchStream
+from ..weights import is_finite
 from .judges import Stream, evaluate_accuracy, random_crop
 from .recipe import LEGACY_BATCH_SIZE
 
@@ -112,6 +113,9 @@ def legacy_figures(
     Returns:
         JSON values, all in [0, 1]: `accuracy`, the best of `evaluations`, which are the accuracies in training mode
         after each fifth of the epochs; and `last_in_eval`, the last one in `eval()`.
+
+    Raises:
+        FloatingPointError: If the weights become NaN or infinite.
     """
     torch.manual_seed(seed)
     device = test.labels.device
@@ -128,6 +132,11 @@ def legacy_figures(
             loss.backward()
             optimizer.step()
         if epoch in evaluated:
+            if not is_finite(classifier):
+                raise FloatingPointError(
+                    f"the weights of {name} (seed {seed}) became NaN or infinite by epoch {epoch} of protocol C, "
+                    f"whose learning rate is {LEARNING_RATE}."
+                )
             evaluations.append(batch_accuracy(classifier, test))
     last_in_eval = evaluate_accuracy(classifier, test)
     return {"accuracy": max(evaluations), "evaluations": evaluations, "last_in_eval": last_in_eval}
@@ -163,7 +172,11 @@ def batch_accuracy(classifier: nn.Module, data: ImageData) -> float:
     """
     before = [buffer.clone() for buffer in classifier.buffers()]
     right = 0
-    for indices in torch.arange(len(data), device=data.labels.device).split(LEGACY_BATCH_SIZE):
+    batches = list(torch.arange(len(data), device=data.labels.device).split(LEGACY_BATCH_SIZE))
+    if len(batches) > 1 and len(batches[-1]) == 1:
+        # A single image has no statistics.
+        batches[-2:] = [torch.cat(batches[-2:])]
+    for indices in batches:
         images, labels = data.batch(indices)
         right += int((classifier(normalise(images)).argmax(dim=1) == labels).sum())
     for buffer, value in zip(classifier.buffers(), before, strict=True):

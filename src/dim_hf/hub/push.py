@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, create_repo, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, ModelCard, create_repo, get_token, hf_hub_download
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
@@ -138,10 +138,11 @@ def push_to_hub(
             pipeline.save_pretrained(folder, safe_serialization=safe_serialization, variant=variant)
             # Invalid arguments have raised by now.
             repo_id = create_repo(repo_id, private=private, token=token, exist_ok=True).repo_id
+            prefix = f"{subfolder}/" if subfolder else ""
+            _refuse_mixture(pipeline, repo_id, prefix, variant, token)
             existing = existing_card(ModelCard, repo_id, token)
             if not subfolder and not (variant and existing):
                 write_card(pipeline, folder, repo_id, existing, token, evaluation_dir, audit_dir, variant)
-            prefix = f"{subfolder}/" if subfolder else ""
             files = sorted(path for path in folder.rglob("*") if path.is_file())
             # `upload_folder` may make several commits of one folder.
             return HfApi().create_commit(
@@ -164,6 +165,18 @@ def push_to_hub(
                 f"DiMPipeline.from_pretrained({str(pipeline.name_or_path)!r}).push_to_hub({arguments})."
             )
         raise OSError(message) from error
+
+
+def _refuse_mixture(
+    pipeline: DiffusionPipeline, repo_id: str, prefix: str, variant: str | None, token: str | None
+) -> None:
+    """Raises a `ValueError` if a repository holds variants of another network; see [`DiMPipeline.refuse_mixture`]."""
+    there = [each.rfilename for each in HfApi().model_info(repo_id, token=token).siblings or []]
+    weights = re.compile(rf"{re.escape(prefix)}generator/([^/]+\.safetensors)")
+    names = [match[1] for name in there if (match := weights.fullmatch(name))]
+    told = [f"{prefix}{name}" for name in ("generator/config.json", "model_index.json")]
+    files = [Path(hf_hub_download(repo_id, name, token=token)).read_bytes() for name in told if name in there]
+    pipeline.refuse_mixture(f"`repo_id` {repo_id}", variant, names, *files)
 
 
 def export_repository(

@@ -24,6 +24,9 @@ from torch import nn
 MOST_CONFIG_BYTES, MOST_IN_CONFIG, MOST_WEIGHTS, MOST_ACTIVATIONS = 2**20, 2**16, 2**28, 2**26
 # The tensor in a file that has a checksum of each of the others.
 CHECKSUMS = "checksums"
+# The numbers that a file of weights may hold.
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
 # Entries of a config that diffusers writes.
 _OF_DIFFUSERS = ("_class_name", "_diffusers_version")
 
@@ -237,11 +240,13 @@ class DiMLabeler(ModelMixin, ConfigMixin):
                     f"the labeler's {name}.int8 is {codes.dtype} of shape {tuple(codes.shape)}; valid are torch.uint8 "
                     f"and the shape {tuple(weight.shape)}."
                 )
-            if scale.dtype != torch.float16 or scale.shape != weight.shape[:1] or bool((scale < 0).any()):
+            if scale.dtype != torch.float16 or scale.shape != weight.shape[:1]:
                 raise ValueError(
-                    f"the labeler's {name}.scale is {scale.dtype} of shape {tuple(scale.shape)}, the smallest "
-                    f"{scale.min():.3g}; valid are torch.float16, from 0, and the shape {tuple(weight.shape[:1])}."
+                    f"the labeler's {name}.scale is {scale.dtype} of shape {tuple(scale.shape)}; valid are "
+                    f"torch.float16 and the shape {tuple(weight.shape[:1])}."
                 )
+            if bool((scale < 0).any()):
+                raise ValueError(f"the labeler's {name}.scale holds {scale.min():.3g}; valid are scales from 0.")
             # The outermost values are exactly the scale, so rounding twice is the same as rounding once.
             state_dict[name] = (codes.float() * 2 - 255) / 255 * scale.float().view(-1, *[1] * (weight.ndim - 1))
         if wrong := sorted(expected.keys() ^ state_dict.keys()):
@@ -250,7 +255,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
                 "exactly those of its config."
             )
         for name, value in state_dict.items():
-            if value.shape != expected[name].shape or not value.is_floating_point():
+            if value.shape != expected[name].shape or value.dtype not in _FLOATING:
                 raise ValueError(
                     f"the labeler's {name} is {value.dtype} of shape {tuple(value.shape)}; valid are floating-point "
                     f"numbers of shape {tuple(expected[name].shape)}."
