@@ -275,7 +275,7 @@ def check_fit(args: argparse.Namespace, test: ImageData) -> None:
             check_classifier(name, test.channels, test.size, features=True)
         except ValueError as error:
             raise ValueError(f"`--pool`: {error}") from error
-    for ipc in args.ipc:
+    for ipc in args.ipc if args.train_batch_size else ():
         images = ipc * test.num_classes
         # Streams split an epoch evenly.
         if images // math.ceil(images / args.train_batch_size) == 1:

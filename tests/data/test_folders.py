@@ -1,5 +1,6 @@
 """Folders of images: every image counts under the class of its folder, or there is one message."""
 
+import json
 import os
 import shutil
 import tempfile
@@ -119,13 +120,13 @@ def test_a_link_in_a_circle_is_named(tmp_path, name, target):
 
 
 def test_formats_by_suffix_in_any_case(tmp_path):
-    for name, suffixes in (("a", ".JPG .jpeg .Jfif .webp .GIF"), ("b", ".bmp .TIFF .pgm .tga")):
+    for name, suffixes in (("a", ".JPG .jpeg .Jfif .webp .GIF .MPO"), ("b", ".bmp .TIFF .pgm .tga")):
         for suffix in suffixes.split():
             (tmp_path / name).mkdir(exist_ok=True)
             Image.new("L", (8, 8)).save(tmp_path / name / f"image{suffix}")
-    assert counts(tmp_path) == {"a": 5, "b": 4}
+    assert counts(tmp_path) == {"a": 6, "b": 4}
     data = load_image_data(tmp_path, cache_dir=tmp_path / ".cache", num_workers=0)
-    assert data.class_names == ("a", "b") and data.labels.tolist() == [0] * 5 + [1] * 4
+    assert data.class_names == ("a", "b") and data.labels.tolist() == [0] * 6 + [1] * 4
 
 
 def test_skipped_files_are_counted_and_named(tmp_path):
@@ -276,6 +277,17 @@ def test_metadata_labels_images_if_asked_to(tmp_path, suffix):
         load_image_data(**arguments, label_column="colour")
 
 
+def test_text_that_looks_like_a_date_stays_text(tmp_path):
+    # As a path, too.
+    tree(tmp_path, "train", images=2)
+    for index, name in enumerate(("2020-01-01", "2020-01-01T00:00:00")):
+        os.rename(tmp_path / "train" / f"{index}.png", tmp_path / "train" / f"{name}.png")
+    rows = [{"file_name": f"{name}.png", "kind": name} for name in ("2020-01-01", "2020-01-01T00:00:00")]
+    (tmp_path / "train" / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    data = load_image_data(tmp_path, label_column="kind", cache_dir=tmp_path / ".cache", num_workers=0)
+    assert data.class_names == ("2020-01-01", "2020-01-01T00:00:00") and data.labels.tolist() == [0, 1]
+
+
 @pytest.mark.parametrize("kind", [pa.large_string(), pa.dictionary(pa.int8(), pa.large_string())])
 def test_metadata_may_hold_any_kind_of_text(tmp_path, kind):
     # pandas and Polars write these.
@@ -329,6 +341,7 @@ def test_metadata_that_does_not_fit(tmp_path, columns, words):
         (b"file_name,kind,kind\ncat/0.png,a,b\n", "has several columns kind"),
         (b"file_name,file_name,kind\ncat/0.png,x,a\n", "has several columns file_name"),
         ("file_name,kind\nchât/0.png,a\n".encode("latin-1"), "the column `file_name` is text that is not UTF-8"),
+        ("file_name,kind\ncat/0.png,chât\n".encode("latin-1"), "the column 'kind' is text that is not UTF-8"),
     ],
 )
 def test_a_broken_metadata_file_gives_one_message(tmp_path, content, words):

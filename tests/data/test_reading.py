@@ -120,3 +120,21 @@ def test_thousands_of_classes_make_short_messages(tmp_path):
     with pytest.raises(ValueError, match="and 4,992 more has fewer than 2 images") as caught:
         holdout(data)
     assert len(str(caught.value)) <= 600
+
+
+def test_a_file_without_rows_is_named(tmp_path):
+    # `datasets` then reads none of the others.
+    write(tmp_path / "set" / "train.parquet")
+    write(tmp_path / "set" / "test.parquet", rows=0)
+    assert message(tmp_path / "set") == f"`dataset_name`: {tmp_path / 'set' / 'test.parquet'} has no rows; remove it."
+    assert "test.parquet has no rows" in message(tmp_path / "set" / "test.parquet")
+    (tmp_path / "set" / "test.parquet").unlink()
+    assert len(load(tmp_path / "set")) == 2
+
+
+def test_suffixes_in_capitals(tmp_path):
+    write(tmp_path / "set" / "TRAIN.PARQUET")
+    assert len(load(tmp_path / "set" / "TRAIN.PARQUET")) == 2
+    assert "holds TRAIN.PARQUET; `datasets` reads only files whose suffix is in small letters" in message(
+        tmp_path / "set"
+    )

@@ -42,6 +42,14 @@ def test_a_classifier_learns_the_digits(digits):
     assert evaluate_accuracy(train(train_data, name="resnet10", epochs=40), test) > 0.9
 
 
+@pytest.mark.parametrize("name", ["convnet3", "resnet10"])
+def test_a_classifier_that_diverged_is_not_scored(digits, name):
+    with pytest.raises(
+        FloatingPointError, match=rf"{name} \(seed 0\) became NaN .*; lower `learning_rate`, which is 1e\+20"
+    ):
+        train(digits[0], name=name, learning_rate=1e20)
+
+
 @pytest.mark.parametrize("name", ["convnet3", DROPOUT])
 def test_the_result_is_a_function_of_the_two_seeds(digits, name):
     first = weights(train(digits[0], name=name))

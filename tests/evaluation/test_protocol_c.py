@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from dim_hf.classifiers import build_classifier
 from dim_hf.data import ImageData, load_image_data, normalise
 from dim_hf.evaluation.judges import evaluate_accuracy
 from dim_hf.evaluation.protocol_c import (
@@ -109,6 +110,24 @@ def test_there_are_five_evaluations_whatever_the_number_of_epochs():
     for epochs in range(1, 40):
         evaluated = evaluated_epochs(epochs)
         assert len(evaluated) == min(5, epochs) and min(evaluated) >= 1 and max(evaluated) == epochs
+
+
+def test_a_last_batch_of_one_image_joins_the_one_before(test_split):
+    # At 8 pixels, batch norm of the last layers would have one value per channel.
+    network = build_classifier("resnet10", 10, 1, 8).train()
+    data = test_split.select(torch.arange(129))
+    with torch.no_grad():
+        right = network(normalise(data.images)).argmax(dim=1) == data.labels
+    assert batch_accuracy(network, data) == right.sum().item() / 129
+
+
+def test_a_classifier_that_diverged_is_not_scored(generator, test_split):
+    for parameter in generator.parameters():
+        parameter.data.fill_(torch.nan)
+    with pytest.raises(
+        FloatingPointError, match=r"weights of convnet3 \(seed 0\) became NaN .* by epoch 1 of protocol C"
+    ):
+        legacy_figures(LegacyStream(generator, 2, 3), "convnet3", test_split, epochs=2, seed=0)
 
 
 def test_the_best_evaluation_counts(generator, test_split):

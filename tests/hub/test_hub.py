@@ -325,6 +325,9 @@ seen["subfolder"] = message(load, "me/x", subfolder="nowhere")
 seen["push, wrong token"] = message(make(0).push_to_hub, "x", token="hf_wrong")
 seen["push, no right"] = message(make(0).push_to_hub, "me/x", token="hf_readonlytoken")
 seen["push, nothing made"] = message(make(0).push_to_hub, "not-made", evaluation_dir="nowhere")
+wide = DiMPipeline(DiMGenerator(3, 8, 1, 9, 4, (8, 4)), make(0).config.id2label)
+seen["push, other variant"] = message(wide.push_to_hub, "me/x", variant="wide")
+seen["push, over a variant"] = message(wide.push_to_hub, "me/x")
 seen["push, no id"] = message(make(0).push_to_hub, "me/x/y")
 sys.path.insert(0, {str(Path(train_dim.__file__).parent)!r})
 import train_dim
@@ -360,6 +363,9 @@ json.dump(seen, open("seen.json", "w"))
         "push, wrong token": "OSError: The push to 'x' failed: the token is not valid;",
         "push, no right": "OSError: The push to 'me/x' failed: the token does not give the right to do this;",
         "push, nothing made": "ValueError: `evaluation_dir` nowhere holds no metrics.json;",
+        "push, other variant": "ValueError: `repo_id` me/x holds diffusion_pytorch_model.fp16.safetensors, "
+        "diffusion_pytorch_model.safetensors of another network",
+        "push, over a variant": "ValueError: `repo_id` me/x holds diffusion_pytorch_model.fp16.safetensors of another",
         "push, no id": "'me/x/y'",
         "train": "OSError: `--push_to_hub` cannot push to 'run': the token is not valid;",
         # The repository exists, and the token may read it.

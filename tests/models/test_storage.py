@@ -304,9 +304,10 @@ def test_a_teacher_in_codes_is_the_same_after_a_second_rounding(scale, seed, sto
         (lambda w: w.update({f"{LINEAR}.int8": w[f"{LINEAR}.int8"].float()}), r"\.int8 is torch.float32 of shape"),
         (lambda w: w.update({f"{LINEAR}.scale": -w[f"{LINEAR}.scale"]}), r"scale holds -.*; valid are scales from 0"),
         (lambda w: w.update({f"{LINEAR}.scale": w[f"{LINEAR}.scale"].float()}), r"scale is torch.float32"),
+        (lambda w: w.update({f"{LINEAR}.scale": torch.zeros(3, dtype=torch.uint16)}), r"scale is torch.uint16"),
         (lambda w: w[f"{LINEAR}.scale"].fill_(torch.nan), rf"{re.escape(LINEAR)} holds numbers that are not finite"),
     ],
-    ids=["no scale", "twice", "cut", "not codes", "negative", "float32", "nan"],
+    ids=["no scale", "twice", "cut", "not codes", "negative", "float32", "uint16", "nan"],
 )
 def test_a_teacher_in_damaged_codes_is_refused(change, message, tmp_path):
     make_pipeline(labeler=True).save_pretrained(tmp_path, storage="int4")
@@ -441,6 +442,10 @@ def rename(old, new):
         (put("proj_in.weight.scale", lambda v: -v), "proj_in.weight.scale holds -.*; valid are scales from 0"),
         (put("proj_in.weight.scale", lambda v: v.float()), "has torch.uint8 codes and torch.float32 scales"),
         (put("blocks.0.norm.bias", lambda v: v[:2]), r"blocks.0.norm.bias is torch.float16 of shape \(2,\)"),
+        (put("proj_in.weight.scale", lambda v: v.to(torch.float8_e4m3fn)), "scale is torch.float8_e4m3fn of shape"),
+        (put("proj_in.weight.scale", lambda v: v.to(torch.complex64)), "scale is torch.complex64 of shape"),
+        (put("blocks.0.norm.running_var", lambda v: v.to(torch.float8_e4m3fn)), "running_var is torch.float8_e4m3fn"),
+        (put("blocks.0.norm.num_batches_tracked", lambda v: v.bool()), "num_batches_tracked is torch.bool"),
         (put("blocks.0.norm.running_var", lambda v: v / 0), "running_var holds numbers that are not finite"),
         (put("conv_out.gain", lambda v: torch.zeros(1)), "hold the unknown conv_out.gain"),
         (put("proj_in.weight", lambda v: torch.zeros(32, 9)), "the unknown proj_in.weight.int4, proj_in"),

@@ -410,6 +410,7 @@ BAD = [
     ("--export_dir {tmp}/run", "the export folder .*run would hold `--output_dir` .*run/evaluation"),
     ("--validation --train_split train", "`--train_split` has no effect with `--validation`"),
     ("--validation --max_train_samples 9 --test_split x", "`--test_split` and `--max_train_samples` have no effect"),
+    ("--classifiers resnet10 --ipc 1 --train_batch_size 1", "`--train_batch_size` 1 makes a batch of one image at"),
     # Pipelines and folders.
     ("--validation", "`--validation` needs options.json"),
     ("--validation --pipeline {tmp}/torn_options", "torn_options/options.json is damaged, it is not JSON"),

@@ -829,6 +829,14 @@ def test_another_precision_is_refused_by_name(tiny, tmp_path, monkeypatch):
         run(tiny("run", "--max_train_steps", "2", "--max_match_steps", "0", "--resume_from_checkpoint", "latest"))
 
 
+def test_options_of_a_finished_run_stay_those_it_was_made_with(tiny, tmp_path):
+    steps = ["--max_train_steps", "1", "--max_match_steps", "0", "--mixed_precision"]
+    run(tiny("run", *steps, "bf16"))
+    before = (tmp_path / "run" / "options.json").read_text()
+    run(tiny("run", *steps, "no", "--resume_from_checkpoint", "latest"))
+    assert (tmp_path / "run" / "options.json").read_text() == before
+
+
 def test_weights_that_a_step_spoiled_replace_nothing(tiny, tmp_path):
     # The losses of the step itself are numbers.
     with pytest.raises(FloatingPointError, match="(weights|generated images) became NaN or infinite by step 1"):
