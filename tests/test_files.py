@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from dim_hf.files import (
     NEXT_PIPELINE,
@@ -267,6 +268,24 @@ def test_a_pipeline_that_is_replaced_is_the_old_or_the_new_one_at_any_moment(tmp
         if not killed:
             break
     assert seen == sorted(seen) and seen[0] == 0 and seen[-1] == 1 and len(seen) > 20
+
+
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_files_have_the_permissions_of_the_umask(tmp_path, mask):
+    # Those that safetensors makes would have none for others.
+    before = os.umask(mask)
+    try:
+        with whole_file(tmp_path / "one.safetensors") as aside:
+            save_file({"x": torch.zeros(1)}, aside)
+        with whole_cache_file(tmp_path / "cache" / "two.safetensors") as aside:
+            save_file({"x": torch.zeros(1)}, aside)
+        with whole_folder(tmp_path / "folder") as aside:
+            save_file({"x": torch.zeros(1)}, aside / "three.safetensors")
+        make_pipeline(0, 4, "ab", True).save_pretrained(tmp_path / "saved")
+    finally:
+        os.umask(before)
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    assert len(files) > 8 and {path.stat().st_mode & 0o777 for path in files} == {0o666 & ~mask}
 
 
 def test_nothing_of_a_replaced_pipeline_is_left_or_mixed_in(tmp_path):

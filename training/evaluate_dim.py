@@ -312,7 +312,11 @@ def write_reports(
     options = {name: value for name, value in vars(args).items() if name != "hub_token"}
     options["pool"] = [str(entry) for entry in args.pool]
     options["dataset_name"] = local_or_hub(args.dataset_name)
-    measured = {"weights": weights_digest(pipeline), "labeler": teacher_digest(pipeline)}
+    measured = {
+        "weights": weights_digest(pipeline),
+        "labeler": teacher_digest(pipeline),
+        "generator_bytes": module_bytes(pipeline.generator),
+    }
     details: dict[str, Any] = {"options": options, "environment": environment()} | measured
     write_report(output_dir, table, protocol, details, ranking)
     audit = read_audit(pipeline)

@@ -259,9 +259,11 @@ def _remove(path: Path) -> None:
 
 
 def _share(path: Path) -> None:
-    """Lets those read and write a file who may do so with its folder; safetensors makes files only for their owner."""
-    if path.is_file():
-        path.chmod(path.parent.stat().st_mode & 0o666)
+    """Gives a file the usual permissions; safetensors lets only the owner read it, whatever the umask."""
+    if path.is_file() and not path.stat().st_mode & 0o077:
+        mask = os.umask(0o077)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
 
 
 def _flush(path: Path) -> None:

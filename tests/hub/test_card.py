@@ -17,7 +17,7 @@ from dim_hf.messages import markdown
 from dim_hf.models import DiMGenerator, DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.privacy import guarantee_of
-from dim_hf.weights import module_digest, stored_form, weights_digest
+from dim_hf.weights import module_bytes, module_digest, stored_form, weights_digest
 
 
 ROWS = [
@@ -174,6 +174,23 @@ def test_results_of_other_weights_leave_the_card(tmp_path):
         model_card(other, "me/cats", evaluation_dir=tmp_path / "run" / "evaluation")
     with pytest.raises(ValueError, match="`evaluation_dir` .*nowhere holds no metrics.json"):
         model_card(other, "me/cats", evaluation_dir=tmp_path / "nowhere")
+
+
+def test_results_of_another_form_of_storage_are_not_those_of_this_file(tmp_path):
+    # What int4 stores is exact in float32, so only the bytes differ.
+    save_run(tmp_path / "run").save_pretrained(tmp_path / "run", storage="int4")
+    small = DiMPipeline.from_pretrained(tmp_path / "run")
+    evaluation = tmp_path / "run" / "evaluation"
+    evaluation.mkdir()
+    details = {"weights": weights_digest(small), "generator_bytes": module_bytes(small.generator)}
+    details["options"] = OPTIONS | {"test_split": "test"}
+    write_report(evaluation, ROWS, "Protocol B.", details)
+    assert "Protocol B." in model_card(small, "me/cats").text
+    large = stored_form(small, "float32")
+    assert weights_digest(large) == weights_digest(small)
+    assert "Not measured yet" in part(model_card(large, "me/cats"), "results")
+    with pytest.raises(ValueError, match="evaluation is an evaluation of these weights in another form of storage"):
+        model_card(large, "me/cats", evaluation_dir=evaluation)
 
 
 def test_no_accuracy_of_other_weights_stays_where_only_protocol_c_was_measured(tmp_path):

@@ -169,8 +169,8 @@ def tells_of_data(card: ModelCard, digest: str, data_name: str, classes: str) ->
 def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLike | None) -> dict[str, Any] | None:
     """
     The evaluation in a folder, by default `evaluation/` of the pipeline's, without paths of this machine. One of other
-    weights (also of a teacher, where a row depends on it), or by a release with other tables, is an error if it was
-    asked for and is ignored otherwise.
+    weights (also of a teacher, where a row depends on it) or of these in another form of storage, or by a release with
+    other tables, is an error if it was asked for and is ignored otherwise.
     """
     folder = Path(evaluation_dir) if evaluation_dir else Path(pipeline.name_or_path or "") / "evaluation"
     # A pipeline in memory has no folder, and that of the present directory is of something else.
@@ -178,15 +178,20 @@ def read_evaluation(pipeline: DiffusionPipeline, evaluation_dir: str | os.PathLi
     if metrics and not is_evaluation(metrics):
         raise ValueError(f"{folder / 'metrics.json'} is damaged; valid is what evaluate_dim.py writes.")
     of_other_weights = bool(metrics) and metrics.get("weights") != weights_digest(pipeline)
+    # The same numbers can be stored in more bytes. Earlier releases did not record how many.
+    stored = module_bytes(pipeline.generator)
+    in_other_form = bool(metrics) and metrics.get("generator_bytes", stored) != stored
     complete = bool(metrics) and all(field.name in row for row in metrics["rows"] for field in fields(Row))
     if metrics and uses_teacher(metrics["options"]):
         complete = complete and "labeler" in metrics
         of_other_weights = of_other_weights or (complete and metrics["labeler"] != teacher_digest(pipeline))
-    if complete and not of_other_weights:
+    if complete and not of_other_weights and not in_other_form:
         rows = [row | {"classifier": public_name(row["classifier"])} for row in metrics["rows"]]
         return metrics | {"rows": rows}
     if evaluation_dir:
-        other = "of other weights" if of_other_weights else "by another release of dim_hf"
+        other = "by another release of dim_hf"
+        if of_other_weights or in_other_form:
+            other = "of other weights" if of_other_weights else "of these weights in another form of storage"
         what = f"is an evaluation {other}" if metrics else "holds no metrics.json"
         raise ValueError(f"`evaluation_dir` {folder} {what}; valid is an output folder of evaluate_dim.py.")
     return None
