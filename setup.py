@@ -29,6 +29,7 @@ setup(
         "pyarrow>=15",
         "pyyaml>=6",
         "scikit-learn>=1.5",
+        "joblib>=1.4",
         "scipy>=1.11",
         "tqdm>=4.66",
         "matplotlib>=3.9",

@@ -41,7 +41,12 @@ def test_the_cores_that_a_process_is_bound_to():
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert usable_cores() == len(allowed)
+    assert 1 <= usable_cores() <= len(allowed)
+
+
+def test_cores_that_a_limit_takes_away(monkeypatch):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    assert usable_cores() == 1
 
 
 @pytest.mark.parametrize(

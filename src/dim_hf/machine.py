@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import joblib
 import psutil
 import torch
 from accelerate.utils import parse_flag_from_env
@@ -41,8 +42,11 @@ def processor() -> str:
 
 
 def usable_cores() -> int:
-    """How many cores this process may use: in a job or a container bound to some of them, fewer than there are."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """
+    How many cores this process may use: in a job that is bound to some of them, or a container with a quota of their
+    time, fewer than there are.
+    """
+    return joblib.cpu_count()
 
 
 def describe_threads(processes: int = 1) -> str:
