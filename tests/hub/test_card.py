@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from dataclasses import asdict, replace
 
 import pytest
@@ -184,11 +185,22 @@ def test_results_of_another_form_of_storage_are_not_those_of_this_file(tmp_path)
     evaluation.mkdir()
     details = {"weights": weights_digest(small), "generator_bytes": module_bytes(small.generator)}
     details["options"] = OPTIONS | {"test_split": "test"}
-    write_report(evaluation, ROWS, "Protocol B.", details)
-    assert "Protocol B." in model_card(small, "me/cats").text
+    stored = f"The generator takes {module_bytes(small.generator):,} bytes."
+    write_report(evaluation, ROWS, f"Protocol B. {stored}", details)
+    card = model_card(small, "me/cats")
+    assert stored in part(card, "results")
     large = stored_form(small, "float32")
     assert weights_digest(large) == weights_digest(small)
     assert "Not measured yet" in part(model_card(large, "me/cats"), "results")
+    # Nor are they if a card has them already; then they stay away until they are measured.
+    for _ in range(2):
+        card = model_card(large, "me/cats", existing=card)
+        assert "Not measured yet" in part(card, "results") and card.data.eval_results is None
+    card = model_card(small, "me/cats", existing=card)
+    shutil.rmtree(evaluation)
+    assert stored in part(card, "results") and stored in part(model_card(small, "me/cats", existing=card), "results")
+    evaluation.mkdir()
+    write_report(evaluation, ROWS, f"Protocol B. {stored}", details)
     with pytest.raises(ValueError, match="evaluation is an evaluation of these weights in another form of storage"):
         model_card(large, "me/cats", evaluation_dir=evaluation)
 

@@ -203,9 +203,14 @@ def mark_of_results(pipeline: DiffusionPipeline, metrics: dict[str, Any] | None,
     with_teacher = f"{weights}_{teacher_digest(pipeline)}"
     if metrics is not None:
         return with_teacher if uses_teacher(metrics["options"]) else weights
-    # Those on the card stay if they are of the same.
-    found = {part[1]: part[2] for part in PART.finditer(existing.text if existing else "")}
-    return with_teacher if found.get("results") == with_teacher else weights
+    # Those on the card stay if they are of the same, in the same form of storage.
+    found = {part[1]: part for part in PART.finditer(existing.text if existing else "")}.get("results")
+    stored = module_bytes(pipeline.generator)
+    in_another_form = f"{weights}_{stored}"
+    if found and found[2] in (weights, with_teacher):
+        told = re.search(r"The generator takes ([\d,]+) bytes", found[0])
+        return in_another_form if told and told[1] != f"{stored:,}" else found[2]
+    return in_another_form if found and found[2] == in_another_form else weights
 
 
 def teacher_digest(pipeline: DiffusionPipeline) -> str | None:
