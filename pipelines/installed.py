@@ -179,7 +179,11 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         return init_dict, unused, hidden
 
     def _put_in_place(self, written: Path, folder: Path) -> None:
-        replace_pipeline(written, folder)
+        if (folder / "model_index.json").is_file() or written.name == pipeline_dim.NEXT_PIPELINE:
+            replace_pipeline(written, folder)
+        else:
+            # Nothing is replaced.
+            super()._put_in_place(written, folder)
 
     def push_to_hub(self, repo_id: str, *args: Any, storage: str | None = None, **kwargs: Any) -> str:
         """Pushes the pipeline with a model card and a sample grid; see [`dim_hf.hub.push.push_to_hub`]."""

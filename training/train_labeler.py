@@ -95,7 +95,7 @@ from dim_hf.machine import bfloat16_unit, check_bfloat16, choose_precision, keep
 from dim_hf.models import DiMLabeler
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.streams.real import WholeSetStream
-from dim_hf.weights import is_finite, module_digest, stored_form
+from dim_hf.weights import module_digest, stored_form
 
 
 def main(args: argparse.Namespace) -> float:
@@ -190,10 +190,10 @@ def main(args: argparse.Namespace) -> float:
             device=device,
             progress=True,
         )
-        if not is_finite(classifier) or not finite_logits(classifier, validation):
+        if not finite_logits(classifier, validation):
             raise FloatingPointError(
-                f"the teacher's weights or logits became NaN or infinite, so {output_dir} stays as it is; lower "
-                f"`--learning_rate`, which is {args.learning_rate}."
+                f"the teacher's logits became infinite, so {output_dir} stays as it is; lower `--learning_rate`, "
+                f"which is {args.learning_rate}."
             )
         labeler.network.load_state_dict(classifier.state_dict())
         # What is scored is what is shipped: a generator's codes have the teacher in codes too.

@@ -164,7 +164,7 @@ def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None, w
         raise OSError(f"`--output_dir` {output_dir} cannot be written to: {_reason(error)}.") from error
     if made_by and made_by not in (recorded := _recorded(folder)):
         replace_text(folder / MARKER, "".join(f"{script}\n" for script in (*recorded, made_by)))
-    for path in folder.glob(".*.incomplete"):
+    for path in (*folder.glob(".*.incomplete"), *folder.glob("*/.pipeline.*.incomplete")):
         _remove(path)
     for path in (folder, *(written.parent for written in folder.glob(f"*/{NEXT_PIPELINE}"))):
         finish_replacing(path)
@@ -200,10 +200,9 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
         _remove(aside)
         aside.mkdir(parents=True)
         yield aside
-        for each in sorted(aside.rglob("*"), reverse=True):
+        for each in aside.rglob("*"):
             _share(each)
-            _flush(each)
-        _flush(aside)
+        _flush_folder(aside)
         if path.exists():
             _remove(old)
             os.rename(path, old)
@@ -281,6 +280,13 @@ def _flush(path: Path) -> None:
             os.fsync(file.fileno())
 
 
+def _flush_folder(folder: Path) -> None:
+    """Waits until a folder and everything below it is on the disk."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        _flush(path)
+    _flush(folder)
+
+
 def replace_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file with [`whole_file`]."""
     with whole_file(path) as aside:
@@ -295,9 +301,7 @@ def replace_pipeline(written: Path, folder: Path) -> None:
     Args:
         written: The folder of the new pipeline, on the same disk. It is removed.
     """
-    for path in sorted(written.rglob("*"), reverse=True):
-        _flush(path)
-    _flush(written)
+    _flush_folder(written)
     os.rename(written, folder / NEXT_PIPELINE)
     _flush(folder)
     finish_replacing(folder)
