@@ -50,7 +50,7 @@ class DiMPipeline(pipeline_dim.DiMPipeline):
         Raises:
             OSError: If a file is missing, weights are pickled, or the Hub refuses.
             ValueError: If an argument is not valid, or a file describes another pipeline.
-            TypeError: If there is no such argument.
+            TypeError: If an argument does not exist.
         """
         if kwargs.setdefault("use_safetensors", True) is not True:
             raise ValueError(

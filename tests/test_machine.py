@@ -5,11 +5,16 @@ import os
 import platform
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from dim_hf.machine import check_bfloat16, choose_precision, describe_threads, find_bfloat16_unit, usable_cores
+
+
+# Where Linux tells of a container's quota of its cores' time.
+QUOTAS = ("/sys/fs/cgroup/cpu.max", "/sys/fs/cgroup/cpu/cpu.cfs_quota_us")
 
 
 def test_threads_of_cores_and_how_to_get_all():
@@ -35,13 +40,17 @@ def test_threads_of_cores_and_how_to_get_all():
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system does not bind processes to cores")
 def test_the_cores_that_a_process_is_bound_to():
-    allowed = os.sched_getaffinity(0)
+    allowed, before = os.sched_getaffinity(0), usable_cores()
     try:
         os.sched_setaffinity(0, {min(allowed)})
         assert usable_cores() == 1
     finally:
         os.sched_setaffinity(0, allowed)
-    assert 1 <= usable_cores() <= len(allowed)
+    # All of them, unless a container's quota leaves fewer.
+    quota = next((path for path in map(Path, QUOTAS) if path.is_file()), None)
+    limited = quota is not None and quota.read_text().split()[0] not in ("max", "-1")
+    assert usable_cores() == before
+    assert before <= len(allowed) if limited else before == len(allowed)
 
 
 def test_cores_that_a_limit_takes_away(monkeypatch):

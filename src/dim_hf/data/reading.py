@@ -186,7 +186,7 @@ def _check_data_files(folder: Folder, files: list[str], split: str, config: str 
 def _refuse_empty(files: list[Path], argument: str) -> None:
     """Refuses parquet files without rows, for which `datasets` reads none of the others either."""
     for file in files:
-        # What is no parquet file has a message of its own.
+        # A file that is not parquet gets its message from `datasets`.
         with suppress(pa.ArrowException, OSError):
             parts = pyarrow.parquet.read_metadata(file)
             if parts.num_row_groups and not parts.num_rows:
