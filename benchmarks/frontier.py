@@ -1,12 +1,12 @@
 """
-Accuracy against stored bytes: generators, the same bytes of real images as PNG and in the best coding, and the limit,
+Accuracy against stored bytes: generators, the same bytes of real images as PNG and in the best codec, and the limit,
 all real images streamed at the same rate.
 
     python benchmarks/frontier.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/frontier-fashion \
         --pipelines out/fashion-nano out/fashion-tiny out/fashion-int8 --budgets 0.1 0.3 0.9
 
 Classifiers are trained in protocol B and scored once on the test split. Real images are compared at `--budgets`, or
-else at the size of each pipeline; their best coding is chosen for each size on held-out images of *train*, by
+else at the size of each pipeline; their best codec is chosen for each size on held-out images of *train*, by
 `dim_hf.evaluation.codec_search`, which takes longer than the rows. With `--budgets`, another pipeline needs no other
 search: it is compared with the smallest budget that it fits in. `--storage float16 int8 int4` scores each pipeline in
 each of these forms, and `--max_attempts 1 8` pipelines with a teacher without and with its filter.
@@ -54,7 +54,7 @@ from command_line import check_numbers, check_once, overlap, run_script  # noqa:
 from evaluate_inputs import refuse_seen  # noqa: E402
 
 
-OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best coding", "all real images"
+OURS, PNG, CODED, LIMIT = "generated images", "real images as PNG", "real images in the best codec", "all real images"
 # No line between generators: each is trained by itself.
 STYLES = {OURS: ("C0", "o", ""), PNG: ("C1", "s", ":"), CODED: ("C3", "^", "--")}
 DEFAULT_BUDGETS = (0.05, 0.1, 0.3, 0.9, 3.0)
@@ -251,7 +251,7 @@ def list_points(
     recipe: DeploymentRecipe,
     searches: Path,
 ) -> list[Point]:
-    """What classifiers are trained on. The best codings are searched for here, where `searches` does not know them."""
+    """What classifiers are trained on. The best codecs are searched for here, where `searches` does not know them."""
     judge = Deployment(recipe)
     short = [Path(name).name for name in pipelines]
     titles = {name: Path(name).name if short.count(Path(name).name) == 1 else name for name in pipelines}
@@ -297,7 +297,7 @@ def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namesp
         text.append("\n".join(margins))
     text.append(
         f"Protocol B, {args.ipc} images per class and epoch, {args.epochs:,} epochs, accuracy on the {len(test):,} "
-        f"images of split {args.test_split}, seeds {', '.join(map(str, args.seeds))}. Codings were chosen on held-out "
+        f"images of split {args.test_split}, seeds {', '.join(map(str, args.seeds))}. Codecs were chosen on held-out "
         f"images of train. Size: everything that must be stored."
     )
     if args.published:

@@ -74,14 +74,14 @@ def make_parser() -> Parser:
         help="any of convnet3, resnet10, resnet18, resnet10_ap, resnet18_ap, timm/NAME, transformers/NAME",
     )
     protocol.add_argument("--seeds", type=seed, nargs="+", default=[0, 1, 2], help="of classifiers and of noise")
-    # The search for a coding takes almost four trainings of its own.
+    # The search for a codec takes almost four trainings of its own.
     usual = [name for name in CONTROLS if name != "equal_bytes_lossy"]
     protocol.add_argument(
         "--controls", nargs="*", choices=CONTROLS, default=usual, help="what results are compared with"
     )
     protocol.add_argument(
         "--codec",
-        help="coding of the images of equal_bytes_lossy, such as 'AVIF quality 35'; default: a search for the best",
+        help="codec of the images of equal_bytes_lossy, such as 'AVIF quality 35'; default: a search for the best",
     )
     protocol.add_argument("--soft_labels", action="store_true", help="more rows, with the labels of its `labeler`")
     protocol.add_argument(

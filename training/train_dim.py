@@ -1,10 +1,11 @@
 """
 Distils a labelled image data set into a class-conditional generator (DiM, arXiv 2303.04707).
 
-Phase 1 trains the generator against a discriminator. Phase 2 is the same step with the matching loss switched on: the
-logits that a classifier drawn from a pool gives on a real and on a generated batch of the same labels. The base preset
-has no steps of phase 2, for the reason in docs/ablations.md; `--max_match_steps` adds them. What is kept is the
-generator whose images train the best classifier, as scored on a part of the training images that was held out.
+Phase 1 trains the generator against a discriminator. Phase 2 is the same step with the matching loss switched on: a
+classifier trained on real images must give generated images their own labels or, with the paper preset, the logits
+that it gives real ones. Only that preset has steps of phase 2 by default, for the reason in docs/ablations.md;
+`--max_match_steps` adds them. What is kept is the generator whose images train the best classifier, as scored on a
+part of the training images that was held out.
 
     accelerate launch training/train_dim.py                        # the embedded digits, minutes on a CPU
     accelerate launch training/train_dim.py --dataset_name zalando-datasets/fashion_mnist --output_dir out/fashion

@@ -19,7 +19,8 @@ def environment() -> dict[str, Any]:
     if torch.cuda.is_available():
         device = f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     else:
-        device = f"CPU, {torch.get_num_threads()} threads ({processor()})"
+        threads = torch.get_num_threads()
+        device = f"CPU, {threads} thread{'s' * (threads > 1)} ({processor()})"
     return {
         "dim_hf": version("dim_hf"),
         "torch": torch.__version__,

@@ -69,7 +69,7 @@ def test_the_frontier_is_drawn_and_goes_on_where_it_ended(tmp_path, capsys):
     shared = [row for row in again if row.bytes in {row.bytes for row in rows}]
     assert [row.accuracies for row in shared] == [row.accuracies for row in rows]
     ran = [line for line in capsys.readouterr().out.splitlines() if line.endswith(" %") and "seed 0" in line]
-    # The limit again; the larger pipeline; PNG and best coding of two more sizes.
+    # The limit again; the larger pipeline; PNG and best codec of two more sizes.
     assert len(ran) == 6 and sum("real images, streamed" in line for line in ran) == 1
     assert len(again) == 9 and [row.bytes for row in again[:2]] == [small, large]
     whole = [json.loads(line) for line in results.read_text().splitlines() if line.endswith("}")]

@@ -1,4 +1,4 @@
-"""Containers of real images: what is read back, how large they are, and the search for the best coding."""
+"""Containers of real images: what is read back, how large they are, and the search for the best codec."""
 
 import json
 import subprocess
@@ -159,9 +159,9 @@ print(*(each.message for each in caught if "Pillow" in str(each.message)))
     assert finished.returncode == 0, finished.stderr
     first, *_, last = finished.stdout.splitlines()
     assert first.endswith(
-        "cannot be read: its coding 'AVIF quality 20' is unknown, or Pillow was built without its format here"
+        "cannot be read: its codec 'AVIF quality 20' is unknown, or Pillow was built without its format here"
     )
-    assert last.startswith("Pillow was built without AVIF here, so no coding in it is tried")
+    assert last.startswith("Pillow was built without AVIF here, so no codec in it is tried")
 
 
 @pytest.mark.parametrize("name", ["PNG files", "PNG", "LZMA", "AVIF quality 20", "lossless WebP, 4 colours"])
@@ -235,7 +235,7 @@ def test_the_search_chooses_by_held_out_accuracy_and_goes_on_where_it_ended(digi
     assert {record["job"]["codec"] for record in rounds[6]} == {record["job"]["codec"] for record in kept}
     assert all(record["bytes"] <= 8_000 for record in records)
     # 9 x 2 + 7 x 6 + 2 x 18.
-    assert "best of 9 codings for 8,000 bytes" in (said := capsys.readouterr().out) and "96 epochs" in said
+    assert "best of 9 codecs for 8,000 bytes" in (said := capsys.readouterr().out) and "96 epochs" in said
 
     finished = cache.read_bytes()
     assert best_codec(digits, 8_000, 2, recipe, cache, codecs=candidates) == best

@@ -138,7 +138,7 @@ def test_the_best_coding_is_searched_for_once(evaluate, tmp_path, capsys):
     searches = tmp_path / "run" / "evaluation" / "codecs.jsonl"
     assert not searches.exists() and "best of" not in capsys.readouterr().out
     found = evaluate("--controls", "equal_bytes_lossy")
-    assert "codings for" in capsys.readouterr().out
+    assert "codecs for" in capsys.readouterr().out
     records = [json.loads(line) for line in searches.read_text().splitlines()]
     train = load_image_data("digits", cache_dir=tmp_path / "cache")
     assert {(r["job"]["budget"], r["job"]["data"]) for r in records} == {(given[0].bytes, train.fingerprint)}

@@ -142,7 +142,8 @@ def _copies_table(audit: dict[str, Any]) -> dict[str, Any]:
         f"of a {copies['classifier']} trained on the generated images. Intervals are 95 %, by resampling the distinct "
         "nearest images; p by 10,000 permutations of training and held-out. AuthPct is the share of images that are "
         "farther from their nearest training image than that training image is from its own nearest one. A near copy "
-        f"is less than half as far from one side as from the other. {LITTLE_PROOF}"
+        "is less than half as far from its nearest training image as from its nearest held-out one (in brackets: the "
+        f"reverse). {LITTLE_PROOF}"
     )
     return {"title": "Copies", "text": text, "header": header, "cells": cells}
 

@@ -21,8 +21,8 @@ from .results import EVALUATION_FORMAT
 
 
 JUDGE = "convnet3"
-# Rounds of successive halving: the share of the recipe's epochs that each coding is trained for, and how many go on.
-# 20 codings, 7 and 2 take less than four whole trainings. Shorter ones would only tell which images are the sharpest,
+# Rounds of successive halving: the share of the recipe's epochs that each codec is trained for, and how many go on.
+# 20 codecs, 7 and 2 take less than four whole trainings. Shorter ones would only tell which images are the sharpest,
 # as classifiers would not have seen many of them twice.
 ROUNDS = ((1 / 16, 7), (3 / 16, 2), (9 / 16, 1))
 HELD_OUT, AT_MOST = 0.1, 5000
@@ -56,7 +56,7 @@ def best_codec(
     """
     if MISSING_FORMATS:
         warnings.warn(
-            f"Pillow was built without {' and '.join(MISSING_FORMATS)} here, so no coding in it is tried; real images "
+            f"Pillow was built without {' and '.join(MISSING_FORMATS)} here, so no codec in it is tried; real images "
             "might do better with one.",
             stacklevel=2,
         )
@@ -74,7 +74,7 @@ def best_codec(
         return contents[codec.name]
 
     def measured(codec: Codec, epochs: int) -> dict[str, Any]:
-        """The bytes and images of a coding and, after training, the accuracy."""
+        """The bytes and images of a codec and, after training, the accuracy."""
         nonlocal epochs_trained
         job = {"data": train.fingerprint, "budget": budget, "codec": codec.name, "ipc": ipc, "seed": seed}
         job |= {"judge": JUDGE, "recipe": asdict(recipe) | {"epochs": epochs}, "format": EVALUATION_FORMAT}
@@ -111,7 +111,7 @@ def best_codec(
             accuracy = found[left[0]]
     if contents and tried > 1:
         print(
-            f"best of {tried} codings for {budget:,} bytes of real images: {left[0].name}, {100 * accuracy:.1f} % of "
+            f"best of {tried} codecs for {budget:,} bytes of real images: {left[0].name}, {100 * accuracy:.1f} % of "
             f"{len(held_out):,} held-out train images; the search took {epochs_trained:,} epochs of {JUDGE} and "
             f"{time.perf_counter() - start:,.0f} s"
         )

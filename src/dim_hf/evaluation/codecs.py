@@ -197,7 +197,7 @@ def unpack(content: bytes) -> tuple[torch.Tensor, torch.Tensor]:
         length, channels, height, width, classes = struct.unpack_from(_FIXED, content)
         start = struct.calcsize(_FIXED)
         if (codec := CODECS.get(name := content[start : start + length].decode())) is None:
-            raise ValueError(f"its coding {name!r} is unknown, or Pillow was built without its format here")
+            raise ValueError(f"its codec {name!r} is unknown, or Pillow was built without its format here")
         counts = torch.tensor(struct.unpack_from(f"<{classes}I", content, start + length))
         shape = (int(counts.sum()), channels, height, width)
         images = codec.decode(content[start + length + 4 * classes :], shape)

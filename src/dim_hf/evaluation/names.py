@@ -16,6 +16,6 @@ REAL = {
     "streamed": "real images, streamed",
     "random": "real subset of ipc per class",
     "equal_bytes": "real subset of equal bytes",
-    "equal_bytes_lossy": "real subset of equal bytes, best coding",
+    "equal_bytes_lossy": "real subset of equal bytes, best codec",
     "whole": "real images, the whole set",
 }

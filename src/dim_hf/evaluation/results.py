@@ -11,7 +11,7 @@ from ..files import read_json_lines
 from .sources import Source
 
 
-# The format of results, of searches for a coding and of latents of fixed sets. Raise it by one with any change after
+# The format of results, of searches for a codec and of latents of fixed sets. Raise it by one with any change after
 # which the same settings give different figures: streams, recipes, augmentation, initial weights, choice and
 # optimisation of latents, scoring. Results with another number stay in the file but are not used.
 EVALUATION_FORMAT = 2

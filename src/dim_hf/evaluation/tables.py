@@ -247,7 +247,7 @@ def describe_protocol(
         f"have the generator's {test.channels} x {test.size} x {test.size} (channels, height, width). Size: "
         f"everything that must be stored, which is weights as saved, with the latents of a fixed set and the teacher "
         f"or probabilities of soft labels, or real images with their labels in one container, as PNG files unless the "
-        f"row names another coding. Bits per class: 8 times the bytes, divided by the classes. The generator takes "
+        f"row names another codec. Bits per class: 8 times the bytes, divided by the classes. The generator takes "
         f"{stored:,} bytes, the size of {as_many_images:,.0f} real images as PNG. s: seconds to train and score one "
         f"classifier, without making the generator or a set."
     )

@@ -73,7 +73,7 @@ def model_card(
     metrics, audit = read_evaluation(pipeline, evaluation_dir), read_audit(pipeline, audit_dir)
     hub_id, data_name = describe_data(options)
     names = pipeline.config.id2label or {label: str(label) for label in range(config.num_classes)}
-    listed = [f"{label} {markdown(name)}" if pipeline.config.id2label else str(label) for label, name in names.items()]
+    listed = [f"{label} {markdown(name)}" if name != str(label) else name for label, name in names.items()]
     classes = ", ".join(listed[:100]) + (f" and {len(listed) - 100} more" if len(listed) > 100 else "")
     # Without the options of its run, a pipeline is taken to be of the data it is evaluated on, if the card says so.
     told = describe_data(options or (metrics or {}).get("options"))[1]
