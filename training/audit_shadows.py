@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import random
 import shutil
 from collections.abc import Sequence
@@ -85,15 +86,11 @@ def shadow_words(
     options: dict[str, Any], folder: Path, matching: int, share: float, number: int, seed: int
 ) -> list[str]:
     """[`train_words`] of shadow run `number` of an audit with this seed, of a share of the steps."""
-    steps = [math_ceil(share * count) for count in (options["adversarial_steps"], matching)]
-    rounded = math_ceil(share * options.get("rounded_steps", 0))
+    counts = (options["adversarial_steps"], matching, options.get("rounded_steps", 0))
+    # Rounded up, whatever the last digits of a product.
+    *steps, rounded = (math.ceil(share * count - 1e-9) for count in counts)
     own = random.Random(f"shadow/{seed}/{number}").getrandbits(31)
     return train_words(options, folder, adversarial=steps[0], matching=steps[1], seed=own, rounded=rounded)
-
-
-def math_ceil(value: float) -> int:
-    """The next whole number, whatever the last digits of a product."""
-    return int(-(-(value - 1e-9) // 1))
 
 
 def train_shadow(words: Sequence[str], folder: Path) -> None:

@@ -10,7 +10,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
@@ -22,6 +21,7 @@ from presets import doublings
 
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData
+from dim_hf.data.image_data import free_memory
 from dim_hf.distillation.losses import FEATURE_LOSSES
 from dim_hf.hub.push import check_token
 from dim_hf.messages import listed
@@ -159,10 +159,15 @@ def is_whole(value: Any, least: int, most: int) -> bool:
 
 
 def build_networks(
-    args: argparse.Namespace, generator_config: dict[str, Any], discriminator_config: dict[str, Any], data: ImageData
+    args: argparse.Namespace,
+    generator_config: dict[str, Any],
+    discriminator_config: dict[str, Any],
+    data: ImageData,
+    device: torch.device,
 ) -> tuple[DiMGenerator, DiMDiscriminator]:
     """
-    The two networks, with weights drawn from the global generator; they are known to fit the data and each other.
+    The two networks, on the CPU, with weights drawn from the global generator; they are known to fit the data, each
+    other, and the free memory of the device that will train them.
 
     Raises:
         ValueError: If a config cannot be built, its network is larger than memory, or does not fit.
@@ -184,7 +189,7 @@ def build_networks(
         except ValueError as error:
             raise ValueError(f"{origin}: {error}") from error
         # Weights, gradients, two moments, and the average.
-        if 4 * size > (memory := psutil.virtual_memory().available):
+        if 4 * size > (memory := free_memory(device)):
             raise ValueError(
                 f"{origin} has {size // 4:,} weights, which take {4 * size / 2**30:.1f} GiB to train; "
                 f"{memory / 2**30:.1f} GiB are free."
@@ -194,6 +199,11 @@ def build_networks(
         raise ValueError(
             f"`--class_loss_weight` is {args.class_loss_weight}, but `--discriminator_config` "
             f"{args.discriminator_config} leaves out the class head (`auxiliary`)."
+        )
+    if discriminator.class_head is not None and not args.class_loss_weight:
+        raise ValueError(
+            f"`--discriminator_config` {args.discriminator_config} adds a class head (`auxiliary`), but "
+            f"`--class_loss_weight` is 0, so nothing would train it; give a weight above 0, or leave it out."
         )
     try:
         try_networks(generator, discriminator, data, min(2, args.train_batch_size))
@@ -220,10 +230,10 @@ def try_networks(generator: DiMGenerator, discriminator: DiMDiscriminator, data:
             raise ValueError(f"logits have the shape {tuple(logits.shape)} in place of {(2 * count,)}")
 
 
-def check_batch_memory(train_batch_size: int, data: ImageData) -> None:
-    """Refuses a batch whose images (real, generated and concatenated) would not fit in memory."""
+def check_batch_memory(train_batch_size: int, data: ImageData, device: torch.device) -> None:
+    """Refuses a batch whose images (real, generated and concatenated) would not fit in a device's free memory."""
     needed = train_batch_size * data.channels * data.size**2 * 4 * 4
-    if needed > (memory := psutil.virtual_memory().available):
+    if needed > (memory := free_memory(device)):
         raise ValueError(
             f"`--train_batch_size` is {train_batch_size}, whose images take {needed / 2**30:.1f} GiB; "
             f"{memory / 2**30:.1f} GiB are free."

@@ -173,7 +173,7 @@ def read_data(args: argparse.Namespace, accelerator: Accelerator) -> Data:
     checked_names(data.class_names, data.num_classes)
     doublings(data.size)
     check_classifiers(args, data)
-    check_batch_memory(args.train_batch_size, data)
+    check_batch_memory(args.train_batch_size, data, accelerator.device)
     train, validation = (part.to(accelerator.device) for part in holdout(data, args.validation_fraction, args.seed))
     if accelerator.num_processes > len(train):
         raise ValueError(
@@ -194,7 +194,7 @@ def make_networks(args: argparse.Namespace, start: Start, data: Data) -> Network
     )
     generator_config |= start.configs[0]
     discriminator_config |= {"auxiliary": args.class_loss_weight > 0} | start.configs[1]
-    generator, discriminator = build_networks(args, generator_config, discriminator_config, images)
+    generator, discriminator = build_networks(args, generator_config, discriminator_config, images, device)
     if device.type == "cpu":
         # A step takes an eighth less time (docs/performance.md). Saved weights have ordinary strides.
         generator.to(memory_format=torch.channels_last)

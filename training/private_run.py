@@ -21,7 +21,7 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from checks import check_batch_memory, check_hub
+from checks import check_accelerator, check_batch_memory, check_hub
 from filelock import FileLock
 from presets import doublings, network_configs
 from run_folder import check_folder, is_branch, keep_until, read_json_object
@@ -85,7 +85,7 @@ def main(args: argparse.Namespace) -> None:
     # 1. Settings and folders, before an image is read.
     start = check(args)
     # 2. The private images, unless their statistics have been released; this opens them for the only time.
-    source = start.released or read_images(args)
+    source = start.released or read_images(args, start)
     lock = claim_folder(args, start)
     try:
         # 3. From here on files are written. The release spends the budget; what follows it sees nothing else.
@@ -127,9 +127,13 @@ class Networks:
     optimizer: Any
     matching: MeanMatching
     ema_generator: DiMGenerator
+    # The first one without Accelerate's wrapper.
+    plain_generator: DiMGenerator
 
-    def saved(self, accelerator: Accelerator) -> dict[str, Any]:
-        return {"generator": accelerator.unwrap_model(self.generator), "ema_generator": self.ema_generator}
+    @property
+    def saved(self) -> dict[str, Any]:
+        """The networks in a checkpoint, by subfolder."""
+        return {"generator": self.plain_generator, "ema_generator": self.ema_generator}
 
 
 def check(args: argparse.Namespace) -> Start:
@@ -150,6 +154,7 @@ def check(args: argparse.Namespace) -> Start:
         raise ValueError(
             f"accelerate's `--num_processes` is {accelerator.num_processes}; valid with `--privacy_epsilon` is 1."
         )
+    check_accelerator(accelerator, args)
     if checkpoint is None:
         refuse_data_folder(output_dir, args.dataset_name, args.train_data_dir)
     check_folder(output_dir, checkpoint, bool(resume))
@@ -227,7 +232,7 @@ def read_release(output_dir: Path, epsilon: float, delta: float) -> PrivateStati
     return statistics
 
 
-def read_images(args: argparse.Namespace) -> ImageData:
+def read_images(args: argparse.Namespace, start: Start) -> ImageData:
     """The private images. What is known of them is checked here, since nothing may fail between release and folder."""
     # The bars tell the exact number of images.
     datasets.disable_progress_bars()
@@ -248,7 +253,7 @@ def read_images(args: argparse.Namespace) -> ImageData:
         datasets.enable_progress_bars()
     checked_names(images.class_names, images.num_classes)
     doublings(images.size)
-    check_batch_memory(args.train_batch_size, images)
+    check_batch_memory(args.train_batch_size, images, start.accelerator.device)
     return images
 
 
@@ -294,13 +299,13 @@ def make_networks(args: argparse.Namespace, start: Start, statistics: PrivateSta
     generator, optimizer = start.accelerator.prepare(plain, optimizer)
     matching = MeanMatching(statistics.means()).to(start.accelerator.device)
     start.accelerator.register_for_checkpointing(matching)
-    networks = Networks(generator, optimizer, matching, ema_generator)
+    networks = Networks(generator, optimizer, matching, ema_generator, plain)
     leave_models_to_diffusers(start.accelerator)
     if start.checkpoint:
         # Those that are damaged; see train_dim.py.
         remove_later_checkpoints(start.output_dir, start.progress["step"])
         load_optimizers(start.accelerator, start.checkpoint)
-        load_models(networks.saved(start.accelerator), start.checkpoint)
+        load_models(networks.saved, start.checkpoint)
         keep_until(start.output_dir, start.progress["step"])
     return networks
 
@@ -355,7 +360,9 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
             accelerator.backward(loss)
             optimizer.step()
             means.add({"matching": loss})
-            update_average(networks.ema_generator, generator, min(args.ema_decay, (1 + step) / (10 + step)))
+            update_average(
+                networks.ema_generator, networks.plain_generator, min(args.ema_decay, (1 + step) / (10 + step))
+            )
             progress["step"] = step = step + 1
             bar.update()
 
@@ -373,8 +380,7 @@ def train(args: argparse.Namespace, start: Start, statistics: PrivateStatistics,
             append_json_line(start.output_dir / "metrics.jsonl", line)
             bar.set_postfix(loss=f"{record['loss/matching']:.4f}")
             if due_checkpoint:
-                models = networks.saved(accelerator)
-                save_checkpoint(accelerator, models, start.output_dir, progress, args.checkpoints_total_limit)
+                save_checkpoint(accelerator, networks.saved, start.output_dir, progress, args.checkpoints_total_limit)
                 pipeline = make_pipeline(networks, statistics)
                 save_sample_grid(pipeline, start.output_dir / "samples" / f"step-{step:07d}.png")
             if interrupted and step < steps:
@@ -400,7 +406,7 @@ def measure_spread(networks: Networks, statistics: PrivateStatistics, noise: tor
 
 def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -> None:
     # A step can spoil the weights although its loss was still finite.
-    if not (math.isfinite(record["loss/matching"]) and is_finite(networks.generator, networks.ema_generator)):
+    if not (math.isfinite(record["loss/matching"]) and is_finite(networks.plain_generator, networks.ema_generator)):
         raise FloatingPointError(
             f"the loss or the weights became NaN or infinite by step {step}; the last good checkpoint and the release "
             f"are untouched. Lower --learning_rate in a new --output_dir that holds a copy of release/."

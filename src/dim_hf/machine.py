@@ -1,4 +1,4 @@
-"""The machine that a figure was measured on."""
+"""The machine: what a figure was measured on, its cores and threads, memory and precision."""
 
 import ctypes
 import os

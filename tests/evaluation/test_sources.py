@@ -1,6 +1,6 @@
 """What rows are trained on, what it takes to keep it, and scores by hand."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ from dim_hf.evaluation.metrics import unit_score
 from dim_hf.evaluation.names import GENERATED, REAL
 from dim_hf.evaluation.protocols import Deployment, list_sources
 from dim_hf.evaluation.recipe import DeploymentRecipe
+from dim_hf.evaluation.results import describe_job, job_key
 from dim_hf.evaluation.sources import Draw, SoftLabels, generated_source
 from dim_hf.evaluation.tables import Row, row_title, scores
 from dim_hf.hub.push import prepare_repository
@@ -84,6 +85,16 @@ def test_the_legacy_protocol_has_one_control(pipeline, digits):
     assert all(s.identity(0) == b.identity(0) and s.judge != b.judge for s, b in zip(sources, balanced, strict=True))
     (alone,) = sources_of(pipeline, digits, protocols=["C"], controls=["random"])
     assert alone.description == GENERATED
+
+
+def test_settings_that_the_legacy_protocol_ignores_run_nothing_again(pipeline, digits):
+    def jobs(**settings):
+        recipe = replace(RECIPE, **settings)
+        sources = list_sources(pipeline, 2, recipe, digits, protocols=["C"], controls=["streamed"])
+        return [job_key(describe_job(source, "convnet3", 0, digits)) for source in sources]
+
+    assert jobs(learning_rate=0.5, mixed_precision="bf16", batch_size=8, label_smoothing=0.0) == jobs()
+    assert not {*jobs(epochs=4)} & {*jobs()}
 
 
 def test_a_fixed_set_is_the_same_in_every_epoch_and_costs_its_latents(pipeline, digits):

@@ -7,6 +7,7 @@ import private_run
 import pytest
 import torch
 import train_dim
+from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -57,6 +58,15 @@ def finished(tmp_path_factory):
     return tmp_path
 
 
+@pytest.fixture
+def new_process():
+    """Lets Accelerate read its configuration anew, and forget it afterwards."""
+    forget = lambda: (AcceleratorState._reset_state(reset_partial_state=True), GradientState._reset_state())  # noqa: E731
+    forget()
+    yield
+    forget()
+
+
 def weights(folder):
     return load_file(next(folder.glob("generator/*.safetensors")))
 
@@ -79,6 +89,41 @@ def test_the_release_alone_decides_the_generator(finished, tmp_path):
     pipeline = DiMPipeline.from_pretrained(first)
     assert pipeline(ipc=1, output_type="pt").images.shape == (2, 1, 16, 16)
     assert list(pipeline.config.id2label.values()) == ["cat", "dog"]
+
+
+def test_a_compiled_run_ends_as_a_plain_one(finished, tmp_path, monkeypatch, new_process):
+    # The backend that wraps a network as a compiler does, and computes as before.
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    folder = tmp_path / "run"
+    shutil.copytree(finished / "run" / "release", folder / "release")
+    train_dim.main(arguments(finished, folder, "--checkpointing_steps", 2))
+    there, here = weights(finished / "run"), weights(folder)
+    assert there.keys() == here.keys()
+    assert all(torch.allclose(there[name], here[name], atol=1e-5) for name in there)
+    shutil.rmtree(folder / f"checkpoint-{STEPS}")
+    shutil.rmtree(folder / "generator")
+    train_dim.main(arguments(finished, folder, "--checkpointing_steps", 2, "--resume_from_checkpoint", "latest"))
+    again = weights(folder)
+    assert all(torch.equal(here[name], again[name]) for name in here)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4", "`--gradient_accumulation_steps` is 1, and accelerate's"),
+        ("CXX", "no-compiler", "`--dynamo_backend` is inductor, which needs the compiler no-compiler, and it is not"),
+    ],
+)
+def test_what_accelerates_configuration_would_change_spends_nothing(
+    tmp_path, monkeypatch, new_process, name, value, message
+):
+    write_images(tmp_path / "private")
+    monkeypatch.setenv(name, value)
+    if name == "CXX":
+        monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "INDUCTOR")
+    with pytest.raises(ValueError, match=message):
+        train_dim.main(reading(tmp_path, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_copied_release_says_what_it_is_of(finished, tmp_path):

@@ -300,6 +300,11 @@ def test_the_discriminator_has_a_class_head_where_there_is_a_class_loss(tiny, tm
     config.write_text(json.dumps(json.loads(config.read_text()) | {"auxiliary": False}))
     with pytest.raises(ValueError, match="`--class_loss_weight` is 0.5, but `--discriminator_config` .*`auxiliary`"):
         run(tiny("refused", "--class_loss_weight", "0.5"))
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"auxiliary": True}))
+    with pytest.raises(
+        ValueError, match="adds a class head .*, but `--class_loss_weight` is 0, so nothing would train"
+    ):
+        run(tiny("refused"))
     assert not (tmp_path / "refused").exists()
 
 

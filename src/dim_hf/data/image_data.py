@@ -77,9 +77,7 @@ class ImageData:
     def to(self, device: torch.device) -> "ImageData":
         """Moves the labels to a device, and the images too if they take at most half of its free memory."""
         moved = replace(self, labels=self.labels.to(device))
-        cuda = device.type == "cuda"
-        free = torch.cuda.mem_get_info(device)[0] if cuda else psutil.virtual_memory().available
-        if len(self) * self.stored[:1].nbytes <= SHARE_OF_MEMORY * free:
+        if len(self) * self.stored[:1].nbytes <= SHARE_OF_MEMORY * free_memory(device):
             moved = replace(moved, stored=self.images.to(device), rows=None)
         return moved
 
@@ -105,6 +103,11 @@ class ImageData:
         if self.rows is None:
             return replace(part, stored=self.stored[chosen.to(self.stored.device)])
         return replace(part, rows=self.rows[chosen])
+
+
+def free_memory(device: torch.device) -> int:
+    """Free memory in bytes: of a GPU, or else of this machine."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -27,6 +27,7 @@ from tqdm.auto import tqdm
 from ..classifiers import build_classifier, check_classifier, local_fingerprint
 from ..data import ImageData, normalise
 from ..files import whole_cache_file
+from ..streams.randomness import seeded
 from ..weights import is_finite
 from .augmentation import draw_augmentation
 from .checkpointing import writing
@@ -123,10 +124,8 @@ def _train_snapshots(
     rng = random.Random(seed)
     stages = set(recipe.snapshot_steps())
     weights: dict[str, torch.Tensor] = {}
-    # Dropout draws from the global generators, as initial weights do.
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        # So that a judge with the same seed does not start from the weights of a pool network.
-        torch.manual_seed(random.Random(f"pool/{seed}").getrandbits(63))
+    # Another seed, so that a judge with the same one does not start from the weights of a pool network.
+    with seeded(random.Random(f"pool/{seed}").getrandbits(63), device):
         network = build_classifier(name, data.num_classes, data.channels, data.size).to(device).train()
         optimizer = torch.optim.SGD(network.parameters(), lr=recipe.learning_rate, momentum=0.9, weight_decay=5e-4)
         for step in tqdm(range(1, recipe.steps + 1), desc=f"Pool: {name}", unit="step", disable=not show_progress):

@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from ..arguments import check_flag, check_integer, check_seed, reason, shown
 from ..classifiers import build_classifier
 from ..data.image_data import ImageData, normalise
-from ..streams.randomness import bits_of
+from ..streams.randomness import bits_of, seeded
 from ..weights import is_finite
 from .recipe import DeploymentRecipe
 
@@ -47,8 +47,6 @@ class Judge(Protocol):
         """
 
 
-# Initial weights and dropout draw from the global generator.
-@torch.random.fork_rng(devices=[])
 def train_classifier(
     stream: Stream,
     name: str,
@@ -96,41 +94,41 @@ def train_classifier(
             f"`on_epoch` is {shown(on_epoch)}; valid is a function of an epoch and a classifier, or None."
         )
     device, seed = _checked_device(device), int(seed)
-    torch.manual_seed(bits_of(seed))
-    classifier = build_classifier(name, stream.num_classes, channels, size)
-    if device.type == "cpu" and name != "convnet3":
-        # Up to a fifth less time (docs/performance.md); the group norm of ConvNet-3 is slow on that layout.
-        classifier.to(memory_format=torch.channels_last)
-    classifier.to(device).train()
-    optimizer = torch.optim.SGD(
-        classifier.parameters(),
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        weight_decay=recipe.weight_decay,
-        foreach=True,
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer,
-        max_lr=recipe.learning_rate,
-        # A single step has the rate of the first of two; a cycle of one would be over before it.
-        total_steps=max(2, recipe.epochs * stream.steps_per_epoch),
-        cycle_momentum=False,
-    )
-    rng = torch.Generator(device).manual_seed(bits_of(seed))
-    for epoch in tqdm(range(recipe.epochs), desc=name, unit="epoch", leave=False, disable=not progress):
-        for images, labels in stream.batches(epoch):
-            optimizer.zero_grad(set_to_none=True)
-            with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
-                logits = classifier(random_crop(images, rng) if augment else images)
-                # Soft labels already carry uncertainty, so they are not smoothed.
-                smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
-                loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        if on_epoch is not None:
-            on_epoch(epoch, classifier.eval())
-            classifier.train()
+    with seeded(bits_of(seed), device):
+        classifier = build_classifier(name, stream.num_classes, channels, size)
+        if device.type == "cpu" and name != "convnet3":
+            # Up to a fifth less time (docs/performance.md); the group norm of ConvNet-3 is slow on that layout.
+            classifier.to(memory_format=torch.channels_last)
+        classifier.to(device).train()
+        optimizer = torch.optim.SGD(
+            classifier.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            foreach=True,
+        )
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimizer,
+            max_lr=recipe.learning_rate,
+            # A single step has the rate of the first of two; a cycle of one would be over before it.
+            total_steps=max(2, recipe.epochs * stream.steps_per_epoch),
+            cycle_momentum=False,
+        )
+        rng = torch.Generator(device).manual_seed(bits_of(seed))
+        for epoch in tqdm(range(recipe.epochs), desc=name, unit="epoch", leave=False, disable=not progress):
+            for images, labels in stream.batches(epoch):
+                optimizer.zero_grad(set_to_none=True)
+                with torch.autocast(device.type, torch.bfloat16, enabled=recipe.mixed_precision == "bf16"):
+                    logits = classifier(random_crop(images, rng) if augment else images)
+                    # Soft labels already carry uncertainty, so they are not smoothed.
+                    smoothing = recipe.label_smoothing if labels.ndim == 1 else 0.0
+                    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+            if on_epoch is not None:
+                on_epoch(epoch, classifier.eval())
+                classifier.train()
     # Scored all the same, such a classifier would put every image into the first class.
     if not is_finite(classifier):
         raise FloatingPointError(

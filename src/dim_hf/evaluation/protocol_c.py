@@ -23,7 +23,7 @@ from ..classifiers import build_classifier
 from ..data import members_by_class
 from ..data.image_data import ImageData, normalise
 from ..models import DiMGenerator
-from ..streams.randomness import ShuffledOrder, bits_of, check_count
+from ..streams.randomness import ShuffledOrder, bits_of, check_count, seeded
 from ..streams.real import BatchStream
 from ..weights import is_finite
 from .judges import Stream, evaluate_accuracy, random_crop
@@ -94,7 +94,6 @@ class LegacyRealStream(_WholeBatches):
             yield normalise(images), labels
 
 
-@torch.random.fork_rng(devices=[])
 def legacy_figures(
     stream: Stream, name: str, test: ImageData, *, epochs: int, seed: int, colours: bool = True, progress: bool = False
 ) -> dict[str, Any]:
@@ -117,27 +116,28 @@ def legacy_figures(
     Raises:
         FloatingPointError: If the weights become NaN or infinite.
     """
-    torch.manual_seed(seed)
     device = test.labels.device
-    classifier = build_classifier(name, stream.num_classes, test.channels, test.size).to(device).train()
-    optimizer = torch.optim.SGD(classifier.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
-    rng = torch.Generator(device).manual_seed(seed)
-    evaluations = []
-    evaluated = evaluated_epochs(epochs)
-    for epoch in tqdm(range(1, epochs + 1), desc=name, unit="epoch", leave=False, disable=not progress):
-        for images, labels in stream.batches(epoch - 1):
-            images = change_colours(images, rng) if colours else images
-            loss = F.cross_entropy(classifier(random_crop(images, rng)), labels)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-        if epoch in evaluated:
-            if not is_finite(classifier):
-                raise FloatingPointError(
-                    f"the weights of {name} (seed {seed}) became NaN or infinite by epoch {epoch} of protocol C, "
-                    f"whose learning rate is {LEARNING_RATE}."
-                )
-            evaluations.append(batch_accuracy(classifier, test))
+    # Initial weights and dropout draw from the global generators.
+    with seeded(seed, device):
+        classifier = build_classifier(name, stream.num_classes, test.channels, test.size).to(device).train()
+        optimizer = torch.optim.SGD(classifier.parameters(), LEARNING_RATE, MOMENTUM, weight_decay=WEIGHT_DECAY)
+        rng = torch.Generator(device).manual_seed(seed)
+        evaluations = []
+        evaluated = evaluated_epochs(epochs)
+        for epoch in tqdm(range(1, epochs + 1), desc=name, unit="epoch", leave=False, disable=not progress):
+            for images, labels in stream.batches(epoch - 1):
+                images = change_colours(images, rng) if colours else images
+                loss = F.cross_entropy(classifier(random_crop(images, rng)), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            if epoch in evaluated:
+                if not is_finite(classifier):
+                    raise FloatingPointError(
+                        f"the weights of {name} (seed {seed}) became NaN or infinite by epoch {epoch} of protocol C, "
+                        f"whose learning rate is {LEARNING_RATE}."
+                    )
+                evaluations.append(batch_accuracy(classifier, test))
     last_in_eval = evaluate_accuracy(classifier, test)
     return {"accuracy": max(evaluations), "evaluations": evaluations, "last_in_eval": last_in_eval}
 

@@ -141,7 +141,8 @@ def list_sources(
     if without_augmentation:
         sources += [replace(source, augment=False) for source in compared]
     if "C" in protocols:
-        legacy = Legacy(replace(recipe, batch_size=legacy_batch_size))
+        # Whatever else the recipe says does not change what C does.
+        legacy = Legacy(DeploymentRecipe(epochs=recipe.epochs, batch_size=legacy_batch_size))
         sources.append(legacy_source(pipeline, ipc, legacy))
         if "streamed" in controls:
             sources.append(legacy_streamed(train, ipc, legacy))

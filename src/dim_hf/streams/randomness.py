@@ -2,6 +2,8 @@
 
 import math
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -104,6 +106,19 @@ def epoch_order(length: int, seed: int, epoch: int) -> torch.Tensor:
     """The order of a shuffled epoch, a permutation of `range(length)` on the CPU."""
     rng = torch.Generator().manual_seed(bits_of((seed << 24) ^ epoch))
     return torch.randperm(length, generator=rng)
+
+
+@contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seeds the global generators of the CPU and of a device, which weights and dropout use, until the block ends."""
+    gpus = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=gpus):
+        # `torch.manual_seed` would also seed other GPUs, whose generators are not put back.
+        torch.default_generator.manual_seed(seed)
+        for gpu in gpus:
+            with torch.cuda.device(gpu):
+                torch.cuda.manual_seed(seed)
+        yield
 
 
 def bits_of(seed: int) -> int:
