@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from dim_hf.data import ImageData
-from dim_hf.privacy import RandomFeatures, check_privacy, noise_scale
+from dim_hf.privacy import RandomFeatures, check_privacy, gaussian_noise_std
 from dim_hf.privacy.mechanism import (
     CLIP,
     COUNT_WEIGHT,
@@ -137,21 +137,23 @@ def delta_of(epsilon, std):
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 1, 10])
-def test_noise_scale_is_the_smallest_that_the_formula_allows(epsilon):
-    std = noise_scale(epsilon, 1e-5)
+def test_noise_std_is_the_smallest_that_the_formula_allows(epsilon):
+    std = gaussian_noise_std(epsilon, 1e-5)
     assert delta_of(epsilon, std) <= 1e-5
     assert delta_of(epsilon, std * 0.999) > 1e-5
 
 
-def test_noise_scale_agrees_with_the_accountant_of_privacy_losses():
+def test_noise_std_agrees_with_the_accountant_of_privacy_losses():
     from dp_accounting.pld import privacy_loss_distribution
 
-    loss = privacy_loss_distribution.from_gaussian_mechanism(noise_scale(1, 1e-5), value_discretization_interval=1e-4)
+    loss = privacy_loss_distribution.from_gaussian_mechanism(
+        gaussian_noise_std(1, 1e-5), value_discretization_interval=1e-4
+    )
     assert loss.get_epsilon_for_delta(1e-5) == pytest.approx(1, abs=2e-3)
 
 
 def test_replacement_costs_more():
-    std = noise_scale(1, 1e-5)
+    std = gaussian_noise_std(1, 1e-5)
     epsilon = epsilon_for_replacement(std, 1e-5)
     assert delta_of(epsilon, std / (2 * CLIP)) == pytest.approx(1e-5, rel=1e-6)
     assert epsilon > 2

@@ -2,7 +2,7 @@
 
 from .features import RandomFeatures
 from .matching import MeanMatching
-from .mechanism import check_privacy, noise_scale
+from .mechanism import check_privacy, gaussian_noise_std
 from .statistics import Guarantee, PrivateStatistics, guarantee_of, release_statistics
 
 
@@ -13,6 +13,6 @@ __all__ = [
     "RandomFeatures",
     "check_privacy",
     "guarantee_of",
-    "noise_scale",
+    "gaussian_noise_std",
     "release_statistics",
 ]

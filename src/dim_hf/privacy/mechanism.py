@@ -47,7 +47,7 @@ def check_privacy(epsilon: float, delta: float) -> None:
     _accountant()
 
 
-def noise_scale(epsilon: float, delta: float) -> float:
+def gaussian_noise_std(epsilon: float, delta: float) -> float:
     """
     The standard deviation of the noise with which a release of sensitivity 1 is (epsilon, delta)-differentially
     private: the smallest that suffices (arXiv 1805.06530), from Google's accountant.

@@ -22,7 +22,7 @@ from .mechanism import (
     SENSITIVITY_REPLACE,
     clipped_sums,
     epsilon_for_replacement,
-    noise_scale,
+    gaussian_noise_std,
     noisy_sums,
 )
 
@@ -70,7 +70,7 @@ def guarantee_of(epsilon: float, delta: float) -> Guarantee:
     Raises:
         ValueError: If epsilon or delta is not valid, or if the accountant is not installed.
     """
-    std = noise_scale(epsilon, delta)
+    std = gaussian_noise_std(epsilon, delta)
     return Guarantee(epsilon, delta, epsilon_for_replacement(std, delta), std)
 
 
