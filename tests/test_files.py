@@ -299,3 +299,19 @@ def test_nothing_of_a_replaced_pipeline_is_left_or_mixed_in(tmp_path):
         "model_index.json", "pipeline.py",
     ]  # fmt: skip
     assert not (tmp_path / NEXT_PIPELINE).exists() and NEXT_PIPELINE == pipeline_dim.NEXT_PIPELINE
+
+
+def test_only_what_scripts_leave_is_removed(tmp_path):
+    theirs = [".notes.incomplete", "sub/.pipeline.mine.incomplete/x", ".pipeline.mine.incomplete/x"]
+    ours = [".options.json.incomplete", ".checkpoint-7.incomplete/x", ".release.old.incomplete/x"]
+    ours += ["before_matching/.pipeline.abc.incomplete/pipeline/x", ".pipeline.next.incomplete/generator/x"]
+    for name in (*theirs, ours[0]):
+        write(tmp_path / name)
+    # In a folder that no script has written to, a file may only be called so.
+    lock_output_dir(tmp_path, "train_dim.py").release()
+    assert all((tmp_path / name).exists() for name in (*theirs, ours[0]))
+    for name in ours:
+        write(tmp_path / name)
+    lock_output_dir(tmp_path, "train_dim.py").release()
+    assert all((tmp_path / name).exists() for name in theirs)
+    assert not any((tmp_path / name).exists() for name in ours)

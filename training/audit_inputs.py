@@ -1,9 +1,7 @@
 """What audit_dim.py checks and reads before it measures anything: settings, folders, the pipeline and its images."""
 
 import argparse
-import hashlib
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from dim_hf.audit.folder import look_around
 from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, holdout
 from dim_hf.data.folders import refuse_data_folder
+from dim_hf.data.image_data import copies_among
 from dim_hf.files import check_output_dir, read_json, refuse_foreign_files
 from dim_hf.hub.push import check_export, check_token
 from dim_hf.messages import listed
@@ -170,7 +169,8 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
         if options is not None:
             train = trained_part(args, train, options)
     check_classifier(args.classifier, train.channels, train.size, features=True)
-    others, held_out = held_out, without_copies(held_out, train)
+    copies = copies_among(held_out, train)
+    others, held_out = held_out, held_out.select(torch.nonzero(~copies).squeeze(1)) if copies.any() else held_out
     overlap, distinct = len(others) - len(held_out), train
     if len(held_out) == 0:
         raise ValueError(
@@ -178,8 +178,8 @@ def load(args: argparse.Namespace, options: dict[str, Any] | None, accelerator: 
             "split of others."
         )
     if overlap:
-        distinct = without_copies(train, others)
-    check_counts(args, distinct, held_out)
+        distinct = train.select(torch.nonzero(~copies_among(train, others)).squeeze(1))
+    check_counts(args, distinct, held_out, overlap)
     folder = look_around(args.pipeline) if Path(args.pipeline).is_dir() else None
     discriminator = None
     # A private run has none that could be its own.
@@ -228,26 +228,15 @@ def trained_part(args: argparse.Namespace, train: ImageData, options: dict[str, 
     return holdout(train, options["validation_fraction"], options["seed"])[0]
 
 
-def without_copies(images: ImageData, others: ImageData) -> ImageData:
-    """The images that equal none of the others in every pixel."""
-    known = {digest for batch in _batches(others) for digest in batch}
-    kept = torch.tensor([digest not in known for batch in _batches(images) for digest in batch])
-    return images if bool(kept.all()) else images.select(torch.nonzero(kept).squeeze(1))
-
-
-def _batches(data: ImageData) -> Iterator[list[bytes]]:
-    for rows in torch.arange(len(data), device=data.labels.device).split(4096):
-        yield [hashlib.sha256(image.tobytes()).digest() for image in data.batch(rows)[0].cpu().numpy()]
-
-
-def check_counts(args: argparse.Namespace, train: ImageData, held_out: ImageData) -> None:
+def check_counts(args: argparse.Namespace, train: ImageData, held_out: ImageData, overlap: int) -> None:
     """Refuses classes with too few images to compare, or to halve for shadow runs."""
+    left_out = f", without the {overlap:,} that are on both sides" if overlap else ""
     for what, data, least in (("training", train, 2), ("held-out", held_out, 1)):
         counts = torch.bincount(data.labels.cpu(), minlength=data.num_classes).tolist()
         if few := [name for name, count in zip(data.class_names, counts, strict=True) if count < least]:
             raise ValueError(
                 f"an audit compares with {least} {what} image{'s' * (least > 1)} of each class or more; {listed(few)} "
-                f"ha{'ve' if len(few) > 1 else 's'} fewer."
+                f"ha{'ve' if len(few) > 1 else 's'} fewer{left_out}."
             )
     if "membership" not in args.tests:
         return

@@ -38,7 +38,11 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, description: str):
         super().__init__(
-            usage="%(prog)s [--FLAG VALUE ...]", description=description, formatter_class=HelpWithDefaults
+            usage="%(prog)s [--FLAG VALUE ...]",
+            description=description,
+            formatter_class=HelpWithDefaults,
+            # The start of a flag could mean another one in a later release.
+            allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
@@ -255,6 +259,16 @@ def check_once(args: argparse.Namespace, names: Iterable[str]) -> None:
             raise ValueError(f"`--{name}` names {listed(values)}; each must be given once.")
 
 
+def check_processes(num_processes: int) -> None:
+    """Refuses processes that a launcher started and that accelerate does not join, as those of torchrun on a CPU."""
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if num_processes == 1 < started:
+        raise ValueError(
+            f"{started} processes were started, and each runs alone; on a CPU set ACCELERATE_USE_CPU=true, or use "
+            "accelerate launch --cpu."
+        )
+
+
 def check_pipeline(argument: str, name: str) -> None:
     """Refuses a folder that is not a pipeline, by its files, and an invalid Hub id, by its form."""
     from dim_hf.files import NEXT_PIPELINE
@@ -265,7 +279,9 @@ def check_pipeline(argument: str, name: str) -> None:
     if not path.is_dir() and (name.count("/") > 1 or name.startswith((".", "/", "~")) or not name):
         raise FileNotFoundError(f"`--{argument}` {name or repr(name)} is not a folder, and not an id on the Hub.")
     if path.is_dir() and not any((path / file).exists() for file in ("model_index.json", NEXT_PIPELINE)):
-        if (path / "options.json").is_file() or any(path.glob("checkpoint-*")):
+        # Not a folder of generate_dim.py, which has the other file of that name.
+        begun = (path / "options.json").is_file() and not (path / "data").is_dir()
+        if begun or any(path.glob("checkpoint-*")):
             raise FileNotFoundError(
                 f"`--{argument}` {name} holds no pipeline: its run has not been validated yet. The first validation "
                 "(--validation_steps of train_dim.py) writes one."

@@ -15,7 +15,7 @@ results.jsonl, a line per classifier, so that finished ones are not trained agai
 are added. Several processes share the classifiers.
 """
 
-from command_line import parse_before_imports, run_script
+from command_line import check_processes, parse_before_imports, run_script
 from evaluate_arguments import parse_args
 
 
@@ -84,6 +84,7 @@ def main(args: argparse.Namespace) -> list[Row]:
     accelerator = Accelerator(
         mixed_precision=precision, kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))]
     )
+    check_processes(accelerator.num_processes)
     # Machines may choose differently.
     check_same(accelerator, {"mixed_precision": accelerator.mixed_precision})
     if accelerator.is_main_process:

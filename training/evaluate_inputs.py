@@ -16,6 +16,8 @@ from dim_hf.audit.report import read_audit
 from dim_hf.classifiers import build_classifier, check_classifier
 from dim_hf.data import ImageData, holdout, load_image_data
 from dim_hf.data.folders import refuse_data_folder
+from dim_hf.data.image_data import copies_among
+from dim_hf.data.images import fingerprint_of_sample
 from dim_hf.evaluation.codecs import CODECS, MISSING_FORMATS
 from dim_hf.evaluation.results import read_results
 from dim_hf.evaluation.sources import Draw
@@ -167,6 +169,12 @@ def is_data_of(args: argparse.Namespace, run: dict[str, Any]) -> bool:
     return now == then
 
 
+def was_trained_on(run: dict[str, Any], data: ImageData) -> bool:
+    """Whether a run was trained on a split, by its content, or on a sample of it."""
+    sample = run.get("max_train_samples") or len(data)
+    return run.get("data_fingerprint") in (data.fingerprint, fingerprint_of_sample(data, sample))
+
+
 def refuse_seen(
     args: argparse.Namespace, pipeline: str, run: dict[str, Any] | None, test: ImageData | None = None
 ) -> None:
@@ -185,7 +193,7 @@ def refuse_seen(
     if run is None:
         return
     same_name = is_data_of(args, run) and overlap(run.get("train_split") or "train", args.test_split)
-    if same_name or (test is not None and test.fingerprint == run.get("data_fingerprint")):
+    if same_name or (test is not None and was_trained_on(run, test)):
         raise ValueError(
             f"`--test_split` is {args.test_split!r}, which the pipeline {pipeline} was trained on (its options.json); "
             "valid is another split, or, in evaluate_dim.py, --validation for what training held out of it."
@@ -195,11 +203,23 @@ def refuse_seen(
 def check_against_training(
     args: argparse.Namespace, folders: Folders, train: ImageData, test: ImageData, accelerator: Accelerator
 ) -> None:
-    """Refuses to score images that the pipeline was trained on, and warns of data that are not those of its run."""
+    """
+    Refuses to score images that the pipeline was trained on. Warns of test images that are among the training images,
+    and of data that are not those of the pipeline's run.
+    """
+    if accelerator.is_main_process:
+        twice = int(copies_among(test, train).sum())
+        # A few are in well-known data sets.
+        if twice > 0.01 * len(test):
+            warnings.warn(
+                f"{twice:,} of the {len(test):,} test images are also among the training images, so accuracies are "
+                "too high; leave them out of one of the splits.",
+                stacklevel=2,
+            )
     if not folders.run or folders.training:
         return
     refuse_seen(args, args.pipeline, folders.run, test)
-    same = is_data_of(args, folders.run) or train.fingerprint == folders.run.get("data_fingerprint")
+    same = is_data_of(args, folders.run) or was_trained_on(folders.run, train)
     if accelerator.is_main_process and not same:
         config = f", configuration {args.dataset_config_name}," if args.dataset_config_name else ""
         warnings.warn(

@@ -70,6 +70,7 @@ import contextlib
 import hashlib
 import json
 import math
+from collections import Counter
 from datetime import timedelta
 from fnmatch import fnmatch
 from pathlib import Path
@@ -78,12 +79,13 @@ import datasets
 import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
-from command_line import check_pipeline, load_pipeline
+from command_line import check_pipeline, check_processes, load_pipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
 from dim_hf.files import (
     check_output_dir,
+    has_made,
     lock_output_dir,
     read_json,
     refuse_foreign_files,
@@ -111,12 +113,18 @@ def main(args: argparse.Namespace) -> None:
     check_pipeline("pipeline", args.pipeline)
     output_dir = Path(args.output_dir)
     refuse_foreign_files(output_dir, "generate_dim.py")
+    refuse_other_data(output_dir)
     check_output_dir(output_dir, 0, resuming=True)
     existing_card(DatasetCard, output_dir / "README.md")
     # Processes wait at the end for the slowest; the usual time-out would lose hours of work.
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))])
+    check_processes(accelerator.num_processes)
     pipe = load_pipeline("pipeline", args.pipeline).to(accelerator.device)
     label_ids = pipe.get_label_ids(named_classes(args.class_labels, pipe.class_names))
+    if twice := [pipe.class_names[label] for label, times in Counter(label_ids).items() if times > 1]:
+        raise ValueError(
+            f"`--class_labels` names {listed(twice)} more than once; `--ipc` is the number of its images."
+        )
     dataset = DiMDataset(
         pipe,
         dict.fromkeys(label_ids, args.ipc),
@@ -170,6 +178,17 @@ def main(args: argparse.Namespace) -> None:
             print(f"{len(dataset):,} images in {num_shards:,} files: load_dataset({str(output_dir)!r})")
             if args.push_to_hub:
                 print(f"Pushed to {args.hub_dataset_id}: {upload(output_dir, args.hub_dataset_id, args.hub_token)}")
+
+
+def refuse_other_data(output_dir: Path) -> None:
+    """Refuses a folder with anything that this script did not write: `datasets` would read these images instead."""
+    if has_made("generate_dim.py", output_dir) or not output_dir.is_dir():
+        return
+    if found := sorted(path.name for path in output_dir.iterdir() if not path.name.startswith(".")):
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} holds {listed(found, 3)}, and images beside them would be read in their "
+            "place; name a new folder, or an empty one."
+        )
 
 
 def named_classes(class_labels: list[str] | None, class_names: list[str]) -> list[int | str] | None:

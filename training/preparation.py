@@ -21,6 +21,7 @@ from checks import (
     check_precision,
     read_config,
 )
+from command_line import check_processes
 from continuation import shared
 from presets import default_augmentation, doublings, network_configs
 from run_folder import check_folder, is_branch, refuse_private_run
@@ -133,6 +134,7 @@ def check(args: argparse.Namespace) -> Start:
             InitProcessGroupKwargs(timeout=timedelta(days=1)),
         ],
     )
+    check_processes(accelerator.num_processes)
     check_accelerator(accelerator, args)
     check_same(accelerator, shared(args) | {"resume_from_checkpoint": checkpoint and checkpoint.name})
     branched = is_branch(checkpoint, output_dir)

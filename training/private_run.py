@@ -8,11 +8,14 @@ checkpoint, or from the release, never opens the images again and spends nothing
 """
 
 import argparse
+import contextlib
 import copy
 import json
 import math
 import random
 import time
+import warnings
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +23,9 @@ from typing import Any
 import datasets
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import patch_environment, set_seed
 from checks import check_accelerator, check_batch_memory, check_hub
+from command_line import check_processes
 from filelock import FileLock
 from presets import doublings, network_configs
 from run_folder import check_folder, is_branch, keep_until, read_json_object
@@ -150,6 +154,7 @@ def check(args: argparse.Namespace) -> Start:
         )
     # Accelerate's configuration may ask for another precision, which has too few digits for differences of means.
     accelerator = Accelerator(mixed_precision="no")
+    check_processes(accelerator.num_processes)
     if accelerator.num_processes > 1:
         raise ValueError(
             f"accelerate's `--num_processes` is {accelerator.num_processes}; valid with `--privacy_epsilon` is 1."
@@ -220,6 +225,10 @@ def read_release(output_dir: Path, epsilon: float, delta: float) -> PrivateStati
         ValueError: If it has another epsilon or delta.
     """
     folder = output_dir / "release"
+    if folder.exists() and not (folder / "statistics.json").exists():
+        raise FileExistsError(
+            f"`--output_dir` {output_dir} holds a release/ that is not that of a private run; name another folder."
+        )
     if not folder.exists():
         return None
     statistics = PrivateStatistics.load(folder)
@@ -234,9 +243,7 @@ def read_release(output_dir: Path, epsilon: float, delta: float) -> PrivateStati
 
 def read_images(args: argparse.Namespace, start: Start) -> ImageData:
     """The private images. What is known of them is checked here, since nothing may fail between release and folder."""
-    # The bars tell the exact number of images.
-    datasets.disable_progress_bars()
-    try:
+    with untold():
         images = load_image_data(
             args.dataset_name,
             args.train_split,
@@ -249,12 +256,23 @@ def read_images(args: argparse.Namespace, start: Start) -> ImageData:
             num_workers=args.dataloader_num_workers,
             revision=args.revision,
         )
-    finally:
-        datasets.enable_progress_bars()
     checked_names(images.class_names, images.num_classes)
     doublings(images.size)
     check_batch_memory(args.train_batch_size, images, start.accelerator.device)
     return images
+
+
+@contextlib.contextmanager
+def untold() -> Iterator[None]:
+    """Keeps off the terminal what tells of the images: bars their exact number, warnings what is in one of them."""
+    datasets.disable_progress_bars()
+    try:
+        # Processes that decode read the variable where they do not inherit the filter.
+        with patch_environment(pythonwarnings="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        datasets.enable_progress_bars()
 
 
 def claim_folder(args: argparse.Namespace, start: Start) -> FileLock:

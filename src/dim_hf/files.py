@@ -34,6 +34,8 @@ WRITES = {
 EXPORTED = ("model_index.json", "pipeline.py", "generator", "labeler", "README.md", "samples.png")
 # A file that lists the scripts that have written to its folder, one per line.
 MARKER = ".made_by"
+# What they write there beside those: a private release, the time of a short run, and the file above.
+OTHERS = ("release", "probe", MARKER)
 # Signs of folders from releases without that file: a file and some of its entries.
 KNOWN_BY = {
     "train_dim.py": [("options.json", {"preset", "data_fingerprint"})],
@@ -60,7 +62,7 @@ def refuse_foreign_files(folder: str | os.PathLike, made_by: str, argument: str 
         FileExistsError: If the folder holds names that the script writes, and the script has not written there before.
     """
     folder = Path(folder)
-    if not folder.is_dir() or _has_made(made_by, folder):
+    if not folder.is_dir() or has_made(made_by, folder):
         return
     found = [
         path.name
@@ -86,7 +88,8 @@ def _recorded(folder: Path) -> list[str]:
     return marker.read_text(encoding="utf-8", errors="replace").split() if marker.is_file() else []
 
 
-def _has_made(made_by: str, folder: Path) -> bool:
+def has_made(made_by: str, folder: Path) -> bool:
+    """Whether a script has written to a folder."""
     if made_by in _recorded(folder):
         return True
     for name, entries in KNOWN_BY[made_by]:
@@ -162,13 +165,31 @@ def lock_output_dir(output_dir: str | os.PathLike, made_by: str | None = None, w
         ) from error
     except OSError as error:
         raise OSError(f"`--output_dir` {output_dir} cannot be written to: {_reason(error)}.") from error
-    if made_by and made_by not in (recorded := _recorded(folder)):
+    recorded = _recorded(folder)
+    if made_by and made_by not in recorded:
         replace_text(folder / MARKER, "".join(f"{script}\n" for script in (*recorded, made_by)))
-    for path in (*folder.glob(".*.incomplete"), *folder.glob("*/.pipeline.*.incomplete")):
-        _remove(path)
+    _remove_leftovers(folder, made=bool(recorded))
     for path in (folder, *(written.parent for written in folder.glob(f"*/{NEXT_PIPELINE}"))):
         finish_replacing(path)
     return lock
+
+
+def _remove_leftovers(folder: Path, made: bool) -> None:
+    """
+    Removes what a killed process left incomplete, by its name, and nothing else.
+
+    Args:
+        made (`bool`): Whether a script has written to the folder before.
+    """
+    written = {name for names in WRITES.values() for name in names}
+    for name in (*written, *OTHERS) if made else ():
+        for path in (*folder.glob(f".{name}.incomplete"), *folder.glob(f".{name}.old.incomplete")):
+            _remove(path)
+    for part in (".", *written):
+        for path in folder.glob(f"{part}/.pipeline.*.incomplete"):
+            # As `save_pretrained` and `replace_pipeline` make them.
+            if path.name == f"{NEXT_PIPELINE}.incomplete" or {entry.name for entry in path.glob("*")} <= {"pipeline"}:
+                _remove(path)
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from dim_hf.data import load_image_data
         ({"num_workers": 1.5}, "`num_workers` is 1.5; valid is a whole number from 0"),
         ({"num_workers": -1}, "`num_workers` is -1; valid is a whole number from 0"),
         ({"max_samples": 0}, "`max_samples` is 0; valid is a whole number from 1"),
-        ({"max_samples": 9}, "`max_samples` is 9; there are 10 classes"),
+        ({"max_samples": 9}, "`max_samples` is 9, and there are 10 classes; valid are at least"),
         ({"seed": -1}, "`seed` is -1; valid is a whole number from 0"),
         ({"seed": 0.5}, "`seed` is 0.5; valid is a whole number from 0"),
         ({"split": "validation"}, "digits have no split 'validation'; valid are train, test"),

@@ -277,6 +277,31 @@ def test_metadata_labels_images_if_asked_to(tmp_path, suffix):
         load_image_data(**arguments, label_column="colour")
 
 
+def test_metadata_of_several_splits_in_one_folder_are_refused(tmp_path):
+    files = [f"{i}.png" for i in range(4)]
+    columns = {"file_name": files, "kind": ["a", "b", "a", "b"], "Split": ["train", "train", "train", "test"]}
+    tree(tmp_path / "flat", ".")
+    write_metadata(tmp_path / "flat", "csv", columns)
+    assert "has rows of several splits, as its column 'Split' says" in refused(tmp_path / "flat", label_column="kind")
+    # Where folders tell the splits apart, it only says so again.
+    tree(tmp_path / "folders", "train", "test", images=2)
+    columns["file_name"] = ["train/0.png", "train/1.png", "test/0.png", "test/1.png"]
+    columns["Split"] = ["train", "train", "test", "test"]
+    write_metadata(tmp_path / "folders", "csv", columns)
+    dataset, _ = read_image_folder(read_folder(tmp_path / "folders", "dataset_name"), "test", "kind")
+    assert dataset["kind"][:] == ["a", "b"]
+
+
+def test_metadata_in_utf_16_and_labels_that_are_too_large(tmp_path):
+    tree(tmp_path, ".", images=2)
+    (tmp_path / "metadata.csv").write_text("file_name,kind\n0.png,a\n1.png,b\n", encoding="utf-16")
+    assert "cannot be read: it is UTF-16; save it as UTF-8" in refused(tmp_path, label_column="kind")
+    (tmp_path / "metadata.csv").unlink()
+    kinds = pa.array([1, 2**63], pa.uint64())
+    write_metadata(tmp_path, "parquet", {"file_name": ["0.png", "1.png"], "kind": kinds})
+    assert "has labels of 2**63 or more" in refused(tmp_path, label_column="kind")
+
+
 def test_text_that_looks_like_a_date_stays_text(tmp_path):
     # As a path, too.
     tree(tmp_path, "train", images=2)
@@ -319,7 +344,7 @@ def test_metadata_labels_images_without_folders(tmp_path):
             {"file_name": ["cat/0.png", "cat/1.png", "dog/0.png", "dog/1.png", "dog/2.png"], "kind": list("abcde")},
             "names 1 images that are missing (dog/2.png)",
         ),
-        ({"file_name": ["cat/0.png", "./cat/0.png"], "kind": ["a", "b"]}, "names cat/0.png more than once"),
+        ({"file_name": ["cat/0.png", "./cat/0.png"], "kind": ["a", "b"]}, "cat/0.png occurs more than once"),
         (
             {"file": ["cat/0.png"], "kind": ["a"]},
             "needs a column `file_name` of paths; its columns are 'file', 'kind'",

@@ -327,7 +327,7 @@ def test_a_corrupt_image_is_named_by_its_row(parquet, load, tmp_path):
         ({"channels": 2}, ValueError, "`channels` is 2; valid are 1"),
         ({"image_column": "picture"}, ValueError, "`image_column` 'picture'.*valid are image"),
         ({"label_column": "kind"}, ValueError, "`label_column` 'kind'.*valid are label"),
-        ({"max_samples": 5}, ValueError, "`max_samples` is 5; there are 10 classes"),
+        ({"max_samples": 5}, ValueError, "`max_samples` is 5, and there are 10 classes; valid are at least"),
     ],
 )
 def test_refusals(load, arguments, error, message):
@@ -346,7 +346,7 @@ def test_unknown_split_lists_the_splits(parquet, load):
 def test_a_data_set_of_the_hub_without_a_network(load, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="`dataset_name` nobody/nothing cannot be found"):
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder or file here, and cannot be found"):
         load("nobody/nothing")
 
 

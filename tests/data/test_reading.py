@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 from datasets import ClassLabel, Dataset, Features
+from datasets import Image as ImageFeature
 from PIL import Image
 
 from dim_hf.data import holdout, load_image_data
@@ -138,3 +139,131 @@ def test_suffixes_in_capitals(tmp_path):
     assert "holds TRAIN.PARQUET; `datasets` reads only files whose suffix is in small letters" in message(
         tmp_path / "set"
     )
+
+
+def shades(path, classes, labels):
+    """A file whose images have the shade 10 times their label."""
+    rows = []
+    for label in labels:
+        buffer = io.BytesIO()
+        Image.new("L", (8, 8), 10 * label).save(buffer, "PNG")
+        rows.append({"bytes": buffer.getvalue(), "path": None})
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=classes)})
+    dataset = Dataset.from_dict({"image": rows, "label": labels}, features=features)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".parquet":
+        dataset.to_parquet(path)
+        return
+    dataset.save_to_disk(path.parent.parent / path.stem)
+    (path.parent.parent / path.stem / "data-00000-of-00001.arrow").rename(path)
+
+
+def told(data):
+    return [(data.class_names[label], int(image.max())) for label, image in zip(data.labels, data.images, strict=True)]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_each_split_has_its_own_names_of_classes(tmp_path, suffix):
+    shades(tmp_path / "set" / f"train.{suffix}", ["bird", "cat", "dog"], [0, 1, 2])
+    # Without birds, as a folder without them gives it.
+    shades(tmp_path / "set" / f"test.{suffix}", ["cat", "dog"], [0, 1])
+    train = load(tmp_path / "set")
+    assert told(train) == [("bird", 0), ("cat", 10), ("dog", 20)]
+    test = load(tmp_path / "set", "test", class_names=train.class_names)
+    assert told(test) == [("cat", 0), ("dog", 10)] and test.labels.tolist() == [1, 2]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow"])
+def test_files_of_one_split_that_differ_are_refused(tmp_path, suffix):
+    shades(tmp_path / "set" / f"train-0.{suffix}", ["a", "b"], [0, 1])
+    shades(tmp_path / "set" / f"train-1.{suffix}", ["b", "a"], [0, 1])
+    assert (
+        f"`label` of train-0.{suffix} has the classes a, b, and `label` of train-1.{suffix} has the classes b, a"
+        in (message(tmp_path / "set"))
+    )
+
+
+def test_files_with_other_columns_or_types_are_refused(tmp_path):
+    write(tmp_path / "set" / "train-0.parquet")
+    other = tmp_path / "set" / "train-1.parquet"
+    pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": [0, 1]}), other)
+    assert "`label` of train-0.parquet has text, and `label` of train-1.parquet has integers" in message(
+        tmp_path / "set"
+    )
+    pa.parquet.write_table(pa.table({"img": [png()] * 2, "label": ["a", "b"]}), other)
+    assert "has the columns image, label, and train-1.parquet has the columns img, label" in message(tmp_path / "set")
+    # Text of either kind is text.
+    pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": pa.array(["a", "b"], pa.large_string())}), other)
+    assert len(load(tmp_path / "set")) == 4
+
+
+def test_a_readme_that_reads_several_files_as_one_is_no_excuse(tmp_path):
+    shades(tmp_path / "set" / "one.parquet", ["a", "b"], [0, 1])
+    shades(tmp_path / "set" / "two.parquet", ["b", "a"], [0, 1])
+    readme = "---\nconfigs:\n- config_name: default\n  data_files:\n  - split: train\n    path: one.parquet\n"
+    (tmp_path / "set" / "README.md").write_text(f"{readme}  - split: test\n    path: two.parquet\n---\n")
+    assert "`label` of one.parquet has the classes a, b" in message(tmp_path / "set")
+    (tmp_path / "set" / "README.md").write_text(f"{readme}---\n")
+    data = load(tmp_path / "set")
+    assert told(data) == [("a", 0), ("b", 10)]
+    assert data.skipped == "1 data files that README.md does not name (two.parquet)"
+
+
+@pytest.mark.parametrize(
+    "values", [pa.array([0.0, 1.0]), pa.array([[1, 0], [0, 1]]), pa.array([[1, 0], [0, 1]], pa.list_(pa.int64(), 2))]
+)
+def test_a_column_that_is_probably_not_the_label_is_not_taken_in_silence(tmp_path, values):
+    path = tmp_path / "train.parquet"
+    pa.parquet.write_table(pa.table({"image": [png()] * 2, "patient": [7, 8], "diagnosis": values}), path)
+    assert "`label_column` must be given, since there is diagnosis" in message(path)
+    assert load(path, label_column="patient").class_names == ("7", "8")
+    # One that is called so is the label.
+    pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": [7, 8], "weight": values}), path)
+    assert load(path).class_names == ("7", "8")
+
+
+def test_rows_of_several_splits_are_refused(tmp_path):
+    path = tmp_path / "all.parquet"
+    rows = {"image": [png()] * 3, "label": ["a", "b", "a"]}
+    pa.parquet.write_table(pa.table(rows | {"split": ["train", "train", "test"]}), path)
+    assert "has rows of several splits, as its column 'split' says (test, train)" in message(
+        path, label_column="label"
+    )
+    pa.parquet.write_table(pa.table(rows | {"split": ["train"] * 3}), path)
+    assert len(load(path, label_column="label")) == 3
+
+
+def test_names_of_files_without_a_folder_are_not_looked_up_here(tmp_path, monkeypatch):
+    Image.new("L", (8, 8)).save(tmp_path / "0.png")
+    Image.new("L", (8, 8)).save(tmp_path / "1.png")
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    monkeypatch.chdir(tmp_path)
+    images = [{"bytes": None, "path": f"{i}.png"} for i in (0, 1)]
+    Dataset.from_dict({"image": images, "label": [0, 1]}, features=features).to_parquet("set.parquet")
+    assert "cannot be decoded: only the name of its file is there, and no folder" in message(tmp_path / "set.parquet")
+
+
+def test_a_label_of_spaces_is_none(tmp_path):
+    path = tmp_path / "train.parquet"
+    pa.parquet.write_table(pa.table({"image": [png()] * 3, "label": ["a", "b", "  "]}), path)
+    assert "has no label in row 2" in message(path)
+
+
+def test_a_cache_among_the_images_is_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        Image.new("L", (8, 8)).save(tmp_path / name / "0.png")
+    for cache in (tmp_path, tmp_path / "cache" / "images"):
+        with pytest.raises(ValueError, match="`cache_dir` .* is in the data folder .*name another"):
+            load_image_data(tmp_path, cache_dir=cache, num_workers=0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    # What is hidden is not read.
+    assert len(load_image_data(tmp_path, cache_dir=tmp_path / ".cache", num_workers=0)) == 2
+
+
+def test_a_folder_that_is_not_here_is_said_not_to_be(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        FileNotFoundError, match="`dataset_name` my-photos is no folder or file here, and cannot be found"
+    ):
+        load_image_data("my-photos", cache_dir=tmp_path / "cache")

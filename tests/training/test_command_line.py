@@ -199,3 +199,12 @@ def test_slices_that_are_taken_for_disjoint_share_no_image(one, other, size):
 
     if not overlap(one, other):
         assert images(one).isdisjoint(images(other))
+
+
+def test_processes_that_nothing_joins_are_refused(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    command_line.check_processes(2)
+    with pytest.raises(ValueError, match="2 processes were started, and each runs alone; .*ACCELERATE_USE_CPU=true"):
+        command_line.check_processes(1)
+    monkeypatch.delenv("WORLD_SIZE")
+    command_line.check_processes(1)

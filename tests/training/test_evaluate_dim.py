@@ -247,6 +247,32 @@ def test_a_split_that_the_pipeline_was_trained_on_is_refused(evaluate, tmp_path,
         evaluate()
 
 
+def test_a_split_that_the_pipeline_was_trained_on_a_sample_of_is_refused(evaluate, tmp_path):
+    sample = load_image_data("digits", "test", max_samples=120)
+    options = {"dataset_name": "my/digits", "max_train_samples": 120, "data_fingerprint": sample.fingerprint}
+    (tmp_path / "run" / "options.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match="`--test_split` is 'test', which the pipeline .* was trained on"):
+        evaluate()
+    # Training images are those of the sample too, whatever the name.
+    sample = load_image_data("digits", "train", max_samples=120)
+    (tmp_path / "run" / "options.json").write_text(json.dumps(options | {"data_fingerprint": sample.fingerprint}))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate("--controls", "--seeds", "0")
+
+
+def test_test_images_that_are_training_images_too_are_told_of(evaluate, tmp_path):
+    for split in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / "data" / split / str(label)
+            folder.mkdir(parents=True)
+            for number in range(3):
+                shade = 3 * label + number + (0 if split == "train" or label == 4 else 100)
+                Image.new("L", (8, 8), shade).save(folder / f"{number}.png")
+    with pytest.warns(UserWarning, match="3 of the 30 test images are also among the training images"):
+        evaluate("--dataset_name", str(tmp_path / "data"), "--controls", "--seeds", "0", "--ipc", "1")
+
+
 def test_draws_are_chosen_on_what_training_held_out(evaluate, tmp_path):
     pipeline = DiMPipeline.from_pretrained(tmp_path / "run")
     torch.manual_seed(0)
@@ -372,7 +398,7 @@ BAD = [
     ("--soft_labels", "`--soft_labels` takes a teacher, .* has no `labeler`; training/train_labeler.py adds one"),
     ("--classifiers timm/mixer_s32_224:input_size=30", "input_size.* 30"),
     ("--protocols A --selection kmeans --pool timm/mixer_s32_224:input_size=30", "`--pool`: .*input_size.* 30"),
-    ("--max_train_samples 5", "`max_samples` is 5; there are 10 classes"),
+    ("--max_train_samples 5", "`max_samples` is 5, and there are 10 classes; valid are at least"),
     ("--test_split train", "`--test_split` is 'train', and `--train_split`, of the real controls, 'train'"),
     ("--train_split train+test", "`--test_split` is 'test', and `--train_split`, of the real controls, 'train.test'"),
     ("--test_split testing", "no split 'testing'; valid are train, test"),

@@ -190,6 +190,7 @@ BAD = [
     ("--pipeline /", "`--pipeline` / holds no pipeline"),
     ("--pipeline {tmp}/file", "`--pipeline` .*file is a file; valid is the folder of a pipeline"),
     ("--pipeline {tmp}/begun", "`--pipeline` .*begun holds no pipeline: its run has not been validated yet"),
+    ("--pipeline {tmp}/theirs", r"`--pipeline` .*theirs holds no pipeline \(model_index.json\)"),
     ("--pipeline {tmp}/nowhere", "`--pipeline` .*nowhere is not a folder, and not an id on the Hub"),
     ("--pipeline out/nowhere", "`--pipeline` out/nowhere cannot be loaded: .* HF_HUB_OFFLINE"),
     (
@@ -283,3 +284,21 @@ def test_two_processes_share_the_shards(generate, pipeline, tmp_path):
         "5", "--batch_size", "3",
     ])  # fmt: skip
     assert content(tmp_path / "two") == alone
+
+
+def test_images_do_not_go_among_other_data(generate, tmp_path):
+    (tmp_path / "out" / "cat").mkdir(parents=True)
+    (tmp_path / "out" / ".DS_Store").write_text("")
+    with pytest.raises(FileExistsError, match="`--output_dir` .* holds cat, and images beside them would be read in"):
+        generate()
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".DS_Store", "cat"]
+    (tmp_path / "out" / "cat").rmdir()
+    # Its own folder may hold more by then.
+    (generate() / "notes.txt").write_text("mine")
+    generate()
+
+
+def test_a_class_that_is_named_twice_is_refused(generate, tmp_path):
+    with pytest.raises(ValueError, match="`--class_labels` names Coat more than once"):
+        generate("--class_labels", "Coat", "1")
+    assert not (tmp_path / "out").exists()

@@ -2,6 +2,7 @@ import json
 import shutil
 import signal
 import sys
+import warnings
 
 import private_run
 import pytest
@@ -11,7 +12,7 @@ from accelerate.state import AcceleratorState, GradientState
 from PIL import Image
 from safetensors.torch import load_file
 
-from dim_hf.data import ImageData
+from dim_hf.data import ImageData, load_image_data
 from dim_hf.pipelines import DiMPipeline
 from dim_hf.privacy import MeanMatching, release_statistics
 
@@ -237,6 +238,18 @@ def test_the_terminal_does_not_tell_the_number_of_images(tmp_path, capfd):
     assert "too few for this epsilon, expect noise: cat, dog" in out
 
 
+def test_the_terminal_does_not_tell_what_is_in_an_image(tmp_path):
+    write_images(tmp_path / "private")
+    # Its EXIF data are cut off, of which Pillow warns.
+    exif = b"Exif\0\0II*\0\x08\0\0\0\x02\0\x12\x01\x03\0\x01\0\0\0"
+    Image.new("L", (16, 16)).save(tmp_path / "private" / "cat" / "cut.jpg", exif=exif)
+    with pytest.warns(UserWarning, match="Corrupt EXIF"):
+        load_image_data(tmp_path / "private", cache_dir=tmp_path / "other", num_workers=0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_dim.main(reading(tmp_path, tmp_path / "run"))
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -353,7 +366,7 @@ def test_no_later_stage_reads_the_images(tmp_path, monkeypatch):
         object.__setattr__(images, "sealed", True)
         return statistics
 
-    monkeypatch.setattr(private_run, "read_images", lambda args: data)
+    monkeypatch.setattr(private_run, "read_images", lambda args, start: data)
     monkeypatch.setattr(private_run, "release_statistics", releasing)
     train_dim.main(arguments(tmp_path, tmp_path / "run"))
     assert (tmp_path / "run" / "model_index.json").is_file()

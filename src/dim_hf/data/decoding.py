@@ -72,6 +72,14 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
     # Named classes say what they are; beside them only a column of that very name raises doubts.
     likely = {"label", "labels"} if classes else LABEL_NAMES
     named = [name for name in kinds if name.lower() in likely and name not in found]
+    if label_column is None and len(found) == 1 and not classes and found[0].lower() not in LABEL_NAMES:
+        # Classes as floats, as pandas has integers with gaps, or as a list with a one.
+        named += [
+            name
+            for name, feature in features.items()
+            if name not in (image, *named, *found)
+            and (getattr(feature, "dtype", "").startswith(("float", "double", "decimal")) or _is_list(feature))
+        ]
     if label_column is None and len(found) == 1 and named:
         # Another column must not take its place in silence.
         raise ValueError(
@@ -79,6 +87,10 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
             f"({kinds[found[0]]}); valid are {listed(classes + plain, most=4)}."
         )
     return image, _choose("label_column", label_column, found, classes + plain, kinds)
+
+
+def _is_list(feature: object) -> bool:
+    return isinstance(feature, list | datasets.Sequence | datasets.List | datasets.LargeList)
 
 
 def _holds_encoded_images(feature: object) -> bool:
@@ -152,7 +164,7 @@ def decoded_images(
                 _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, aside))
                 # Results and checkpoints are kept under this digest of the content. The key of the cache can differ
                 # for the same images, since it depends on the paths and times of local files.
-                replace_text(digest_path, _digest(np.load(aside, mmap_mode="r")))
+                replace_text(digest_path, digest_of(np.load(aside, mmap_mode="r")))
         except OSError as error:
             if error.errno is None:
                 raise
@@ -177,14 +189,15 @@ def _whole(path: Path, digest_path: Path) -> np.ndarray | None:
     """The pixels in the cache, if they are there and match their digest."""
     try:
         pixels = np.load(path, mmap_mode="c")
-        whole = pixels.dtype == np.uint8 and pixels.ndim == 4 and _digest(pixels) == digest_path.read_text()
+        whole = pixels.dtype == np.uint8 and pixels.ndim == 4 and digest_of(pixels) == digest_path.read_text()
     # Errors of the file system, and of numpy over a damaged header.
     except (OSError, ValueError, EOFError, SyntaxError, TokenError):
         return None
     return pixels if whole else None
 
 
-def _digest(pixels: np.ndarray) -> str:
+def digest_of(pixels: np.ndarray) -> str:
+    """A digest of the shape and the values of uint8 pixels."""
     digest = hashlib.sha256(f"{pixels.shape}".encode())
     for start in range(0, len(pixels), 4096):
         digest.update(np.ascontiguousarray(pixels[start : start + 4096]).data)
@@ -286,6 +299,8 @@ def _named(value: dict | None, origin: str, row: int) -> Iterator[None]:
 def _opened(value: dict | None) -> Image.Image:
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError("it is missing (null)")
+    if value["bytes"] is None and not os.path.isabs(value["path"]) and "://" not in value["path"]:
+        raise ValueError("only the name of its file is there, and no folder; store the image itself or a whole path")
     image = datasets.Image().decode_example(value)
     if image.format is None and image.mode.startswith("I"):
         # `datasets` copies an image whose file has an orientation, even the usual one. The copy lacks what the file

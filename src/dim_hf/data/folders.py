@@ -19,14 +19,9 @@ from PIL import Image, ImageFile
 from ..files import MARKER, is_run
 from ..messages import listed, one_line
 from .metadata import METADATA, read_metadata
+from .splits import SPLIT_WORDS, SPLITS
 
 
-SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "validation", "valid": "validation"}
-# What words in other names of splits mean; see `_refuse_splits`.
-SPLIT_WORDS = SPLITS | {
-    "training": "train", "testing": "test", "holdout": "test", "dev": "validation", "eval": "validation",
-    "evaluation": "validation",
-}  # fmt: skip
 # What systems put into folders: archives of macOS, thumbnails and recycle bins of Synology, QNAP and Windows.
 NOT_DATA = {"__macosx", "@eadir", "#recycle", "@recycle", "#snapshot", "$recycle.bin", "system volume information"}
 ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
@@ -213,7 +208,9 @@ def read_image_folder(top: Folder, split: str, label_column: str | None) -> tupl
     tables = [path for path in top.files() if os.path.basename(path) in METADATA] if label_column else []
     part = _split(top, split, flat=bool(tables))
     tables = [path for path in tables if path in {*top.others, *part.files()}]
-    labels = read_metadata(top.root, tables, label_column, top.argument) if label_column and tables else None
+    labels = None
+    if label_column and tables:
+        labels = read_metadata(top.root, tables, label_column, top.argument, one_split=part is top)
     images = part.images_below()
     if labels is None and label_column not in (None, "label"):
         raise top.refusal(f"`label_column` {listed([label_column])} is not in it: folders of classes give `label`")
@@ -237,6 +234,8 @@ def read_image_folder(top: Folder, split: str, label_column: str | None) -> tupl
         values = [label for label, members in enumerate(by_class) for _ in members]
     if strange := [path for path, _ in images if not _is_utf8(path)]:
         raise top.refusal(f"{len(strange):,} names are not UTF-8 ({listed(strange, 2)}); rename them")
+    if any(isinstance(value, int) and value >= 2**63 for value in values):
+        raise top.refusal(f"{listed(tables, 1)} has labels of 2**63 or more, which `datasets` does not take")
     root = os.path.abspath(top.root)
     dataset = datasets.Dataset.from_dict(
         {"image": [f"{root}/{path}" for path, _ in images], column: values},

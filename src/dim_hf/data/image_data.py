@@ -5,6 +5,7 @@ Does not import the libraries that read data sets, so that code that only uses i
 """
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import psutil
@@ -108,6 +109,17 @@ class ImageData:
 def free_memory(device: torch.device) -> int:
     """Free memory in bytes: of a GPU, or else of this machine."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+
+
+def copies_among(images: ImageData, others: ImageData) -> torch.Tensor:
+    """Which images equal one of the others in every pixel: bool, of shape `(len(images),)`."""
+    known = {digest for batch in _digests(others) for digest in batch}
+    return torch.tensor([digest in known for batch in _digests(images) for digest in batch], dtype=torch.bool)
+
+
+def _digests(data: ImageData) -> Iterator[list[bytes]]:
+    for rows in torch.arange(len(data), device=data.labels.device).split(4096):
+        yield [hashlib.sha256(image.tobytes()).digest() for image in data.batch(rows)[0].cpu().numpy()]
 
 
 def normalise(images: torch.Tensor) -> torch.Tensor:

@@ -14,9 +14,10 @@ import torch
 
 from ..arguments import check_integer, check_seed, shown
 from ..messages import listed
-from .decoding import decoded_images, default_cache_dir, find_columns
+from .decoding import decoded_images, default_cache_dir, digest_of, find_columns
 from .image_data import ImageData, stratified_order
 from .reading import embedded_digits, open_dataset, read_labels
+from .splits import SPLIT_COLUMNS, refuse_several_splits
 
 
 def load_image_data(
@@ -79,6 +80,7 @@ def load_image_data(
         raise ValueError(f"`channels` is {shown(channels)}; valid are 1 (grey) and 3 (RGB).")
     check_seed(seed)
     skipped = ""
+    cache = Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir()
     if train_data_dir is None and os.fspath(dataset_name) == "digits":
         for argument, word in (("dataset_config_name", dataset_config_name), ("revision", revision)):
             if word is not None:
@@ -91,9 +93,13 @@ def load_image_data(
         name = os.path.expanduser(dataset_name if train_data_dir is None else train_data_dir)
         if train_data_dir is not None and not Path(name).is_dir():
             raise FileNotFoundError(f"`train_data_dir` {name} is not a folder.")
+        _refuse_cache_within(cache, Path(name))
         dataset, skipped = open_dataset(name, split, argument, dataset_config_name, revision, label_column)
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     origin = f"split {split!r} of {name}"
+    for column, feature in dataset.features.items():
+        if column != label_column and column.lower() in SPLIT_COLUMNS and getattr(feature, "dtype", "") == "string":
+            refuse_several_splits(origin, column, dataset.unique(column))
     own_names, own_labels = read_labels(dataset, origin, label_column, class_names)
     if class_names is None and len(own_names) < 2:
         raise ValueError(f"{origin} has only the class {listed(own_names)}; valid are two or more.")
@@ -102,7 +108,10 @@ def load_image_data(
     sample = ""
     if max_samples is not None and max_samples < len(dataset):
         if max_samples < len(own_names):
-            raise ValueError(f"`max_samples` is {max_samples}; there are {len(own_names)} classes.")
+            raise ValueError(
+                f"`max_samples` is {max_samples}, and there are {len(own_names)} classes; valid are at least as many "
+                "images (--max_train_samples)."
+            )
         chosen = stratified_order(own_labels, seed)[:max_samples].sort().values
         dataset, own_labels = dataset.select(chosen.tolist()), own_labels[chosen]
         sample = f" in a sample of {max_samples:,} images"
@@ -120,9 +129,33 @@ def load_image_data(
         image_column,
         resolution,
         channels,
-        Path(cache_dir).expanduser() if cache_dir is not None else default_cache_dir(),
+        cache,
         num_workers,
     )
-    content = json.dumps([digest, own_labels.tolist(), own_names])
-    fingerprint = hashlib.sha256(content.encode()).hexdigest()[:16]
+    fingerprint = content_fingerprint(digest, own_labels, own_names)
     return ImageData(images, own_labels, own_names, fingerprint, torch.arange(len(images)), origin, skipped)
+
+
+def fingerprint_of_sample(data: ImageData, max_samples: int) -> str:
+    """The fingerprint that a whole split would have, loaded with this `max_samples` and the default seed."""
+    if max_samples >= len(data):
+        return data.fingerprint
+    chosen = stratified_order(data.labels.cpu(), 0)[:max_samples].sort().values
+    sample = data.select(chosen)
+    return content_fingerprint(digest_of(sample.images.cpu().numpy()), sample.labels.cpu(), sample.class_names)
+
+
+def content_fingerprint(digest: str, labels: torch.Tensor, class_names: tuple[str, ...]) -> str:
+    content = json.dumps([digest, labels.tolist(), class_names])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
+
+
+def _refuse_cache_within(cache: Path, data: Path) -> None:
+    """Refuses a cache whose files would be read as a part of the data; hidden folders are not read."""
+    cache, data = cache.resolve(), data.resolve()
+    within = data.is_dir() and cache.is_relative_to(data)
+    if within and not any(part.startswith(".") for part in cache.relative_to(data).parts):
+        raise ValueError(
+            f"`cache_dir` {cache} is in the data folder {data}, and would be read as a part of it; name another "
+            "(--cache_dir)."
+        )

@@ -1,5 +1,6 @@
 """Labels of images in `metadata.csv`, `.jsonl` or `.parquet` beside them, the convention of `datasets`."""
 
+import codecs
 import posixpath
 from pathlib import Path
 
@@ -9,18 +10,22 @@ import pyarrow.json
 import pyarrow.parquet
 
 from ..messages import listed
+from .splits import refuse_several_splits
 
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> pa.Table | None:
+def read_metadata(
+    root: Path, tables: list[str], column: str, argument: str, one_split: bool = False
+) -> pa.Table | None:
     """
     Reads the labels of a folder's images from its metadata.
 
     Args:
         tables (`list[str]`): Paths of the metadata files from `root`.
         argument (`str`): The argument that gave the folder, for messages.
+        one_split (`bool`, *optional*, defaults to `False`): Whether all images are of one split.
 
     Returns:
         A table with the columns `file_name`, as paths from `root`, and `label`; `None` if `column` is `"label"`, which
@@ -36,6 +41,8 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
             table = _read(root / path, column)
         except (pa.ArrowException, OSError) as error:
             reason = " ".join(str(error).split())[:150]
+            if (root / path).read_bytes()[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                reason = "it is UTF-16; save it as UTF-8"
             raise ValueError(f"`{argument}`: the metadata {root / path} cannot be read: {reason}") from error
         names = table.column_names
         if repeated := [name for name in ("file_name", column) if names.count(name) > 1]:
@@ -56,6 +63,10 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
             raise ValueError(
                 f"`label_column`: in the metadata {root / path} the column {column!r} is text that is not UTF-8."
             )
+        for name in names if one_split else ():
+            if _is_text(table.schema.field(name).type):
+                values = table[name].unique().to_pylist()
+                refuse_several_splits(f"`{argument}`: the metadata {root / path}", name, values)
         found += [name for name in names if name not in ("file_name", "image", *found)]
         if column in names and column not in ("file_name", "image"):
             folder = posixpath.dirname(path)
@@ -83,7 +94,9 @@ def read_metadata(root: Path, tables: list[str], column: str, argument: str) -> 
     seen: set[str] = set()
     for name in labels["file_name"].to_pylist():
         if name in seen:
-            raise ValueError(f"`{argument}`: the metadata of {root} names {listed([name])} more than once.")
+            raise ValueError(
+                f"`{argument}`: in {listed(tables, 2)} of {root}, {listed([name])} occurs more than once."
+            )
         seen.add(name)
     return labels
 

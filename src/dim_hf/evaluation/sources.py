@@ -56,7 +56,9 @@ class Draw:
 
     def identity(self) -> dict[str, Any]:
         """The values that differ from the usual draw."""
-        return {name: value for name, value in asdict(self).items() if value != getattr(Draw, name)}
+        values = {name: value for name, value in asdict(self).items() if value != getattr(Draw, name)}
+        # Of draws that are all rejected; development versions kept the last one.
+        return values | ({"kept": "best"} if self.max_attempts > 1 else {})
 
 
 @dataclass(frozen=True, kw_only=True)

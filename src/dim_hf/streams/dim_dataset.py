@@ -248,16 +248,18 @@ class DiMDataset(Dataset):
         return kept
 
     def _draw_accepted(self, epoch: int | torch.Tensor, labels: torch.Tensor, indices: torch.Tensor) -> torch.Tensor:
-        """Images, drawn again while the teacher rejects them."""
+        """Images, drawn again while the teacher rejects them; the best one is kept."""
         images = self._draw(epoch, labels, indices, attempt=0)
-        candidates, rejected = images, torch.arange(len(labels), device=labels.device)
+        scores = self._scores(images, labels) if self.max_attempts > 1 else torch.empty(0)
         for attempt in range(1, self.max_attempts):
-            rejected = rejected[self._is_rejected(candidates, labels[rejected])]
+            rejected = torch.nonzero(scores < self.min_confidence).squeeze(1)
             if len(rejected) == 0:
                 break
             epochs = epoch[rejected] if isinstance(epoch, torch.Tensor) else epoch
             candidates = self._draw(epochs, labels[rejected], indices[rejected], attempt)
-            images[rejected] = candidates
+            new = self._scores(candidates, labels[rejected])
+            better = new > scores[rejected]
+            images[rejected[better]], scores[rejected[better]] = candidates[better], new[better]
         return images
 
     def _draw(
@@ -268,10 +270,11 @@ class DiMDataset(Dataset):
             latents = self.noise_scale * latents
         return self.generator(latents.to(self.generator.dtype), labels).sample.float()
 
-    def _is_rejected(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def _scores(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """The teacher's confidence in the labels, less 1 where it takes an image for another class."""
         logits = self._teacher_logits(images)
         confidence = logits.softmax(dim=1).gather(1, labels[:, None]).squeeze(1)
-        return (logits.argmax(dim=1) != labels) | (confidence < self.min_confidence)
+        return confidence - (logits.argmax(dim=1) != labels).float()
 
     def _teacher_logits(self, images: torch.Tensor) -> torch.Tensor:
         return self.labeler(images.to(self.labeler.dtype)).logits.float()

@@ -1,0 +1,167 @@
+"""Folders of parquet or arrow files: which files are read for which split, and what their labels mean."""
+
+import glob
+import os
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+import pyarrow.ipc
+import pyarrow.parquet
+from huggingface_hub import DatasetCard
+
+from ..messages import listed
+from .folders import Folder
+from .loading import clear_errors, load
+from .metadata import METADATA
+
+
+DATA_SUFFIXES = (".parquet", ".arrow")
+
+
+def data_files(folder: Folder) -> list[str]:
+    """The data files of a folder, as paths from it, without the metadata of its images."""
+    return [
+        file
+        for file in folder.files()
+        if file.lower().endswith(DATA_SUFFIXES) and not (folder.num_images and os.path.basename(file) in METADATA)
+    ]
+
+
+def read_data_files(folder: Folder, files: list[str], split: str, config: str | None) -> tuple[datasets.Dataset, str]:
+    """
+    One split of a folder with data files.
+
+    `datasets` infers splits from words in file names, and reads all files with the features of the first one. So that
+    each split has its own names of classes, only the files of this split are given to it, unless README.md describes
+    the data set.
+
+    Returns:
+        The split, and a text about skipped files.
+
+    Raises:
+        ValueError: If a file would be read for no split or for several, or the files of a split do not agree.
+    """
+    path, argument = folder.root, folder.argument
+    refuse_empty([path / file for file in files if file.endswith(".parquet")], argument)
+    if capitals := [file for file in files if not file.endswith(DATA_SUFFIXES)]:
+        raise ValueError(
+            f"`{argument}` {path} holds {listed(capitals, most=2)}; `datasets` reads only files whose suffix is in "
+            "small letters, so rename them."
+        )
+    if glob.has_magic(str(path.resolve())):
+        raise ValueError(
+            f"`{argument}` {path}: `datasets` takes *, ? and [ in its path as a pattern; rename the folder."
+        )
+    readme = path / "README.md"
+    with clear_errors(argument, str(path), split, config):
+        card = DatasetCard.load(readme).data if readme.is_file() else {}
+    declared = bool(card.get("configs"))
+    if not declared and sum(bool(part.images) for part in folder.below()) > 1:
+        raise ValueError(
+            f"`{argument}` {path} holds data files ({listed(files, most=2)}) and {folder.num_images:,} images in "
+            f"folders; keep one of them there, or name a folder that holds one kind."
+        )
+    with clear_errors(argument, str(path), split, config):
+        builder = datasets.load_dataset_builder(str(path), config)
+    if builder.name not in ("parquet", "arrow"):
+        if declared:
+            return load(argument, str(path), split, config, path=str(path)), _images_beside(folder)
+        raise ValueError(
+            f"`{argument}` {path} holds data files ({listed(files, most=2)}) among files of another kind, which "
+            f"`datasets` would read instead ({builder.name}); move those elsewhere."
+        )
+    splits = {str(name): [str(file) for file in part] for name, part in (builder.config.data_files or {}).items()}
+    if not declared:
+        _refuse_unread_or_twice(folder, files, splits)
+    described = bool(card.get("dataset_info"))
+    alone = split in splits and not declared and not described
+    if not described:
+        _refuse_unlike(folder, splits[split] if alone else [file for part in splits.values() for file in part])
+    if alone:
+        names = {split: [glob.escape(file) for file in splits[split]]}
+        return load(argument, str(path), split, path=builder.name, data_files=names), _images_beside(folder)
+    unread = _unread(folder, files, splits) if declared and len(card["configs"]) == 1 else []
+    skipped = [_images_beside(folder)]
+    if unread:
+        skipped.append(f"{len(unread):,} data files that README.md does not name ({listed(unread, most=2)})")
+    return load(argument, str(path), split, config, path=str(path)), " and ".join(filter(None, skipped))
+
+
+def _images_beside(folder: Folder) -> str:
+    names = [name for name, _ in folder.images_below()]
+    return f"{len(names):,} images beside the data files ({listed(names, most=2)})" if names else ""
+
+
+def _unread(folder: Folder, files: list[str], splits: dict[str, list[str]]) -> list[str]:
+    read = {os.path.realpath(file) for part in splits.values() for file in part}
+    return [file for file in files if os.path.realpath(folder.root / file) not in read]
+
+
+def _refuse_unread_or_twice(folder: Folder, files: list[str], splits: dict[str, list[str]]) -> None:
+    """Refuses files that `datasets` would read for no split, or for several."""
+    times = Counter(os.path.realpath(file) for part in splits.values() for file in part)
+    unread = _unread(folder, files, splits)
+    twice = [file for file in files if times[os.path.realpath(folder.root / file)] > 1]
+    if unread or twice:
+        raise ValueError(
+            f"`{folder.argument}` {folder.root}: `datasets` infers splits from words in file names, and would read "
+            f"{listed(unread or twice, 3)} for {'none' if unread else 'several'}; rename files to train.parquet and "
+            f"test.parquet, or assign them to splits in README.md (`configs`)."
+        )
+
+
+def _refuse_unlike(folder: Folder, files: list[str]) -> None:
+    """Refuses files that are read as one although their columns, or the classes of a column, differ."""
+    first: dict[str, tuple[str, Any, str]] = {}
+    for file in files:
+        name = os.path.relpath(file, folder.root.resolve())
+        try:
+            features = datasets.Features.from_arrow_schema(_schema(Path(file)))
+        # A damaged file gets its message from `datasets`.
+        except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
+            return
+        kinds = {f"`{column}` of ": _kind(feature) for column, feature in features.items()}
+        kinds[""] = sorted(features), f"the columns {listed(sorted(features), most=4)}"
+        for what, (kind, text) in sorted(kinds.items()):
+            of, was, told = first.setdefault(what, (name, kind, text))
+            if was != kind:
+                raise ValueError(
+                    f"`{folder.argument}` {folder.root}: {what}{of} has {told}, and {what}{name} has {text}, which "
+                    f"`datasets` would take for the same; write them alike, or name a folder that holds one data set."
+                )
+
+
+def _schema(path: Path) -> pa.Schema:
+    if path.suffix == ".parquet":
+        return pyarrow.parquet.read_schema(path)
+    with pa.memory_map(str(path)) as source:
+        try:
+            return pa.ipc.open_stream(source).schema
+        except pa.ArrowInvalid:
+            return pa.ipc.open_file(source).schema
+
+
+def _kind(feature: Any) -> tuple[Any, str]:
+    """What a column that may hold labels is, to compare and to tell; all other columns count as alike."""
+    if isinstance(feature, datasets.ClassLabel):
+        return feature.names, f"the classes {listed(feature.names, most=8)}"
+    if not isinstance(feature, datasets.Value):
+        return None, "another type"
+    for kind, starts in (("text", ("string", "large_string")), ("integers", ("int", "uint"))):
+        if feature.dtype.startswith(starts):
+            return kind, kind
+    return feature.dtype, feature.dtype
+
+
+def refuse_empty(files: list[Path], argument: str) -> None:
+    """Refuses parquet files without rows, for which `datasets` reads none of the others either."""
+    for file in files:
+        # A file that is not parquet gets its message from `datasets`.
+        with suppress(pa.ArrowException, OSError):
+            parts = pyarrow.parquet.read_metadata(file)
+            if parts.num_row_groups and not parts.num_rows:
+                raise ValueError(f"`{argument}`: {file} has no rows; remove it.")
