@@ -432,7 +432,7 @@ class DiMPipeline(DiffusionPipeline):
     def prepare_latents(self, num_images: int, generator: Generators) -> torch.Tensor:
         """
         The noise of all images: a float32 tensor of shape `(num_images, latent_dim)` on the CPU. It is drawn at once,
-        so that a seed gives the same images for any batch size, device and dtype.
+        so that a seed gives the same noise for any batch size, device and dtype.
         """
         first = generator[0] if isinstance(generator, list) else generator
         device = torch.device("cpu") if first is None else first.device
@@ -459,8 +459,8 @@ class DiMPipeline(DiffusionPipeline):
                 Labels and class names; a string is one name. `None` means every class.
             ipc (`int`, *optional*, defaults to 1): Images per class.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                Source of the noise, or a list with one for each image. A seed gives the same images for any
-                `batch_size`, and within rounding on any device.
+                Source of the noise, or a list with one for each image. A seed gives the same images,
+                within rounding, for any `batch_size` and on any device.
             latents (`torch.Tensor` of shape `(num_images, latent_dim)`, *optional*):
                 Standard normal noise to use in place of `generator`'s.
             batch_size (`int`, *optional*, defaults to 256):

@@ -169,10 +169,11 @@ def test_errors_of_writing_name_the_path_and_others_pass(tmp_path):
 
 
 def test_changed_settings_are_named_down_to_the_entries_of_a_config():
-    then = {"seed": 0, "config": {"width": [8], "norm": "none"}, "gone": 1, "same": None}
-    now = {"seed": 1, "config": {"width": [16], "norm": "none"}, "same": None, "free": 2}
+    then = {"seed": 0, "preset": "pico", "config": {"width": [8], "norm": "none"}, "gone": 1, "same": None}
+    now = {"seed": 1, "preset": "base", "config": {"width": [16], "norm": "none"}, "same": None, "free": 2}
     assert changed_settings(then, now, {"free"}) == (
-        "`config.width` was [8] and is now [16]; `gone` was 1 and is now None; `seed` was 0 and is now 1"
+        "`preset` was 'pico' and is now 'base'; `gone` was 1 and is now None; `seed` was 0 and is now 1; "
+        "`config.width` was [8] and is now [16]"
     )
     assert changed_settings(then, json.loads(json.dumps(then))) == ""
     many = changed_settings({}, {f"name{i}": "x" * 500 for i in range(40)})

@@ -210,7 +210,13 @@ def test_draws_are_rows_that_say_how_images_are_drawn_and_what_has_to_be_kept(pi
     assert [source.identity(0) for source in hard] == [
         {"source": "generated", "content": generator},
         {"source": "generated", "content": generator, "noise_scale": 1.5},
-        {"source": "generated", "content": f"{generator}/{labeler}", "noise_scale": 1.25, "max_attempts": 4}
+        {
+            "source": "generated",
+            "content": f"{generator}/{labeler}",
+            "noise_scale": 1.25,
+            "max_attempts": 4,
+            "kept": "best",
+        }
         | {"min_confidence": 0.5},
         {"source": "generated", "content": f"{generator}/{labeler}", "choose_from": 3},
     ]

@@ -17,7 +17,7 @@ import train_arguments
 import train_dim
 import train_labeler
 from accelerate.state import AcceleratorState, GradientState
-from audit_inputs import REPEATED, without_copies
+from audit_inputs import REPEATED
 from audit_plan import AuditPlan, Speed, choose, extend
 from audit_shadows import _aside, membership, save_half, shadow_words, train_words
 from continuation import recorded
@@ -25,6 +25,7 @@ from filelock import FileLock
 
 from dim_hf.audit.lira import IN, NEITHER, OUT
 from dim_hf.data import ImageData, holdout, load_image_data, stratified_order
+from dim_hf.data.image_data import copies_among
 from dim_hf.files import lock_output_dir, read_json
 from dim_hf.hub.push import export_repository
 from dim_hf.machine import bfloat16_unit
@@ -406,12 +407,15 @@ def test_a_held_out_split_that_repeats_the_training_images_is_refused(home, tmp_
     assert not (folder / "audit").exists()
 
 
-def test_held_out_images_that_were_trained_on_are_left_out():
-    pixels = torch.arange(8, dtype=torch.uint8)[:, None, None, None].expand(-1, 1, 8, 8).contiguous()
+def test_copies_are_found_in_every_pixel():
+    pixels = torch.arange(8, dtype=torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8)
     data = ImageData(pixels, torch.zeros(8, dtype=torch.int64), ("a",), "f")
-    kept = without_copies(data.select(torch.arange(3, 8)), data.select(torch.arange(5)))
-    assert kept.images[:, 0, 0, 0].tolist() == [5, 6, 7]
-    assert len(without_copies(data.select(torch.arange(5, 8)), data.select(torch.arange(5)))) == 3
+    copies = copies_among(data.select(torch.arange(3, 8)), data.select(torch.arange(5)))
+    assert copies.tolist() == [True, True, False, False, False]
+    pixels = pixels.clone()
+    pixels[3, 0, 7, 7] += 1
+    changed = ImageData(pixels, data.labels, ("a",), "g")
+    assert copies_among(data.select(torch.arange(3, 8)), changed).tolist() == [False, True, True, True, True]
 
 
 def test_the_folder_of_another_audit_is_refused(home, tmp_path):

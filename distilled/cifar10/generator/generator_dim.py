@@ -543,8 +543,9 @@ def quantise(rows: torch.Tensor, bits: int) -> tuple[torch.Tensor, torch.Tensor]
         return (part / divisor).add_(1).mul_(top / 2).round_().clamp_(0, top)
 
     all_codes, all_scales = [], []
-    # A few rows at a time stay in the processor's cache for all scales that are tried.
-    for part in rows.split(max(1, 2**15 // max(1, rows.shape[1]))):
+    # A few rows at a time stay in a processor's cache for all scales that are tried; a GPU would launch more kernels.
+    few = 2**15 // max(1, rows.shape[1]) if rows.device.type == "cpu" else len(rows)
+    for part in rows.split(max(1, few)):
         largest = part.abs().amax(dim=1)
         best_error = torch.full_like(largest, torch.inf)
         best_scale = torch.zeros_like(largest, dtype=torch.float16)

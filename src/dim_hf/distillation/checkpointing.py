@@ -208,7 +208,8 @@ def changed_settings(then: dict[str, Any], now: dict[str, Any], may_differ: Coll
     changed = [
         f"`{name}` was {listed([repr(old.get(name))])} and is now {listed([repr(new.get(name))])}"
         + MEANINGS.get(name, "")
-        for name in sorted({*old, *new})
+        # What a user sets comes before what follows from it.
+        for name in sorted({*old, *new}, key=lambda name: (name != "preset", "." in name, name))
         if old.get(name) != new.get(name)
     ]
     return "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if len(changed) > 4 else "")

@@ -51,7 +51,8 @@ class DiMDataset(Dataset):
             `compute_loss_func`; see docs/use.md.
         max_attempts (`int`, *optional*, defaults to 1):
             Above 1, an image that the pipeline's `labeler` assigns to another class is drawn again, up to this number
-            of draws; the last one is kept. Where the labeler is undecided within rounding, the batch may then decide.
+            of draws. If none is of its class, the one that the labeler is surest of is kept. Where the labeler is
+            undecided within rounding, the batch may then decide.
         min_confidence (`float`, *optional*, defaults to 0.0):
             With `max_attempts` above 1, an image is also drawn again if the `labeler` gives its class a probability
             below this; in [0, 1).
