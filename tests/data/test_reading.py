@@ -231,6 +231,12 @@ def test_rows_of_several_splits_are_refused(tmp_path):
     )
     pa.parquet.write_table(pa.table(rows | {"split": ["train"] * 3}), path)
     assert len(load(path, label_column="label")) == 3
+    features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
+    features["subset"] = ClassLabel(names=["Train", "Val", "Test"])
+    images = [{"bytes": png(), "path": None}] * 3
+    named = Dataset.from_dict({"image": images, "label": [0, 1, 0], "subset": [0, 0, 1]}, features=features)
+    named.to_parquet(path)
+    assert "its column 'subset' says (Train, Val)" in message(path, label_column="label")
 
 
 def test_names_of_files_without_a_folder_are_not_looked_up_here(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import os
 import warnings
 from pathlib import Path
 
+import datasets
 import torch
 
 from ..arguments import check_integer, check_seed, shown
@@ -98,8 +99,11 @@ def load_image_data(
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     origin = f"split {split!r} of {name}"
     for column, feature in dataset.features.items():
-        if column != label_column and column.lower() in SPLIT_COLUMNS and getattr(feature, "dtype", "") == "string":
-            refuse_several_splits(origin, column, dataset.unique(column))
+        one_value = isinstance(feature, datasets.Value | datasets.ClassLabel)
+        if column != label_column and column.lower() in SPLIT_COLUMNS and one_value:
+            values = dataset.unique(column)
+            named = isinstance(feature, datasets.ClassLabel)
+            refuse_several_splits(origin, column, feature.int2str([v for v in values if v >= 0]) if named else values)
     own_names, own_labels = read_labels(dataset, origin, label_column, class_names)
     if class_names is None and len(own_names) < 2:
         raise ValueError(f"{origin} has only the class {listed(own_names)}; valid are two or more.")

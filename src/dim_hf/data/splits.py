@@ -27,7 +27,7 @@ def refuse_several_splits(where: str, column: str, values: Iterable[Any]) -> Non
     """
     if column.lower() not in SPLIT_COLUMNS:
         return
-    words = {value for value in set(values) if isinstance(value, str)}
+    words = {value for value in values if isinstance(value, str)}
     if len({SPLIT_WORDS[word.strip().lower()] for word in words if word.strip().lower() in SPLIT_WORDS}) > 1:
         raise ValueError(
             f"{where} has rows of several splits, as its column {column!r} says ({listed(sorted(words), most=4)}); "
