@@ -2,6 +2,7 @@
 
 import io
 
+import datasets
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -269,7 +270,7 @@ def test_a_cache_among_the_images_is_refused(tmp_path):
 
 def test_a_folder_that_is_not_here_is_said_not_to_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(
-        FileNotFoundError, match="`dataset_name` my-photos is no folder or file here, and cannot be found"
-    ):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(FileNotFoundError, match="my-photos is no folder or file here, and cannot be found"):
         load_image_data("my-photos", cache_dir=tmp_path / "cache")

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
-import checks
 import preparation
 import processes
 import pytest
@@ -473,7 +472,7 @@ def test_a_config_that_cannot_be_built_is_refused(tiny, tmp_path, content, messa
 
 
 def test_a_network_larger_than_free_memory_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr(checks.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**17))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=2**17))
     with pytest.raises(ValueError, match="has .* weights, which take .* GiB to train; 0.0 GiB are free"):
         run(tiny("run"))
     assert not (tmp_path / "run").exists()
