@@ -426,8 +426,8 @@ def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -
     # A step can spoil the weights although its loss was still finite.
     if not (math.isfinite(record["loss/matching"]) and is_finite(networks.plain_generator, networks.ema_generator)):
         raise FloatingPointError(
-            f"the loss or the weights became NaN or infinite by step {step}; the last good checkpoint and the release "
-            f"are untouched. Lower --learning_rate in a new --output_dir that holds a copy of release/."
+            f"the loss or the weights became NaN or infinite by step {step}; checkpoints of earlier steps and the "
+            f"release are untouched. Lower --learning_rate in a new --output_dir that holds a copy of release/."
         )
 
 

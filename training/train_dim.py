@@ -476,8 +476,8 @@ def refuse_not_finite(record: dict[str, float], networks: Networks, step: int) -
 
 def not_finite(what: str, step: int) -> FloatingPointError:
     return FloatingPointError(
-        f"{what} became NaN or infinite by step {step}; the last good checkpoint is untouched. Lower --learning_rate "
-        f"or --discr_learning_rate in a new --output_dir."
+        f"{what} became NaN or infinite by step {step}; checkpoints of earlier steps are untouched. Lower "
+        f"--learning_rate or --discr_learning_rate in a new --output_dir."
     )
 
 
