@@ -15,7 +15,7 @@ not run again, and several processes with the same arguments share the shadow ru
 """
 
 from audit_arguments import parse_args
-from command_line import check_processes, parse_before_imports, run_script
+from command_line import parse_before_imports, run_script
 
 
 if __name__ == "__main__":
@@ -86,7 +86,6 @@ def main(args: argparse.Namespace) -> dict[str, Any]:
     output, options = check(args)
     precision = (options or {}).get("mixed_precision") or "no"
     accelerator = Accelerator(mixed_precision=precision)
-    check_processes(accelerator.num_processes)
     audited = load(args, options, accelerator)
     settings = identity(args, audited)
     check_identity(args, output, settings)

@@ -264,8 +264,8 @@ def check_processes(num_processes: int) -> None:
     started = int(os.environ.get("WORLD_SIZE", 1))
     if num_processes == 1 < started:
         raise ValueError(
-            f"{started} processes were started, and each runs alone; on a CPU set ACCELERATE_USE_CPU=true, or use "
-            "accelerate launch --cpu."
+            f"WORLD_SIZE is {started}, but each process runs alone; start them by accelerate launch, or by torchrun "
+            "(on a CPU with ACCELERATE_USE_CPU=true)."
         )
 
 

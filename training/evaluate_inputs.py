@@ -212,8 +212,8 @@ def check_against_training(
         # A few are in well-known data sets.
         if twice > 0.01 * len(test):
             warnings.warn(
-                f"{twice:,} of the {len(test):,} test images are also among the training images, so accuracies are "
-                "too high; leave them out of one of the splits.",
+                f"{twice:,} of the {len(test):,} images that classifiers are scored on are also among the training "
+                "images, so accuracies are too high.",
                 stacklevel=2,
             )
     if not folders.run or folders.training:

@@ -83,6 +83,9 @@ from command_line import check_pipeline, check_processes, load_pipeline
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetCard, HfApi
 from tqdm.auto import tqdm
 
+from dim_hf.data.data_files import DATA_SUFFIXES
+from dim_hf.data.folders import ARCHIVES, image_suffixes
+from dim_hf.data.reading import TABLE_SUFFIXES
 from dim_hf.files import (
     check_output_dir,
     has_made,
@@ -181,14 +184,17 @@ def main(args: argparse.Namespace) -> None:
 
 
 def refuse_other_data(output_dir: Path) -> None:
-    """Refuses a folder with anything that this script did not write: `datasets` would read these images instead."""
+    """Refuses a folder with data of others: `datasets` would read the generated images in their place."""
     if has_made("generate_dim.py", output_dir) or not output_dir.is_dir():
         return
-    if found := sorted(path.name for path in output_dir.iterdir() if not path.name.startswith(".")):
-        raise FileExistsError(
-            f"`--output_dir` {output_dir} holds {listed(found, 3)}, and images beside them would be read in their "
-            "place; name a new folder, or an empty one."
-        )
+    suffixes = {*image_suffixes(), *DATA_SUFFIXES, *TABLE_SUFFIXES, *ARCHIVES}
+    for path in output_dir.rglob("*"):
+        hidden = any(part.startswith(".") for part in path.relative_to(output_dir).parts)
+        if path.suffix.lower() in suffixes and not hidden:
+            raise FileExistsError(
+                f"`--output_dir` {output_dir} holds other data ({path.relative_to(output_dir)}), in whose place the "
+                "generated images would be read; name another folder."
+            )
 
 
 def named_classes(class_labels: list[str] | None, class_names: list[str]) -> list[int | str] | None:

@@ -188,7 +188,8 @@ def _remove_leftovers(folder: Path, made: bool) -> None:
     for part in (".", *written):
         for path in folder.glob(f"{part}/.pipeline.*.incomplete"):
             # As `save_pretrained` and `replace_pipeline` make them.
-            if path.name == f"{NEXT_PIPELINE}.incomplete" or {entry.name for entry in path.glob("*")} <= {"pipeline"}:
+            inside = {entry.name for entry in path.glob("*")}
+            if path.name == f"{NEXT_PIPELINE}.incomplete" or (path.is_dir() and inside <= {"pipeline"}):
                 _remove(path)
 
 

@@ -188,14 +188,42 @@ def test_files_with_other_columns_or_types_are_refused(tmp_path):
     write(tmp_path / "set" / "train-0.parquet")
     other = tmp_path / "set" / "train-1.parquet"
     pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": [0, 1]}), other)
-    assert "`label` of train-0.parquet has text, and `label` of train-1.parquet has integers" in message(
-        tmp_path / "set"
-    )
+    told = message(tmp_path / "set")
+    assert "`label` of train-0.parquet has text, and `label` of train-1.parquet has numbers" in told
     pa.parquet.write_table(pa.table({"img": [png()] * 2, "label": ["a", "b"]}), other)
-    assert "has the columns image, label, and train-1.parquet has the columns img, label" in message(tmp_path / "set")
-    # Text of either kind is text.
-    pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": pa.array(["a", "b"], pa.large_string())}), other)
-    assert len(load(tmp_path / "set")) == 4
+    told = message(tmp_path / "set")
+    assert "train-0.parquet has the columns image, label, and train-1.parquet has img, label" in told
+
+
+def test_files_that_are_read_right_although_they_differ(tmp_path):
+    rows = {"image": [png()] * 2, "label": ["a", "b"]}
+    more = {"note": ["x", "y"], "age": [1, 2], "__index_level_0__": [5, 6]}
+    (tmp_path / "set").mkdir()
+    pa.parquet.write_table(pa.table(rows | more), tmp_path / "set" / "train-0.parquet")
+    # Text of the other kind, nulls, a number that is missing, and no index.
+    columns = {"label": pa.array(["a", "b"], pa.large_string()), "note": pa.nulls(2), "age": [1.0, None]}
+    pa.parquet.write_table(pa.table(rows | columns), tmp_path / "set" / "train-1.parquet")
+    assert len(load(tmp_path / "set", label_column="label")) == 4
+
+
+@pytest.mark.parametrize("split", ["train[:80%]", "train+test"])
+def test_parts_of_splits_are_read_with_their_own_classes(tmp_path, split):
+    shades(tmp_path / "set" / "train.parquet", ["bird", "cat", "dog"], [0, 1, 2, 1, 2])
+    shades(tmp_path / "set" / "test.parquet", ["cat", "dog"], [0, 1])
+    if "+" in split:
+        assert "has the classes bird, cat, dog, and `label` of test.parquet has the classes cat, dog" in message(
+            tmp_path / "set", split=split
+        )
+    else:
+        assert told(load(tmp_path / "set", split)) == [("bird", 0), ("cat", 10), ("dog", 20), ("cat", 10)]
+    assert "Unknown split" in message(tmp_path / "set", split="holdout")
+
+
+def test_a_readme_without_features_changes_nothing(tmp_path):
+    shades(tmp_path / "set" / "train.parquet", ["bird", "cat", "dog"], [0, 1, 2])
+    shades(tmp_path / "set" / "test.parquet", ["cat", "dog"], [0, 1])
+    (tmp_path / "set" / "README.md").write_text("---\ndataset_info:\n  dataset_size: 5\n---\n")
+    assert told(load(tmp_path / "set", "test", class_names=("bird", "cat", "dog"))) == [("cat", 0), ("dog", 10)]
 
 
 def test_a_readme_that_reads_several_files_as_one_is_no_excuse(tmp_path):
@@ -233,11 +261,17 @@ def test_rows_of_several_splits_are_refused(tmp_path):
     pa.parquet.write_table(pa.table(rows | {"split": ["train"] * 3}), path)
     assert len(load(path, label_column="label")) == 3
     features = Features({"image": ImageFeature(), "label": ClassLabel(names=["a", "b"])})
-    features["subset"] = ClassLabel(names=["Train", "Val", "Test"])
+    features["subset"] = ClassLabel(names=["Train", "Test", "Val"])
     images = [{"bytes": png(), "path": None}] * 3
     named = Dataset.from_dict({"image": images, "label": [0, 1, 0], "subset": [0, 0, 1]}, features=features)
     named.to_parquet(path)
-    assert "its column 'subset' says (Train, Val)" in message(path, label_column="label")
+    assert "its column 'subset' says (Test, Train)" in message(path, label_column="label")
+    # Rows that say nothing, and both parts of what is trained on.
+    for subset in ([0, None, 2], [0, 0, 7]):
+        columns = {"image": [png()] * 3, "label": [0, 1, 0], "subset": pa.array(subset, pa.int64())}
+        table = pa.table(columns)
+        pa.parquet.write_table(table.replace_schema_metadata(named.features.arrow_schema.metadata), path)
+        assert len(load(path, label_column="label")) == 3
 
 
 def test_names_of_files_without_a_folder_are_not_looked_up_here(tmp_path, monkeypatch):
@@ -247,7 +281,9 @@ def test_names_of_files_without_a_folder_are_not_looked_up_here(tmp_path, monkey
     monkeypatch.chdir(tmp_path)
     images = [{"bytes": None, "path": f"{i}.png"} for i in (0, 1)]
     Dataset.from_dict({"image": images, "label": [0, 1]}, features=features).to_parquet("set.parquet")
-    assert "cannot be decoded: only the name of its file is there, and no folder" in message(tmp_path / "set.parquet")
+    assert "cannot be decoded: it is only a path, 0.png, and from which folder is not known" in message(
+        tmp_path / "set.parquet"
+    )
 
 
 def test_a_label_of_spaces_is_none(tmp_path):

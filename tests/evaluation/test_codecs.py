@@ -58,7 +58,7 @@ def in_order(data):
     size=st.integers(8, 64),
     seed=st.integers(0, 3),
 )
-def test_lossless_codings_give_back_every_pixel_and_label(name, count, channels, size, seed):
+def test_lossless_codecs_give_back_every_pixel_and_label(name, count, channels, size, seed):
     rng = torch.Generator().manual_seed(seed)
     images = torch.randint(256, (count, channels, size, size), generator=rng, dtype=torch.uint8)
     data = ImageData(images, torch.randint(3, (count,), generator=rng), ("a", "b", "c"), "noise")
@@ -74,7 +74,7 @@ def test_lossless_codings_give_back_every_pixel_and_label(name, count, channels,
     channels=st.sampled_from([1, 3]),
     size=st.integers(8, 64),
 )
-def test_lossy_codings_give_back_labels_and_each_image_nearer_to_itself_than_to_grey(name, count, channels, size):
+def test_lossy_codecs_give_back_labels_and_each_image_nearer_to_itself_than_to_grey(name, count, channels, size):
     data = smooth(count, channels, size)
     found, labels = unpack(pack(data, CODECS[name]))
     expected, expected_labels = in_order(data)
@@ -127,7 +127,7 @@ def test_many_images_take_several_pages(monkeypatch, name):
     assert errors.max() < 25 if codec.name != "PNG" else errors.max() == 0
 
 
-def test_codings_are_named_and_read_back_by_their_names():
+def test_codecs_are_named_and_read_back_by_their_names():
     assert len({codec.name for codec in CODECS.values()}) == len(CODECS)
     assert {"PNG files", "lossless WebP", "JPEG quality 25", "AVIF quality 50, half size"} <= set(CODECS)
 
@@ -247,7 +247,7 @@ def test_the_search_chooses_by_held_out_accuracy_and_goes_on_where_it_ended(digi
     assert [r["accuracy"] for r in again[-3:]] == [r["accuracy"] for r in records[-3:]]
 
 
-def test_one_coding_needs_no_search(digits, tmp_path, capsys):
+def test_one_codec_needs_no_search(digits, tmp_path, capsys):
     best = best_codec(digits, 8_000, 2, DeploymentRecipe(epochs=1), tmp_path / "codecs.jsonl", codecs=[CODECS["PNG"]])
     (record,) = map(json.loads, (tmp_path / "codecs.jsonl").read_text().splitlines())
     said = f"nothing to choose for 8,000 bytes of real images but PNG, which takes {record['bytes']:,}\n"
@@ -255,7 +255,7 @@ def test_one_coding_needs_no_search(digits, tmp_path, capsys):
     assert record["job"]["format"] == EVALUATION_FORMAT
 
 
-def test_codings_that_do_not_fit_are_left_out(digits, tmp_path):
+def test_codecs_that_do_not_fit_are_left_out(digits, tmp_path):
     few = DeploymentRecipe(epochs=1)
     # The least that AVIF takes is more than this.
     candidates = [CODECS["AVIF quality 10"], CODECS["LZMA, 4 colours"]]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import command_line
 import pytest
+import train_arguments
 from command_line import (
     Parser,
     add_data_arguments,
@@ -204,7 +205,13 @@ def test_slices_that_are_taken_for_disjoint_share_no_image(one, other, size):
 def test_processes_that_nothing_joins_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     command_line.check_processes(2)
-    with pytest.raises(ValueError, match="2 processes were started, and each runs alone; .*ACCELERATE_USE_CPU=true"):
+    with pytest.raises(ValueError, match="WORLD_SIZE is 2, but each process runs alone; .*ACCELERATE_USE_CPU=true"):
         command_line.check_processes(1)
     monkeypatch.delenv("WORLD_SIZE")
     command_line.check_processes(1)
+
+
+def test_flags_are_not_abbreviated(capsys):
+    with pytest.raises(SystemExit):
+        train_arguments.parse_args(["--max_train", "5"])
+    assert "unrecognized arguments: --max_train 5" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_the_output_is_complete_and_agrees_with_the_table(evaluate, tmp_path, ca
 
 
 @pytest.mark.slow
-def test_the_best_coding_is_searched_for_once(evaluate, tmp_path, capsys):
+def test_the_best_codec_is_searched_for_once(evaluate, tmp_path, capsys):
     given = evaluate("--controls", "equal_bytes_lossy", "--codec", "LZMA, 4 colours")
     assert [row.source for row in given] == [GENERATED, "real subset of equal bytes, LZMA, 4 colours"]
     searches = tmp_path / "run" / "evaluation" / "codecs.jsonl"
@@ -269,7 +269,7 @@ def test_test_images_that_are_training_images_too_are_told_of(evaluate, tmp_path
             for number in range(3):
                 shade = 3 * label + number + (0 if split == "train" or label == 4 else 100)
                 Image.new("L", (8, 8), shade).save(folder / f"{number}.png")
-    with pytest.warns(UserWarning, match="3 of the 30 test images are also among the training images"):
+    with pytest.warns(UserWarning, match="3 of the 30 images that classifiers are scored on are also among"):
         evaluate("--dataset_name", str(tmp_path / "data"), "--controls", "--seeds", "0", "--ipc", "1")
 
 

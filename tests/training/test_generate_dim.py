@@ -286,15 +286,20 @@ def test_two_processes_share_the_shards(generate, pipeline, tmp_path):
     assert content(tmp_path / "two") == alone
 
 
-def test_images_do_not_go_among_other_data(generate, tmp_path):
-    (tmp_path / "out" / "cat").mkdir(parents=True)
-    (tmp_path / "out" / ".DS_Store").write_text("")
-    with pytest.raises(FileExistsError, match="`--output_dir` .* holds cat, and images beside them would be read in"):
+@pytest.mark.parametrize("file", ["cat/1.JPG", "train.parquet", "photos.zip"])
+def test_images_do_not_go_among_other_data(generate, tmp_path, file):
+    path = tmp_path / "out" / file
+    path.parent.mkdir(parents=True)
+    path.write_text("theirs")
+    with pytest.raises(FileExistsError, match=rf"`--output_dir` .* holds other data \({file}\), in whose place"):
         generate()
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".DS_Store", "cat"]
-    (tmp_path / "out" / "cat").rmdir()
-    # Its own folder may hold more by then.
-    (generate() / "notes.txt").write_text("mine")
+    assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]
+    path.unlink()
+    # What is no data may be there, and more later.
+    (tmp_path / "out" / "LICENSE").write_text("mine")
+    generate()
+    path.parent.mkdir(exist_ok=True)
+    path.write_text("theirs")
     generate()
 
 

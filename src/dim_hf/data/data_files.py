@@ -77,13 +77,16 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
     splits = {str(name): [str(file) for file in part] for name, part in (builder.config.data_files or {}).items()}
     if not declared:
         _refuse_unread_or_twice(folder, files, splits)
-    described = bool(card.get("dataset_info"))
-    alone = split in splits and not declared and not described
-    if not described:
-        _refuse_unlike(folder, splits[split] if alone else [file for part in splits.values() for file in part])
-    if alone:
-        names = {split: [glob.escape(file) for file in splits[split]]}
-        return load(argument, str(path), split, path=builder.name, data_files=names), _images_beside(folder)
+    # `train[:80%]+test` is of two.
+    asked = list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
+    infos = card.get("dataset_info") or []
+    described = any("features" in info for info in (infos if isinstance(infos, list) else [infos]))
+    if not described and all(name in splits for name in asked):
+        read = asked if not declared else list(splits)
+        _refuse_unlike(folder, [file for name in read for file in splits[name]])
+        if not declared:
+            names = {name: [glob.escape(file) for file in splits[name]] for name in asked}
+            return load(argument, str(path), split, path=builder.name, data_files=names), _images_beside(folder)
     unread = _unread(folder, files, splits) if declared and len(card["configs"]) == 1 else []
     skipped = [_images_beside(folder)]
     if unread:
@@ -115,8 +118,9 @@ def _refuse_unread_or_twice(folder: Folder, files: list[str], splits: dict[str, 
 
 
 def _refuse_unlike(folder: Folder, files: list[str]) -> None:
-    """Refuses files that are read as one although their columns, or the classes of a column, differ."""
+    """Refuses files that are read as one although later ones have other columns, or a column has other classes."""
     first: dict[str, tuple[str, Any, str]] = {}
+    columns: tuple[str, set[str]] | None = None
     for file in files:
         name = os.path.relpath(file, folder.root.resolve())
         try:
@@ -124,14 +128,22 @@ def _refuse_unlike(folder: Folder, files: list[str]) -> None:
         # A damaged file gets its message from `datasets`.
         except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
             return
-        kinds = {f"`{column}` of ": _kind(feature) for column, feature in features.items()}
-        kinds[""] = sorted(features), f"the columns {listed(sorted(features), most=4)}"
-        for what, (kind, text) in sorted(kinds.items()):
-            of, was, told = first.setdefault(what, (name, kind, text))
-            if was != kind:
+        columns = columns or (name, {*features})
+        # What a later file lacks, `datasets` fills with nulls.
+        if not {*features} <= columns[1]:
+            raise ValueError(
+                f"`{folder.argument}` {folder.root}: {columns[0]} has the columns {listed(sorted(columns[1]), 4)}, "
+                f"and {name} has {listed(sorted(features), 4)}, so they cannot be read as one; write them alike, or "
+                "name a folder that holds one data set."
+            )
+        for column, feature in sorted(features.items()):
+            kind, text = _kind(feature)
+            of, was, told = first.setdefault(column, (name, kind, text)) if kind else (name, None, "")
+            if kind and was != kind:
                 raise ValueError(
-                    f"`{folder.argument}` {folder.root}: {what}{of} has {told}, and {what}{name} has {text}, which "
-                    f"`datasets` would take for the same; write them alike, or name a folder that holds one data set."
+                    f"`{folder.argument}` {folder.root}: `{column}` of {of} has {told}, and `{column}` of {name} has "
+                    f"{text}, which `datasets` would take for the same; write them alike, or name a folder that "
+                    f"holds one data set."
                 )
 
 
@@ -146,15 +158,14 @@ def _schema(path: Path) -> pa.Schema:
 
 
 def _kind(feature: Any) -> tuple[Any, str]:
-    """What a column that may hold labels is, to compare and to tell; all other columns count as alike."""
+    """What a column of labels holds, to compare and to tell; `None` for one that holds none, or only nulls."""
     if isinstance(feature, datasets.ClassLabel):
         return feature.names, f"the classes {listed(feature.names, most=8)}"
-    if not isinstance(feature, datasets.Value):
-        return None, "another type"
-    for kind, starts in (("text", ("string", "large_string")), ("integers", ("int", "uint"))):
-        if feature.dtype.startswith(starts):
+    kinds = {"text": ("string", "large_string"), "numbers": ("int", "uint", "float"), "booleans": ("bool",)}
+    for kind, starts in kinds.items():
+        if isinstance(feature, datasets.Value) and feature.dtype.startswith(starts):
             return kind, kind
-    return feature.dtype, feature.dtype
+    return None, ""
 
 
 def refuse_empty(files: list[Path], argument: str) -> None:

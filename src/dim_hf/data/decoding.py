@@ -78,13 +78,14 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
             name
             for name, feature in features.items()
             if name not in (image, *named, *found)
+            and not name.startswith("__index_level_")
             and (getattr(feature, "dtype", "").startswith(("float", "double", "decimal")) or _is_list(feature))
         ]
     if label_column is None and len(found) == 1 and named:
         # Another column must not take its place in silence.
         raise ValueError(
             f"`label_column` must be given, since there is {named[0]} ({kinds[named[0]]}) beside {listed(found)} "
-            f"({kinds[found[0]]}); valid are {listed(classes + plain, most=4)}."
+            f"({kinds[found[0]]}); valid are {listed(classes + plain, most=4)}, since labels are {FITTING_LABELS}."
         )
     return image, _choose("label_column", label_column, found, classes + plain, kinds)
 
@@ -300,7 +301,9 @@ def _opened(value: dict | None) -> Image.Image:
     if value is None or (value["bytes"] is None and value["path"] is None):
         raise ValueError("it is missing (null)")
     if value["bytes"] is None and not os.path.isabs(value["path"]) and "://" not in value["path"]:
-        raise ValueError("only the name of its file is there, and no folder; store the image itself or a whole path")
+        raise ValueError(
+            f"it is only a path, {value['path']}, and from which folder is not known; store the image or a whole path"
+        )
     image = datasets.Image().decode_example(value)
     if image.format is None and image.mode.startswith("I"):
         # `datasets` copies an image whose file has an orientation, even the usual one. The copy lacks what the file

@@ -18,7 +18,7 @@ from ..messages import listed
 from .decoding import decoded_images, default_cache_dir, digest_of, find_columns
 from .image_data import ImageData, stratified_order
 from .reading import embedded_digits, open_dataset, read_labels
-from .splits import SPLIT_COLUMNS, refuse_several_splits
+from .splits import SPLIT_COLUMNS, several_splits
 
 
 def load_image_data(
@@ -94,16 +94,23 @@ def load_image_data(
         name = os.path.expanduser(dataset_name if train_data_dir is None else train_data_dir)
         if train_data_dir is not None and not Path(name).is_dir():
             raise FileNotFoundError(f"`train_data_dir` {name} is not a folder.")
-        _refuse_cache_within(cache, Path(name))
         dataset, skipped = open_dataset(name, split, argument, dataset_config_name, revision, label_column)
+        # Only folders of images are read from their own files.
+        if not dataset.cache_files:
+            _refuse_cache_within(cache, Path(name))
     image_column, label_column = find_columns(dataset.features, image_column, label_column)
     origin = f"split {split!r} of {name}"
     for column, feature in dataset.features.items():
-        one_value = isinstance(feature, datasets.Value | datasets.ClassLabel)
-        if column != label_column and column.lower() in SPLIT_COLUMNS and one_value:
-            values = dataset.unique(column)
-            named = isinstance(feature, datasets.ClassLabel)
-            refuse_several_splits(origin, column, feature.int2str([v for v in values if v >= 0]) if named else values)
+        if column == label_column or column.lower() not in SPLIT_COLUMNS:
+            continue
+        values = dataset.unique(column) if isinstance(feature, datasets.Value | datasets.ClassLabel) else []
+        if isinstance(feature, datasets.ClassLabel):
+            values = [feature.names[v] for v in values if v is not None and 0 <= v < feature.num_classes]
+        if several := several_splits(column, values):
+            if Path(name).exists():
+                raise ValueError(f"{origin} {several}; put each split into files of its own.")
+            # On the Hub it may only tell where a row comes from.
+            warnings.warn(f"{origin} {several}; all of them are read.", stacklevel=2)
     own_names, own_labels = read_labels(dataset, origin, label_column, class_names)
     if class_names is None and len(own_names) < 2:
         raise ValueError(f"{origin} has only the class {listed(own_names)}; valid are two or more.")

@@ -10,7 +10,7 @@ import pyarrow.json
 import pyarrow.parquet
 
 from ..messages import listed
-from .splits import refuse_several_splits
+from .splits import several_splits
 
 
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
@@ -64,9 +64,11 @@ def read_metadata(
                 f"`label_column`: in the metadata {root / path} the column {column!r} is text that is not UTF-8."
             )
         for name in names if one_split else ():
-            if _is_text(table.schema.field(name).type):
-                values = table[name].unique().to_pylist()
-                refuse_several_splits(f"`{argument}`: the metadata {root / path}", name, values)
+            text = name != column and _is_text(table.schema.field(name).type)
+            if text and (several := several_splits(name, table[name].unique().to_pylist())):
+                raise ValueError(
+                    f"`{argument}`: the metadata {root / path} {several}; put each split into a folder of its own."
+                )
         found += [name for name in names if name not in ("file_name", "image", *found)]
         if column in names and column not in ("file_name", "image"):
             folder = posixpath.dirname(path)

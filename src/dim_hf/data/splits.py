@@ -16,20 +16,19 @@ SPLIT_WORDS = SPLITS | {
 SPLIT_COLUMNS = ("split", "subset", "partition")
 
 
-def refuse_several_splits(where: str, column: str, values: Iterable[Any]) -> None:
+def several_splits(column: str, values: Iterable[Any]) -> str:
     """
-    Refuses rows of several splits in one, which would all be read as the same.
+    What a column says of its rows if they are of the test split and of others, which would all be read as one; else
+    `""`.
 
     Args:
-        where (`str`): What holds the rows, for the message.
-        column (`str`): The name of a column; others than `SPLIT_COLUMNS` are not looked at.
+        column (`str`): The name of a column; others than `SPLIT_COLUMNS` say nothing.
         values: Its values.
     """
     if column.lower() not in SPLIT_COLUMNS:
-        return
-    words = {value for value in values if isinstance(value, str)}
-    if len({SPLIT_WORDS[word.strip().lower()] for word in words if word.strip().lower() in SPLIT_WORDS}) > 1:
-        raise ValueError(
-            f"{where} has rows of several splits, as its column {column!r} says ({listed(sorted(words), most=4)}); "
-            "put each split into files, or a folder, of its own."
-        )
+        return ""
+    words = sorted({value for value in values if isinstance(value, str)})
+    splits = {SPLIT_WORDS[word.strip().lower()] for word in words if word.strip().lower() in SPLIT_WORDS}
+    if "test" not in splits or len(splits) == 1:
+        return ""
+    return f"has rows of several splits, as its column {column!r} says ({listed(words, most=4)})"

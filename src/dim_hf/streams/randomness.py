@@ -115,6 +115,8 @@ def seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=gpus):
         # `torch.manual_seed` would also seed other GPUs, whose generators are not put back.
         torch.default_generator.manual_seed(seed)
+        if device.type not in ("cpu", "cuda"):
+            torch.get_device_module(device).manual_seed(seed)
         for gpu in gpus:
             with torch.cuda.device(gpu):
                 torch.cuda.manual_seed(seed)
