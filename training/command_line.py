@@ -264,8 +264,8 @@ def check_processes(num_processes: int) -> None:
     started = int(os.environ.get("WORLD_SIZE", 1))
     if num_processes == 1 < started:
         raise ValueError(
-            f"WORLD_SIZE is {started}, but each process runs alone; start them by accelerate launch, or by torchrun "
-            "(on a CPU with ACCELERATE_USE_CPU=true)."
+            f"WORLD_SIZE is {started}, but the processes are not joined; start them with accelerate launch, or with "
+            "torchrun (on a CPU with ACCELERATE_USE_CPU=true)."
         )
 
 

@@ -346,7 +346,7 @@ def test_unknown_split_lists_the_splits(parquet, load):
 def test_a_data_set_of_the_hub_without_a_network(load, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="nobody/nothing is no folder or file here, and cannot be found"):
+    with pytest.raises(FileNotFoundError, match="nobody/nothing is not a folder or file here, and cannot be found"):
         load("nobody/nothing")
 
 

@@ -308,5 +308,5 @@ def test_a_folder_that_is_not_here_is_said_not_to_be(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileNotFoundError, match="my-photos is no folder or file here, and cannot be found"):
+    with pytest.raises(FileNotFoundError, match="my-photos is not a folder or file here, and cannot be found"):
         load_image_data("my-photos", cache_dir=tmp_path / "cache")

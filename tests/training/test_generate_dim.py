@@ -295,7 +295,7 @@ def test_images_do_not_go_among_other_data(generate, tmp_path, file):
         generate()
     assert [each for each in (tmp_path / "out").rglob("*") if each.is_file()] == [path]
     path.unlink()
-    # What is no data may be there, and more later.
+    # What is not data may be there, and later anything.
     (tmp_path / "out" / "LICENSE").write_text("mine")
     generate()
     path.parent.mkdir(exist_ok=True)

@@ -59,13 +59,17 @@ def finished(tmp_path_factory):
     return tmp_path
 
 
+def forget_configuration():
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+
+
 @pytest.fixture
 def new_process():
     """Lets Accelerate read its configuration anew, and forget it afterwards."""
-    forget = lambda: (AcceleratorState._reset_state(reset_partial_state=True), GradientState._reset_state())  # noqa: E731
-    forget()
+    forget_configuration()
     yield
-    forget()
+    forget_configuration()
 
 
 def weights(folder):

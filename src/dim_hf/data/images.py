@@ -53,7 +53,8 @@ def load_image_data(
         class_names: The names of another split, so that labels mean the same; by default the split's own.
         resolution: Height and width in pixels. The default is that of the images, which must be square and equal.
         channels: 1 or 3. The default is what the data set declares, or else 1 if every image is grey.
-        cache_dir: Folder for decoded images. The default is `dim_hf` in the cache folder of Hugging Face.
+        cache_dir: Folder for decoded images, not among the images. The default is `dim_hf` in the cache folder of
+            Hugging Face.
         num_workers: Processes that decode, by default one per core. 0 decodes in this process.
         max_samples: Number of images in a stratified sample, drawn with `seed`.
         revision: Revision of a data set on the Hub.

@@ -22,7 +22,7 @@ def clear_errors(argument: str, name: str, split: str, config: str | None) -> It
     try:
         yield
     except (FileNotFoundError, ConnectionError) as error:
-        here = "" if Path(name).exists() else " is no folder or file here, and"
+        here = "" if Path(name).exists() else " is not a folder or file here, and"
         raise FileNotFoundError(f"`{argument}` {name}{here} cannot be found: {reason(error)}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         where = f"{Path(name, 'README.md')} cannot be read: {reason(error, whole=True)}"
