@@ -17,12 +17,11 @@ and frontier.png (the plot) are written anew after every classifier.
 """
 
 import argparse
-import json
 import math
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +30,14 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from dim_hf.choices import STORAGE_FORMS
-from dim_hf.classifiers import check_classifier, local_fingerprint
+from dim_hf.classifiers import check_classifier
 from dim_hf.data import ImageData, load_image_data
 from dim_hf.evaluation.codec_search import best_codec
 from dim_hf.evaluation.codecs import Codec
 from dim_hf.evaluation.controls import Comparison, equal_bytes, equal_bytes_lossy, streamed
 from dim_hf.evaluation.protocols import Deployment
 from dim_hf.evaluation.recipe import DeploymentRecipe
-from dim_hf.evaluation.results import EVALUATION_FORMAT
+from dim_hf.evaluation.results import describe_job, job_key
 from dim_hf.evaluation.sources import Draw, Source, generated_source
 from dim_hf.evaluation.tables import Row, results_table
 from dim_hf.files import append_json_line, check_output_dir, lock_output_dir, read_json_lines, replace_text
@@ -158,26 +157,23 @@ def main(args: argparse.Namespace) -> list[Row]:
 
     points = list_points(args, pipelines, train, recipe, output_dir / "codecs.jsonl")
     path = output_dir / "results.jsonl"
-    finished = {key(record["job"]): record for record in read_json_lines(path)}
-    local = {name: {"local": content} for name in args.classifiers if (content := local_fingerprint(name))}
+    finished = {job_key(record["job"]): record for record in read_json_lines(path) if {"job", "accuracy"} <= {*record}}
 
     def job(point: Point, classifier: str, seed: int) -> dict[str, Any]:
-        run = {"classifier": classifier, "ipc": args.ipc, "seed": seed, "recipe": asdict(recipe)}
-        run |= {"test": test.fingerprint, "format": EVALUATION_FORMAT}
-        return point.source.identity(seed) | run | local.get(classifier, {})
+        return describe_job(point.source, classifier, seed, test)
 
     # A whole curve with one seed before any second seed.
     rows: list[tuple[Point, Row]] = []
     for seed in args.seeds:
         for classifier in args.classifiers:
             for point in points:
-                if key(job(point, classifier, seed)) in finished:
+                if job_key(job(point, classifier, seed)) in finished:
                     continue
                 start = time.perf_counter()
                 figures = point.source.train(classifier, test, seed)
                 record: dict[str, Any] = {"job": job(point, classifier, seed), "accuracy": figures["accuracy"]}
                 record |= {"seconds": round(time.perf_counter() - start, 1), "bytes": point.source.stored(seed)}
-                finished[key(record["job"])] = record
+                finished[job_key(record["job"])] = record
                 append_json_line(path, record)
                 print(
                     f"{point.source.description}, {record['bytes']:,} bytes, {classifier}, seed {seed}: "
@@ -192,10 +188,6 @@ def main(args: argparse.Namespace) -> list[Row]:
     lock.release()
     print(f"\n{results_table([row for _, row in rows])}\n\nplot {output_dir / 'frontier.png'}")
     return [row for _, row in rows]
-
-
-def key(job: dict[str, Any]) -> str:
-    return json.dumps(job, sort_keys=True)
 
 
 def load_pipelines(folders: Sequence[str], forms: Sequence[str] | None) -> dict[str, DiMPipeline]:
@@ -283,7 +275,7 @@ def collect(
     rows = []
     for classifier in args.classifiers:
         for point in points:
-            own = [finished.get(key(job(point, classifier, seed))) for seed in args.seeds]
+            own = [finished.get(job_key(job(point, classifier, seed))) for seed in args.seeds]
             if results := [record for record in own if record is not None]:
                 rows.append((point, point.source.row(classifier, args.seeds[0], results)))
     return rows

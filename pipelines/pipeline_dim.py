@@ -126,7 +126,7 @@ class DiMPipeline(DiffusionPipeline):
 
         Args:
             pipeline ([`DiMPipeline`]): The other pipeline.
-            dtype (`torch.dtype`, *optional*): Casts the networks of both pipelines.
+            dtype (`torch.dtype`, *optional*): Casts the networks of both pipelines; `torch_dtype` is the same.
             kwargs: Arguments of this class that replace those of `pipeline`.
 
         Raises:
@@ -135,6 +135,7 @@ class DiMPipeline(DiffusionPipeline):
         # The method of diffusers drops networks that are not of the annotated class, and casts the rest to float32.
         if not is_a(pipeline, "DiMPipeline"):
             raise ValueError(f"`pipeline` is {_shown(pipeline)}; valid is a DiMPipeline.")
+        dtype = kwargs.pop("torch_dtype", dtype)
         made = cls(**(pipeline.components | kwargs))
         if pipeline.name_or_path is not None:
             made.register_to_config(_name_or_path=pipeline.name_or_path)
@@ -508,6 +509,7 @@ class DiMPipeline(DiffusionPipeline):
     def to_dataset(
         self,
         ipc: int,
+        *,
         class_labels: ClassLabels = None,
         generator: Generators = None,
         batch_size: int = 256,

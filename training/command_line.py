@@ -269,6 +269,23 @@ def check_processes(num_processes: int) -> None:
         )
 
 
+# What accelerate's launcher sets for strategies that split a network among processes.
+STRATEGIES = {
+    "ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed",
+    "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM", "ACCELERATE_USE_PARALLELISM_CONFIG": "a parallelism config",
+}  # fmt: skip
+
+
+def check_strategy() -> None:
+    """Refuses strategies of accelerate that the scripts do not support."""
+    for variable, name in STRATEGIES.items():
+        if os.environ.get(variable, "false").lower() == "true":
+            raise ValueError(
+                f"accelerate's configuration asks for {name}; valid are one process, and several that each hold the "
+                "whole networks (--multi_gpu, or --cpu)."
+            )
+
+
 def check_pipeline(argument: str, name: str) -> None:
     """Refuses a folder that is not a pipeline, by its files, and an invalid Hub id, by its form."""
     from dim_hf.files import NEXT_PIPELINE
@@ -365,7 +382,13 @@ def parse_before_imports(script: str, parse_args: Callable[[], T]) -> T:
     Reads the arguments of a script before its imports, which take seconds, so that `--help` and a wrong flag answer at
     once. Until [`run_script`] runs the script, an interruption ends the process with one message.
     """
-    args = run_script(script, parse_args)
+
+    def parse() -> T:
+        args = parse_args()
+        check_strategy()
+        return args
+
+    args = run_script(script, parse)
 
     def end(*_: Any) -> None:
         os.write(2, f"\n{script}: interrupted. Nothing was written.\n".encode())

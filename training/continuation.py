@@ -18,15 +18,6 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 # These too, until phase 2 begins.
 MATCHING_SETTINGS = {"match_learning_rate", "match_loss", "match_interval", "pool", "pool_steps", "pool_snapshots"}
-# Settings that were flags before 0.1.0, with the values that they have now; checkpoints of that time go on until 0.2.
-FORMER_FLAGS = {
-    "adam_epsilon": 1e-8, "adam_weight_decay": 0.0, "allow_tf32": False, "discr_adam_beta1": None,
-    "discr_adam_beta2": None, "discr_adam_epsilon": 1e-8, "discr_adam_weight_decay": 0.0, "lr_scheduler": "constant",
-    "lr_warmup_steps": 0, "match_weight": 1.0, "max_grad_norm": None, "privacy_delta": 1e-5, "r1_interval": 16,
-    "use_ema": True, "validation_ipc": 10,
-}  # fmt: skip
-# Settings that were no flag in earlier checkpoints, with the values that they had.
-LATER_FLAGS = {"pool_snapshots": 6}
 
 
 def recorded(args: argparse.Namespace) -> dict[str, Any]:
@@ -65,10 +56,7 @@ def may_still_change(
     Raises:
         ValueError: If other processes than before would not see the same images in a step.
     """
-    former = FORMER_FLAGS | {f"discr_adam_beta{i}": now[f"adam_beta{i}"] for i in (1, 2)}
-    same = {name for name, value in former.items() if then.get(name) == value}
-    same |= {name for name, value in LATER_FLAGS.items() if name not in then and now[name] == value}
-    same |= {"mixed_precision"}.intersection(given)
+    same = {"mixed_precision"}.intersection(given)
     # However the images of a step are divided among processes, they are the same.
     batch, batch_now = (each["train_batch_size"] * each["num_processes"] for each in (then, now))
     if batch == batch_now:
@@ -81,9 +69,6 @@ def may_still_change(
             f"{then['train_batch_size']}, and now there are {now['num_processes']} with {now['train_batch_size']}; "
             f"valid is {valid}."
         )
-    # Those runs did not record a precision from accelerate's configuration either.
-    if then.get("mixed_precision") is None:
-        same.add("mixed_precision")
     same |= {name for name, read in STRUCTURED.items() if name in then and read(then[name]) == read(now[name])}
     borders = [border for border in (then.get("rounded_from"), now["rounded_from"]) if border is not None]
     if step <= min(borders, default=math.inf):

@@ -221,8 +221,6 @@ def check_options(output_dir: Path, options: dict) -> None:
         return
     if not isinstance(then, dict):
         raise ValueError(f"{path} is damaged: it does not hold the settings of a run.")
-    # Folders made by development versions have no names.
-    then.setdefault("class_names", options["class_names"])
     if changed := [f"`{name}`" for name in {*then, *options} if then.get(name) != options.get(name)]:
         raise FileExistsError(
             f"`--output_dir` {output_dir} holds what was made with other settings ({listed(sorted(changed))}); name "

@@ -7,10 +7,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from dim_hf.distillation.checkpointing import changed_settings, checkpoints
 from dim_hf.files import (
@@ -120,10 +117,9 @@ def needed_bytes(
 
 
 def set_pipeline(folder: Path, pipeline: DiMPipeline | None) -> None:
-    """Replaces a folder's pipeline, or removes it for `None`; one of the same weights is left as it is."""
+    """Replaces a folder's pipeline, or removes it for `None`."""
     if pipeline is not None:
-        if not (folder / "model_index.json").is_file() or not _holds(folder, pipeline.generator):
-            pipeline.save_pretrained(folder)
+        pipeline.save_pretrained(folder)
         return
     # Without its index a folder is not a pipeline.
     for name in ("model_index.json", "pipeline.py"):
@@ -142,16 +138,6 @@ def read_teacher(folder: Path) -> DiMLabeler | None:
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         print(f"The teacher in {folder / 'labeler'} cannot be read and is left out: {' '.join(str(error).split())}")
         return None
-
-
-def _holds(folder: Path, generator: DiMGenerator) -> bool:
-    expected = generator.state_dict()
-    try:
-        found = load_file(folder / "generator" / SAFETENSORS_WEIGHTS_NAME)
-    except (OSError, SafetensorError):
-        return False
-    same_names = found.keys() == expected.keys()
-    return same_names and all(torch.equal(value.cpu(), found[name]) for name, value in expected.items())
 
 
 def losses_at(output_dir: Path, step: int) -> dict[str, float]:

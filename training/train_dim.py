@@ -224,11 +224,7 @@ def load_or_prepare(run: Run, start: Start) -> None:
     load_models(networks.saved, checkpoint)
     validated = progress["best"]["accuracy"] >= 0
     if validated:
-        if (checkpoint / "best_generator").is_dir():
-            load_models({"best_generator": best}, checkpoint)
-        else:
-            # Runs begun before 0.1.0 was released left it to the output folder; to go with 0.2.
-            load_models({"generator": best}, run.output_dir)
+        load_models({"best_generator": best}, checkpoint)
     if run.accelerator.is_main_process:
         # The folder's pipelines are of the settings recorded below: all that may differ has decided nothing by then.
         selected = make_pipeline(run, best) if validated else None
@@ -270,7 +266,7 @@ def record_beginning(run: Run, options: dict[str, Any]) -> None:
         if run.progress["step"] < plan.total_steps or not (run.output_dir / "options.json").is_file():
             replace_text(run.output_dir / "options.json", json.dumps(options, indent=2))
         replace_text(run.output_dir / "environment.json", json.dumps(environment(), indent=2))
-        if accelerator.trackers or run.args.report_to != "none":
+        if run.args.report_to != "none":
             accelerator.init_trackers("train_dim", config={k: str(v) for k, v in options.items()})
     threads = f", {describe_threads(accelerator.num_processes)}" if accelerator.device.type == "cpu" else ""
     accelerator.print(

@@ -208,10 +208,8 @@ def scored_part(held_out: ImageData, plan: ValidationPlan, seed: int) -> ImageDa
 
 def recorded_settings(progress: dict[str, Any], held_out: int) -> tuple[int, int, int]:
     """Epochs, images per class and images to score on of the validations that a checkpoint has behind it."""
-    # Runs begun before 0.1.0 was released scored on all; to go with 0.2.
-    epochs = progress["options"].get("validation_epochs", MOST_EPOCHS)
-    found = progress.get("validation", {"ipc": MOST_IPC, "images": held_out})
-    return epochs, found["ipc"], min(found["images"], held_out)
+    found = progress["validation"]
+    return progress["options"]["validation_epochs"], found["ipc"], min(found["images"], held_out)
 
 
 @torch.no_grad()

@@ -36,7 +36,7 @@ EXPORTED = ("model_index.json", "pipeline.py", "generator", "labeler", "README.m
 MARKER = ".made_by"
 # What they write there beside those: a private release, the time of a short run, and the file above.
 OTHERS = ("release", "probe", MARKER)
-# Signs of folders from releases without that file: a file and some of its entries.
+# Signs of folders that were copied without that file: a file and some of its entries.
 KNOWN_BY = {
     "train_dim.py": [("options.json", {"preset", "data_fingerprint"})],
     "train_labeler.py": [("labeler/config.json", {"num_classes", "sample_size", "in_channels"})],
@@ -237,7 +237,7 @@ def whole_folder(path: str | os.PathLike) -> Iterator[Path]:
 def whole_cache_file(path: str | os.PathLike) -> Iterator[Path]:
     """
     [`whole_file`] for a cache, which several processes may write, one at a time. Errors are raised as they are, and
-    the file need not survive a power cut.
+    the file need not survive a power cut. If the body writes nothing, the file stays as it is.
     """
     path = Path(path)
     aside, locks = path.with_name(f".{path.name}.incomplete"), path.parent.with_name(".locks")
@@ -247,8 +247,9 @@ def whole_cache_file(path: str | os.PathLike) -> Iterator[Path]:
         try:
             _remove(aside)
             yield aside
-            _share(aside)
-            os.replace(aside, path)
+            if aside.exists():
+                _share(aside)
+                os.replace(aside, path)
         finally:
             with suppress(OSError):
                 _remove(aside)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 from diffusers import DiffusionPipeline, ModelMixin
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import save
 from torch import nn
 
@@ -31,8 +30,6 @@ def stored_form(pipeline: DiMPipeline, storage: str | None) -> DiMPipeline:
         labeler = pipeline.labeler
         if labeler is not None:
             labeler = DiMLabeler.from_pretrained(Path(folder) / "labeler")
-            # Half precision is loaded as float32, and the file will be gone.
-            labeler.file_bytes = module_bytes(labeler)
     stored = DiMPipeline(generator, pipeline.config.id2label, labeler)
     stored.register_to_config(_name_or_path=pipeline.name_or_path)
     return stored.to(pipeline.device)
@@ -74,14 +71,9 @@ def module_bytes(module: ModelMixin) -> int:
 
     For a teacher that was loaded it is the size of its file, because half precision is loaded as float32.
     """
-    if (known := getattr(module, "file_bytes", None)) is not None:
-        return known
-    path = Path(module.config.get("_name_or_path") or "") / SAFETENSORS_WEIGHTS_NAME
-    if isinstance(module, DiMGenerator):
-        content = module.state_dict() if module.storage is None else module.stored_state(module.storage)
-    elif path.parent.name and path.is_file():
-        return path.stat().st_size
-    else:
-        content = module.state_dict()
+    if isinstance(module, DiMLabeler) and module.file_bytes is not None:
+        return module.file_bytes
+    form = module.storage if isinstance(module, DiMGenerator) else None
+    content = module.state_dict() if form is None else module.stored_state(form)
     # As `save_pretrained` writes it.
     return len(save({name: value.contiguous() for name, value in content.items()}, metadata={"format": "pt"}))

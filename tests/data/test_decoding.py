@@ -16,6 +16,7 @@ import pyarrow.parquet
 import pytest
 import torch
 from datasets import ClassLabel, Dataset, Features
+from filelock import FileLock
 from PIL import Image
 
 from dim_hf.data import load_image_data
@@ -321,6 +322,22 @@ def test_a_damaged_cache_is_made_anew(load, tmp_path, suffix, how):
     damage(path, how)
     after = load(max_samples=50)
     assert torch.equal(after.images, pixels) and after.fingerprint == fingerprint and path.read_bytes() == good
+
+
+def test_a_process_that_waited_for_another_does_not_decode_again(load, tmp_path):
+    load(max_samples=50)
+    (path,) = (tmp_path / "cache" / "images").glob("*.npy")
+    whole = tmp_path / "whole.npy"
+    path.rename(whole)
+    with FileLock(tmp_path / "cache" / ".locks" / f"{path.name}.lock"):
+        waiting = threading.Thread(target=load, kwargs={"max_samples": 50})
+        waiting.start()
+        waiting.join(timeout=2)
+        assert waiting.is_alive()
+        whole.rename(path)
+        written = path.stat().st_ino, path.stat().st_mtime_ns
+    waiting.join()
+    assert (path.stat().st_ino, path.stat().st_mtime_ns) == written
 
 
 def test_every_flipped_bit_of_the_header_is_seen(load, tmp_path):

@@ -121,6 +121,19 @@ def test_bytes_are_those_of_the_saved_file(pipeline, tmp_path):
     assert module_bytes(half.generator) == (tmp_path / "half" / file).stat().st_size < full
 
 
+@pytest.mark.parametrize("storage", ["float32", "float16", "int8"])
+def test_bytes_of_a_teacher_are_those_of_the_file_that_it_came_from(pipeline, storage, tmp_path):
+    taught = DiMPipeline(pipeline.generator, pipeline.config.id2label, DiMLabeler(10, 8, 1, 4))
+    taught.save_pretrained(tmp_path)
+    taught.save_pretrained(tmp_path, variant="small", storage=storage)
+    loaded = DiMPipeline.from_pretrained(tmp_path, variant="small")
+    (file,) = (tmp_path / "labeler").glob("*.small.safetensors")
+    size = file.stat().st_size
+    # What lies there later is not what was loaded.
+    file.write_bytes(b"")
+    assert module_bytes(loaded.labeler) == size
+
+
 def test_equal_bytes_are_those_of_the_generator_and_with_fixed_sets_of_their_latents(pipeline, digits):
     def subset(protocols):
         return next(s for s in sources_of(pipeline, digits, protocols=protocols) if s.kind == "equal_bytes")

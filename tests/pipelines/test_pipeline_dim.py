@@ -95,7 +95,7 @@ def test_classes_go_by_number_and_name(pipe, class_labels, label_ids):
 
 def test_an_iterator_is_read_once(pipe):
     assert pipe(iter(["Bag", 0]), ipc=2).labels == [2, 2, 0, 0]
-    assert pipe.to_dataset(1, (label for label in (1, 2)))["label"] == [1, 2]
+    assert pipe.to_dataset(1, class_labels=(label for label in (1, 2)))["label"] == [1, 2]
 
 
 def test_numbers_of_numpy_do_not_overflow(pipe):
@@ -255,6 +255,7 @@ def test_from_pipe_takes_other_parts_and_casts_only_if_asked(folder):
     assert other.labeler is None and other.class_names == ["a", "b", "c"] and pipe.class_names == [*NAMES.values()]
     assert (other.generator.dtype, pipe.labeler.dtype) == (torch.bfloat16, torch.float32)
     assert DiMPipeline.from_pipe(other, dtype=torch.float32).generator.dtype == torch.float32
+    assert DiMPipeline.from_pipe(other, torch_dtype=torch.float16).generator.dtype == torch.float16
     assert DiMPipeline.from_pipe(DiMPipeline.from_pretrained(folder)).name_or_path == str(folder)
 
 
@@ -520,7 +521,7 @@ torch.save(pipe.labeler(sample).logits.detach(), {str(tmp_path / "logits.pt")!r}
 
 
 def test_to_dataset_holds_the_images_of_a_call(pipe):
-    dataset = pipe.to_dataset(2, ["Bag", 0], generator=rng())
+    dataset = pipe.to_dataset(2, class_labels=["Bag", 0], generator=rng())
     output = pipe(["Bag", 0], ipc=2, generator=rng())
     assert dataset.features["label"].names == list(NAMES.values())
     assert dataset["label"] == output.labels == [2, 2, 0, 0]

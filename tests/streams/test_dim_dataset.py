@@ -437,7 +437,7 @@ def test_a_class_name_clash_is_refused(pipe):
             ValueError, match="`features` has the classes T-shirt, Jacket, Bag; the pipeline also generates Coat"
         ):
             refused()
-    assert len(pipe.to_dataset(2, ["Bag", 0], features=real.features)) == 4
+    assert len(pipe.to_dataset(2, class_labels=["Bag", 0], features=real.features)) == 4
 
 
 def test_features_without_one_image_and_one_label_column_are_refused(pipe):

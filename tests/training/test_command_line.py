@@ -211,6 +211,17 @@ def test_processes_that_nothing_joins_are_refused(monkeypatch):
     command_line.check_processes(1)
 
 
+@pytest.mark.parametrize("strategy", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+@pytest.mark.parametrize("script", ["train_dim.py", "evaluate_dim.py"])
+def test_strategies_that_split_a_network_are_refused(script, strategy, monkeypatch):
+    monkeypatch.setenv(f"ACCELERATE_USE_{strategy}", "true")
+    arguments = [] if script == "train_dim.py" else ["--pipeline", "none"]
+    command = [sys.executable, str(Path(command_line.__file__).with_name(script)), *arguments]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 1 and run.stderr.startswith(f"{script}: accelerate's configuration asks for "), run.stderr
+    assert "valid are one process, and several that each hold" in run.stderr and "Traceback" not in run.stderr
+
+
 def test_flags_are_not_abbreviated(capsys):
     with pytest.raises(SystemExit):
         train_arguments.parse_args(["--max_train", "5"])

@@ -18,7 +18,7 @@ import torch
 import train_dim
 import validation
 from accelerate.state import AcceleratorState, GradientState
-from continuation import FORMER_FLAGS, may_still_change, recorded
+from continuation import may_still_change, recorded
 from PIL import Image
 from run_folder import needed_bytes
 from safetensors.torch import load_file
@@ -170,22 +170,6 @@ def test_a_run_branches_off_another_before_matching(tiny, tmp_path):
     with pytest.raises(ValueError, match="checkpoint-10 is of step 10, and the run ends at step 10; more"):
         run(tiny("late", *steps, "--resume_from_checkpoint", str(trunk / "checkpoint-10")))
     assert not (tmp_path / "late").exists()
-
-
-def test_a_checkpoint_of_former_flags_goes_on_where_they_had_todays_values(tiny, tmp_path):
-    steps = ["--checkpointing_steps", "4", "--checkpoints_total_limit", "20"]
-    run(tiny("trunk", *steps))
-    checkpoint = tmp_path / "trunk" / "checkpoint-4"
-    progress = json.loads((checkpoint / "progress.json").read_text())
-    former = FORMER_FLAGS | {"discr_adam_beta1": 0.5, "discr_adam_beta2": 0.99, "mixed_precision": None}
-    (checkpoint / "manifest.json").unlink()
-    (checkpoint / "progress.json").write_text(json.dumps(progress | {"options": progress["options"] | former}))
-    run(tiny("branch", *steps, "--resume_from_checkpoint", str(checkpoint)))
-    assert_equal_weights(final_weights(tmp_path / "trunk"), final_weights(tmp_path / "branch"))
-    other = progress["options"] | former | {"lr_scheduler": "cosine"}
-    (checkpoint / "progress.json").write_text(json.dumps(progress | {"options": other}))
-    with pytest.raises(ValueError, match="`lr_scheduler` was 'cosine' and is now None"):
-        run(tiny("refused", *steps, "--resume_from_checkpoint", str(checkpoint)))
 
 
 def test_help_shows_the_defaults_of_the_preset(capsys):
@@ -570,15 +554,6 @@ def test_a_checkpoint_may_write_losses_and_pools_in_another_form():
     then = now | {"match_loss": "energy=1", "pool": ["convnet3@1"]}
     assert {"match_loss", "pool"} <= may_still_change(8, then, now)
     assert not {"match_loss", "pool"} & may_still_change(8, now | {"match_loss": "energy=2", "pool": []}, now)
-
-
-def test_a_checkpoint_from_before_pool_snapshots_had_six():
-    now = recorded(train_dim.parse_args(["--max_match_steps", "5", "--pool_snapshots", "1"]))
-    now |= {"adversarial_steps": 6, "rounded_from": None, "num_processes": 1}
-    then = {name: value for name, value in now.items() if name != "pool_snapshots"}
-    assert "pool_snapshots" in may_still_change(6, then, now)
-    assert "pool_snapshots" not in may_still_change(7, then, now)
-    assert "pool_snapshots" in may_still_change(7, then, now | {"pool_snapshots": 6})
 
 
 @pytest.mark.slow

@@ -87,7 +87,6 @@ class DiMGenerator(ModelMixin, ConfigMixin):
             repeated pixels, which has 9/16 of the weights and takes 2.25 times as many multiplications.
     """
 
-    _supports_gradient_checkpointing = False
     # Form of the file that the weights were loaded from, and of the next save; `None`: the dtype in memory.
     storage: str | None = None
 

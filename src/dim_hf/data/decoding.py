@@ -161,11 +161,13 @@ def decoded_images(
         shape = (len(dataset), channels, size, size)
         try:
             with whole_cache_file(path) as aside:
-                _reserve(aside, shape)
-                _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, aside))
-                # Results and checkpoints are kept under this digest of the content. The key of the cache can differ
-                # for the same images, since it depends on the paths and times of local files.
-                replace_text(digest_path, digest_of(np.load(aside, mmap_mode="r")))
+                # Another process may have decoded them while this one waited for it.
+                if _whole(path, digest_path) is None:
+                    _reserve(aside, shape)
+                    _each_batch(raw, "Decoding", workers, _decode_batch, (origin, column, size, channels, aside))
+                    # Results and checkpoints are kept under this digest of the content. The key of the cache can
+                    # differ for the same images, since it depends on the paths and times of local files.
+                    replace_text(digest_path, digest_of(np.load(aside, mmap_mode="r")))
         except OSError as error:
             if error.errno is None:
                 raise

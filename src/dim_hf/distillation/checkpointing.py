@@ -8,7 +8,6 @@ import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,20 +17,13 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import SCALER_NAME
 from diffusers.models.modeling_utils import ModelMixin
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ..messages import listed
 
 
 # The size and digest of every other file of a checkpoint, written last.
 MANIFEST = "manifest.json"
-# What a checkpoint without a manifest holds at least: runs begun before 0.1.0 was released have none. To go with 0.2.
-WITHOUT_MANIFEST = (
-    "progress.json",
-    "optimizer.bin",
-    "optimizer_1.bin",
-    *(f"{name}/diffusion_pytorch_model.safetensors" for name in ("generator", "discriminator", "ema_generator")),
-)
 
 
 def checkpoint_step(path: Path) -> int:
@@ -101,7 +93,7 @@ def damage(checkpoint: Path) -> str | None:
     """
     try:
         if not (checkpoint / MANIFEST).is_file():
-            return _damage_without_manifest(checkpoint)
+            return f"{MANIFEST} is missing" if any(checkpoint.iterdir()) else "it is empty"
         manifest = json.loads((checkpoint / MANIFEST).read_bytes())
         if "progress.json" not in manifest:
             return f"{MANIFEST} is not what was saved"
@@ -120,27 +112,6 @@ def damage(checkpoint: Path) -> str | None:
     # The manifest is a small file of ours: whatever it holds in place of what was written is damage.
     except (ValueError, TypeError, AttributeError, RecursionError):
         return f"{MANIFEST} is not what was saved"
-    return None
-
-
-def _damage_without_manifest(checkpoint: Path) -> str | None:
-    """What the formats of the files themselves show: lengths, and the checksums inside of pickled ones."""
-    if missing := [name for name in WITHOUT_MANIFEST if not (checkpoint / name).is_file()]:
-        return f"{missing[0]} is missing" if any(checkpoint.iterdir()) else "it is empty"
-    for name in WITHOUT_MANIFEST:
-        try:
-            if name.endswith(".json"):
-                intact = _is_progress(checkpoint / name)
-            elif name.endswith(".bin"):
-                with zipfile.ZipFile(checkpoint / name) as archive:
-                    intact = archive.testzip() is None
-            else:
-                with safe_open(checkpoint / name, framework="pt"):
-                    intact = True
-        except (ValueError, RecursionError, SafetensorError, zipfile.BadZipFile):
-            intact = False
-        if not intact:
-            return f"{name} is cut short or changed"
     return None
 
 

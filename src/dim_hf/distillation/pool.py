@@ -98,13 +98,10 @@ def _read_snapshots(path: Path) -> dict[str, torch.Tensor] | None:
     try:
         with safe_open(path, framework="pt") as file:
             weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            # Files made before 0.1.0 was released have no digest.
-            expected = (file.metadata() or {}).get("digest")
+            if (file.metadata() or {}).get("digest") == _digest(weights):
+                return weights
     except (SafetensorError, OSError):
-        expected = "none"
-        weights = {}
-    if expected is None or expected == _digest(weights):
-        return weights
+        pass
     warnings.warn(f"{path} is damaged or cannot be read; its networks are trained again.", stacklevel=2)
     return None
 

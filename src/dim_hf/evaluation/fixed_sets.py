@@ -293,8 +293,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, A
         kinds = latents.dtype, labels.dtype
         if kinds != (torch.float32, torch.int64) or not latents.isfinite().all() or (labels < 0).any():
             raise ValueError(f"{kinds[0]} latents and {kinds[1]} labels; valid are finite float32, and int64 from 0")
-        # A release before 0.1 wrote no digest.
-        if header.get("digest") not in (None, _digest(header["settings"], content)):
+        if header["digest"] != _digest(header["settings"], content):
             raise ValueError("its content does not have the digest in its header")
         settings = json.loads(header["settings"])
         if not isinstance(settings, dict):

@@ -21,7 +21,8 @@ class DeploymentRecipe:
         momentum (`float`), weight_decay (`float`): Of SGD.
         label_smoothing (`float`): Share of a hard label that is spread evenly over all classes (arXiv 1512.00567). The
             labels of generated images are less certain than those of real ones.
-        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scoring is always in float32.
+        mixed_precision (`str`): `"no"`, or `"bf16"` to train in bfloat16; scoring is in float32, on a GPU as PyTorch
+            is set (TF32 in convolutions by default).
     """
 
     epochs: int = 1000

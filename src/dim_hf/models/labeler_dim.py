@@ -1,6 +1,6 @@
 """A classifier of the real images that is saved with a generator as the teacher of its images.
 
-A distilled repository on the Hub holds this file, so it imports only torch and diffusers.
+A distilled repository on the Hub holds this file, so it imports only torch, diffusers and safetensors.
 """
 
 import os
@@ -17,6 +17,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.model_loading_utils import load_state_dict
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
+from safetensors.torch import save
 from torch import nn
 
 
@@ -55,7 +56,8 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         width (`int`, *optional*, defaults to 128): Channels of every block.
     """
 
-    _supports_gradient_checkpointing = False
+    # Size of the file that the weights were loaded from: those of smaller forms are float32 in memory.
+    file_bytes: int | None = None
 
     @register_to_config
     def __init__(self, num_classes: int, sample_size: int, in_channels: int = 3, width: int = 128):
@@ -228,6 +230,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
     def _fix_state_dict_keys_on_load(self, state_dict: dict[str, torch.Tensor]) -> None:
         # diffusers calls this with the content of a file; what is missing there it leaves at random initial values.
         super()._fix_state_dict_keys_on_load(state_dict)
+        content = dict(state_dict)
         # Older files have none.
         expected_sums = state_dict.pop(CHECKSUMS, None)
         stored, expected = dict(state_dict), self.state_dict()
@@ -266,6 +269,7 @@ class DiMLabeler(ModelMixin, ConfigMixin):
         if expected_sums is not None and (wrong := damaged_tensors(stored, expected_sums)):
             names = _shown(", ".join(wrong))[1:-1]
             raise ValueError(f"the labeler's file is damaged: its checksums do not fit {names}.")
+        self.file_bytes = len(save(content, metadata={"format": "pt"}))
 
     def to(self, *args: Any, **kwargs: Any) -> Any:
         # ModelMixin warns about layers to keep in float32 at every change of dtype, even if there are none.
