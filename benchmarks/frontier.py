@@ -80,6 +80,17 @@ class Point:
     budget: int
 
 
+@dataclass(frozen=True)
+class Mark:
+    """What the plot shows of a row: `mean` and `std` are accuracies in %; a limit has no `bytes`."""
+
+    curve: str
+    classifier: str
+    bytes: int
+    mean: float
+    std: float | None
+
+
 def parse_args(input_args: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Accuracy against stored bytes, of generators and of real images.",
@@ -300,7 +311,11 @@ def write(folder: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namesp
         )
     text.append("\n".join(f"- {name}: {value}" for name, value in environment().items()))
     replace_text(folder / "frontier.md", "\n\n".join(text) + "\n")
-    plot(folder / "frontier.png", rows, args)
+    marks = [
+        Mark(point.curve, row.classifier, row.bytes, 100 * row.mean, None if row.std is None else 100 * row.std)
+        for point, row in rows
+    ]
+    plot(folder / "frontier.png", marks, args.published)
 
 
 def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
@@ -319,19 +334,19 @@ def describe_margins(rows: Sequence[tuple[Point, Row]]) -> list[str]:
     return lines
 
 
-def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace) -> None:
-    classifiers = list(dict.fromkeys(row.classifier for _, row in rows))
+def plot(path: Path, marks: Sequence[Mark], published: str | None = None) -> None:
+    """A panel per classifier; `published` names the data set of published fixed sets, which are drawn, too."""
+    classifiers = list(dict.fromkeys(mark.classifier for mark in marks))
     figure = Figure(figsize=(1 + 5 * len(classifiers), 4.5), layout="constrained")
     panels = figure.subplots(1, len(classifiers), squeeze=False, sharex=True, sharey=True)[0]
     for axes, classifier in zip(panels, classifiers, strict=True):
-        own = [(point, row) for point, row in rows if row.classifier == classifier]
+        own = [mark for mark in marks if mark.classifier == classifier]
         for curve, (colour, marker, line) in STYLES.items():
-            of_curve = sorted((row for point, row in own if point.curve == curve), key=lambda row: row.bytes)
-            spreads = [100 * (row.std or 0) for row in of_curve]
+            of_curve = sorted((mark for mark in own if mark.curve == curve), key=lambda mark: mark.bytes)
             axes.errorbar(
-                [row.bytes / 1e6 for row in of_curve],
-                [100 * row.mean for row in of_curve],
-                spreads,
+                [mark.bytes / 1e6 for mark in of_curve],
+                [mark.mean for mark in of_curve],
+                [mark.std or 0 for mark in of_curve],
                 color=colour,
                 marker=marker,
                 ls=line,
@@ -340,11 +355,11 @@ def plot(path: Path, rows: Sequence[tuple[Point, Row]], args: argparse.Namespace
                 label=curve,
                 zorder=3 if curve == OURS else 2,
             )
-        for point, row in own:
-            if point.curve == LIMIT:
-                axes.axhline(100 * row.mean, color="grey", lw=1, label=f"{LIMIT}, streamed")
-        if args.published and classifier == "convnet3":
-            for megabytes, accuracy, name in PUBLISHED[args.published]:
+        for mark in own:
+            if mark.curve == LIMIT:
+                axes.axhline(mark.mean, color="grey", lw=1, label=f"{LIMIT}, streamed")
+        if published and classifier == "convnet3":
+            for megabytes, accuracy, name in PUBLISHED[published]:
                 axes.plot(megabytes, accuracy, "kx", ms=5)
                 axes.annotate(name, (megabytes, accuracy), (0, 5), textcoords="offset points", fontsize=7, ha="center")
         axes.set_xscale("log")

@@ -36,9 +36,18 @@ def check_args(args: argparse.Namespace) -> None:
     """Refuses settings that no data set could make valid."""
     if args.resolution is not None:
         doublings(args.resolution)
+    if args.max_train_steps and args.max_match_steps is not None:
+        check_rounded_steps(args, args.max_train_steps + args.max_match_steps)
     check_classifiers(args)
     check_report_to(args.report_to)
     check_hub(args)
+
+
+def check_rounded_steps(args: argparse.Namespace, total_steps: int) -> None:
+    if args.rounded_steps > total_steps:
+        raise ValueError(
+            f"`--rounded_steps` is {args.rounded_steps:,}; valid are 0 to {total_steps:,}, the steps of the run."
+        )
 
 
 def check_classifiers(args: argparse.Namespace, data: ImageData | None = None) -> None:

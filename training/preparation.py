@@ -19,6 +19,7 @@ from checks import (
     check_batch_memory,
     check_classifiers,
     check_precision,
+    check_rounded_steps,
     read_config,
 )
 from command_line import check_processes
@@ -222,12 +223,8 @@ def make_plan(args: argparse.Namespace, start: Start, data: Data, networks: Netw
     steps_per_epoch = math.ceil(len(data.train) / global_batch_size)
     adversarial_steps = args.max_train_steps or args.num_train_epochs * steps_per_epoch
     match_steps = args.num_match_epochs * steps_per_epoch if args.max_match_steps is None else args.max_match_steps
+    check_rounded_steps(args, adversarial_steps + match_steps)
     rounded_from = adversarial_steps + match_steps - args.rounded_steps if args.rounded_steps else None
-    if rounded_from is not None and rounded_from < 0:
-        raise ValueError(
-            f"`--rounded_steps` is {args.rounded_steps:,}; valid are 0 to {adversarial_steps + match_steps:,}, the "
-            "steps of the run."
-        )
     held_out, settings = len(data.validation), None
     if start.checkpoint:
         # Scores are compared, so their classifiers must be trained alike, however long the run is now.

@@ -576,6 +576,18 @@ def test_numbers_of_a_file_that_are_not_finite_are_refused(name, make, shards, t
         type(network).from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content", ["{", "[]", "{}", '{"weight_map": []}', '{"metadata": {}, "weight_map": {"a": 5}}']
+)
+@pytest.mark.parametrize("make", [make for _, make in NETWORKS])
+def test_a_damaged_index_of_several_files_is_named(make, content, tmp_path):
+    make().save_pretrained(tmp_path, max_shard_size="1KB")
+    index = tmp_path / f"{FILE}.index.json"
+    index.write_text(content)
+    with pytest.raises(OSError, match=f"{re.escape(str(index))} is damaged: "):
+        type(make()).from_pretrained(tmp_path)
+
+
 @pytest.mark.parametrize(("name", "make"), NETWORKS)
 def test_a_network_reads_no_pickled_file_that_an_index_names(name, make, tmp_path):
     network = make()

@@ -4,6 +4,7 @@ A distilled repository on the Hub holds this file, so it imports only torch and 
 """
 
 import copy
+import json
 import os
 import re
 import zlib
@@ -293,7 +294,14 @@ class DiMGenerator(ModelMixin, ConfigMixin):
         with_info = kwargs.pop("output_loading_info", False)
         # Pickled weights can run code.
         kwargs |= {"use_safetensors": True, "output_loading_info": True}
-        model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        try:
+            model, info = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            # diffusers reads the index of weights in several files, if there is one, and trusts what it holds.
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            if found := sorted(folder.glob("*.safetensors.index*.json")):
+                raise OSError(f"{found[0]} is damaged: {_shown(str(error))}.") from error
+            raise
         # diffusers leaves weights that are missing from a file at their random initial values.
         for kind in ("missing", "unexpected", "mismatched"):
             if keys := info[f"{kind}_keys"]:

@@ -286,7 +286,7 @@ def _read(path: str | os.PathLike) -> tuple[dict[str, torch.Tensor], dict[str, A
         with safe_open(path, framework="pt") as file:
             # Copied, because overwriting the file would change tensors that are mapped from it.
             content = {name: file.get_tensor(name).clone() for name in ("latents", "labels")}
-            header = file.metadata()
+            header = file.metadata() or {}
         latents, labels = content["latents"], content["labels"]
         if latents.ndim != 2 or labels.shape != latents.shape[:1]:
             raise ValueError(f"latents {tuple(latents.shape)} do not fit labels {tuple(labels.shape)}")

@@ -3,6 +3,7 @@
 A distilled repository on the Hub holds this file, so it imports only torch, diffusers and safetensors.
 """
 
+import json
 import os
 import zlib
 from collections.abc import Callable
@@ -133,7 +134,14 @@ class DiMLabeler(ModelMixin, ConfigMixin):
             ValueError: If the weights in the file are not exactly those of the network that its config describes.
         """
         # Pickled weights can run code.
-        return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, **(kwargs | {"use_safetensors": True}))
+        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+            # diffusers reads the index of weights in several files, if there is one, and trusts what it holds.
+            folder = Path(pretrained_model_name_or_path, kwargs.get("subfolder") or "")
+            if found := sorted(folder.glob("*.safetensors.index*.json")):
+                raise OSError(f"{found[0]} is damaged: {_shown(str(error))}.") from error
+            raise
 
     def save_pretrained(
         self,
