@@ -178,6 +178,9 @@ def _share(one: str, other: str) -> bool:
     first, second = SLICE.fullmatch(one.strip()), SLICE.fullmatch(other.strip())
     if first is None or second is None:
         return one.strip() == other.strip()
+    # All splits, to `datasets`.
+    if "all" in (first["split"], second["split"]):
+        return True
     if first["split"] != second["split"]:
         return False
     # Numbers and percentages cannot be compared, nor those from the front and those from the back.

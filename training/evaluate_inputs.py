@@ -219,8 +219,22 @@ def check_against_training(
     if not folders.run or folders.training:
         return
     refuse_seen(args, args.pipeline, folders.run, test)
-    same = is_data_of(args, folders.run) or was_trained_on(folders.run, train)
-    if accelerator.is_main_process and not same:
+    if not accelerator.is_main_process or was_trained_on(folders.run, train):
+        return
+    if is_data_of(args, folders.run):
+        # Private runs do not say what they saw, and a sample is something else.
+        comparable = folders.run.get("data_fingerprint") and not args.max_train_samples
+        if comparable and args.train_split == folders.run.get("train_split"):
+            columns = [
+                f"--{name} {folders.run[name]}" for name in ("image_column", "label_column") if folders.run.get(name)
+            ]
+            with_flags = f" (with {' '.join(columns)})" if columns else ""
+            warnings.warn(
+                f"the images or labels of split {args.train_split!r} of {data_flag(args)} are not those that the "
+                f"pipeline was trained on{with_flags}: they have changed, or are read otherwise.",
+                stacklevel=2,
+            )
+    else:
         config = f", configuration {args.dataset_config_name}," if args.dataset_config_name else ""
         warnings.warn(
             f"{data_flag(args)}{config} does not seem to be the data that the pipeline was trained on, "

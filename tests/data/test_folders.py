@@ -524,6 +524,8 @@ def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, mo
             refuse_data_folder(output, data, None)
         with pytest.raises(FileExistsError):
             refuse_data_folder(output, "owner/name", data)
+    with pytest.raises(FileExistsError, match="`--output_dir` pets/cat holds . images .*no longer be read as data"):
+        refuse_data_folder("pets/cat", "owner/name", None)
     (tmp_path / "pets" / "empty").mkdir()
     lock_output_dir(tmp_path / "pets" / "run", "train_dim.py").release()
     (tmp_path / "pets" / "run" / "options.json").write_text("{}")
@@ -538,3 +540,10 @@ def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, mo
     for arguments in (("./digits", None), ("digits", "digits")):
         with pytest.raises(FileExistsError):
             refuse_data_folder("digits", *arguments)
+
+
+def test_classes_that_hold_the_same_folders_are_mentioned(tmp_path):
+    for split in ("fold1", "fold2"):
+        tree(tmp_path / "set" / split, "cat", "dog")
+    with pytest.warns(UserWarning, match=r"each class of .*set \(fold1, fold2\) holds the same folders \(cat, dog\)"):
+        assert counts(tmp_path / "set") == {"fold1": 8, "fold2": 8}

@@ -11,6 +11,8 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from dim_hf.data import holdout, load_image_data
+from dim_hf.data.folders import refuse_data_folder
+from dim_hf.files import lock_output_dir
 
 
 def png():
@@ -249,6 +251,64 @@ def test_a_column_that_is_probably_not_the_label_is_not_taken_in_silence(tmp_pat
     # One that is called so is the label.
     pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": [7, 8], "weight": values}), path)
     assert load(path).class_names == ("7", "8")
+
+
+def test_a_column_called_class_beside_named_classes_raises_doubts(tmp_path):
+    features = Features(
+        {"image": ImageFeature(), "sex": ClassLabel(names=["f", "m"]), "class": datasets.Value("string")}
+    )
+    rows = {"image": [{"bytes": png(), "path": None}] * 2, "sex": [0, 1], "class": ["cat", "dog"]}
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "train.parquet")
+    assert "`label_column` must be given, since there is class" in message(tmp_path / "train.parquet")
+    assert load(tmp_path / "train.parquet", label_column="class").class_names == ("cat", "dog")
+
+
+def test_a_missing_part_of_a_split_is_refused(tmp_path):
+    for number in (0, 2, 3):
+        shades(tmp_path / "set" / f"train-{number:05d}-of-00004.parquet", ["a", "b"], [0, 1])
+    assert "lacks 1 of the 4 parts of train (00001-of-00004)" in message(tmp_path / "set")
+    shades(tmp_path / "set" / "train-00001-of-00004.parquet", ["a", "b"], [0, 1])
+    assert len(load(tmp_path / "set")) == 8
+    shades(tmp_path / "set" / "train-00000-of-00001.parquet", ["a", "b"], [0, 1])
+    assert "holds train in 1, 4 parts (-of-00001 and -of-00004)" in message(tmp_path / "set")
+
+
+def test_parts_that_a_readme_leaves_out_may_be(tmp_path):
+    for number in (0, 1):
+        shades(tmp_path / "set" / f"train-{number:05d}-of-00002.parquet", ["a", "b"], [0, 1])
+    readme = "---\nconfigs:\n- config_name: default\n  data_files: train-00001-of-00002.parquet\n---\n"
+    (tmp_path / "set" / "README.md").write_text(readme)
+    assert len(load(tmp_path / "set")) == 2
+    (tmp_path / "set" / "train-00000-of-00002.parquet").unlink()
+    assert "lacks 1 of the 2 parts" in message(tmp_path / "set")
+
+
+def test_data_sets_side_by_side_are_not_read_as_one(tmp_path):
+    for name in ("mnist", "svhn"):
+        shades(tmp_path / "set" / name / "train.parquet", ["a", "b"], [0, 1])
+    assert "files of the split 'train' in several folders (mnist/train.parquet, svhn/train.parquet)" in message(
+        tmp_path / "set"
+    )
+    assert len(load(tmp_path / "set" / "svhn")) == 2
+
+
+@pytest.mark.parametrize("script", ["generate_dim.py", "train_dim.py"])
+def test_the_output_of_a_script_among_data_files_is_refused(tmp_path, script):
+    shades(tmp_path / "set" / "train.parquet", ["a", "b"], [0, 1])
+    shades(tmp_path / "set" / "made" / "train.parquet", ["a", "b"], [0, 1])
+    lock_output_dir(tmp_path / "set" / "made", script).release()
+    assert "among them the output of a script (made), whose files" in message(tmp_path / "set")
+    with pytest.raises(
+        FileExistsError, match="is part of the data folder .*, of which `datasets` reads all data files"
+    ):
+        refuse_data_folder(tmp_path / "set" / "new", str(tmp_path / "set"), None)
+
+
+@pytest.mark.parametrize(("column", "values"), [("Usage", ["Training", "PublicTest"]), ("is_test", [False, True])])
+def test_other_columns_that_tell_splits(tmp_path, column, values):
+    path = tmp_path / "all.parquet"
+    pa.parquet.write_table(pa.table({"image": [png()] * 2, "label": ["a", "b"], column: values}), path)
+    assert f"has rows of several splits, as its column {column!r} says" in message(path, label_column="label")
 
 
 def test_rows_of_several_splits_are_refused(tmp_path):

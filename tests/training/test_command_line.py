@@ -177,6 +177,8 @@ def test_choices_are_those_of_what_repositories_carry():
         ("train[:50%](pct1_dropremainder)", "train[50%:]", True),
         ("train[10:20]", "test[10:20]", False),
         ("odd]", "odd]", True),
+        ("all", "test", True),
+        ("all[:10%]", "train[10%:]", True),
         ("train[:_]", "train[1__0:]", False),  # Not slices; `datasets` refuses them.
     ],
 )

@@ -223,7 +223,13 @@ def test_an_evaluation_on_other_data_says_so(evaluate, tmp_path):
         # The same images under another name, and fewer of the same name.
         evaluate("--controls", "--seeds", "0")
         path.write_text(json.dumps(options | {"dataset_name": "digits"}))
+        same = options | {"dataset_name": "digits", "train_split": "train"}
+        path.write_text(json.dumps(same))
         evaluate("--controls", "--seeds", "0", "--max_train_samples", "50")
+    path.write_text(json.dumps(same | {"data_fingerprint": "0", "label_column": "kind"}))
+    told = "images or labels of split 'train' of `--dataset_name` digits are not those .* --label_column kind.*changed"
+    with pytest.warns(UserWarning, match=told):
+        evaluate("--controls", "--seeds", "0")
     path.write_text(json.dumps(options | {"data_fingerprint": "0"}))
     with pytest.warns(
         UserWarning, match="`--dataset_name` digits does not seem to be the data .* trained on, ylecun/mnist"

@@ -2,6 +2,7 @@
 
 import glob
 import os
+import re
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import pyarrow.ipc
 import pyarrow.parquet
 from huggingface_hub import DatasetCard
 
+from ..files import MARKER
 from ..messages import listed
 from .folders import Folder
 from .loading import clear_errors, load
@@ -46,6 +48,7 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
         ValueError: If a file would be read for no split or for several, or the files of a split do not agree.
     """
     path, argument = folder.root, folder.argument
+    _refuse_outputs(folder)
     refuse_empty([path / file for file in files if file.endswith(".parquet")], argument)
     if capitals := [file for file in files if not file.endswith(DATA_SUFFIXES)]:
         raise ValueError(
@@ -79,6 +82,15 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
         _refuse_unread_or_twice(folder, files, splits)
     # `train[:80%]+test` is of two.
     asked = list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
+    for name, part in ((name, splits.get(name, [])) for name in asked):
+        _refuse_missing_parts(folder, part)
+        if not declared and len({os.path.dirname(file) for file in part}) > 1:
+            found = [os.path.relpath(file, path.resolve()) for file in part]
+            raise ValueError(
+                f"`{argument}` {path} holds files of the split {name!r} in several folders ({listed(found, 4)}), "
+                "which `datasets` would read as one; name one of these folders, or assign the files to splits in "
+                "README.md (`configs`)."
+            )
     infos = card.get("dataset_info") or []
     described = any("features" in info for info in (infos if isinstance(infos, list) else [infos]))
     if not described and all(name in splits for name in asked):
@@ -92,6 +104,46 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
     if unread:
         skipped.append(f"{len(unread):,} data files that README.md does not name ({listed(unread, most=2)})")
     return load(argument, str(path), split, config, path=str(path)), " and ".join(filter(None, skipped))
+
+
+def _refuse_outputs(folder: Folder) -> None:
+    """Refuses folders below that our scripts wrote: `datasets` would read their files, too."""
+    markers = [os.path.dirname(path) for part in folder.below() for path in part.hidden if path.endswith(f"/{MARKER}")]
+    runs = [path for part in folder.below() for path in part.hidden if (folder.root / path / MARKER).is_file()]
+    if outputs := sorted({*markers, *runs}):
+        raise ValueError(
+            f"`{folder.argument}` {folder.root} holds data files, and among them the output of a script "
+            f"({listed(outputs, 2)}), whose files `datasets` would read, too; move it elsewhere."
+        )
+
+
+# As `datasets` names the parts of a split.
+PART = re.compile(r"(?P<name>.*?)-?(?P<number>\d{5,})-of-(?P<total>\d{5,})(?!\d)")
+
+
+def _refuse_missing_parts(folder: Folder, files: list[str]) -> None:
+    """Refuses a split of which a part `-NNNNN-of-NNNNN` is missing, or that lies there twice, in other parts."""
+    parts: dict[tuple[str, str], dict[int, set[int]]] = {}
+    for file in files:
+        if found := PART.match(os.path.basename(file)):
+            of_name = parts.setdefault((os.path.dirname(file), found["name"]), {})
+            of_name.setdefault(int(found["total"]), set()).add(int(found["number"]))
+    for (place, name), by_total in parts.items():
+        totals = sorted(by_total)
+        if len(totals) > 1:
+            raise ValueError(
+                f"`{folder.argument}` {folder.root} holds {name} in {listed(totals)} parts (-of-{totals[0]:05d} and "
+                f"-of-{totals[1]:05d}), which `datasets` would read as one; keep those of one kind."
+            )
+        # What README.md leaves out on purpose is there.
+        there = {file for file in os.listdir(place) if file.startswith(name)}
+        numbers = sorted({*range(totals[0])} - by_total[totals[0]])
+        missing = [f"{number:05d}-of-{totals[0]:05d}" for number in numbers]
+        if missing := [part for part in missing if not any(part in file for file in there)]:
+            raise ValueError(
+                f"`{folder.argument}` {folder.root} lacks {len(missing):,} of the {totals[0]:,} parts of {name} "
+                f"({listed(missing, 2)}); fetch them, or rename the others if they are meant to be all."
+            )
 
 
 def _images_beside(folder: Folder) -> str:

@@ -69,8 +69,9 @@ def find_columns(features: datasets.Features, image_column: str | None, label_co
     kinds = {name: getattr(feature, "dtype", type(feature).__name__) for name, feature in features.items()}
     image = _choose("image_column", image_column, images or encoded, images + encoded, kinds)
     found = classes or plain
-    # Named classes say what they are; beside them only a column of that very name raises doubts.
-    likely = {"label", "labels"} if classes else LABEL_NAMES
+    # Named classes under such a name say what they are; beside them only a column of that very name raises doubts.
+    sure = len(classes) == 1 and classes[0].lower() in LABEL_NAMES
+    likely = {"label", "labels"} if sure else LABEL_NAMES
     named = [name for name in kinds if name.lower() in likely and name not in found]
     if label_column is None and len(found) == 1 and not classes and found[0].lower() not in LABEL_NAMES:
         # Classes as floats, as pandas has integers with gaps, or as a list with a one.

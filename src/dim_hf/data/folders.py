@@ -8,6 +8,7 @@ import json
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,25 +111,41 @@ def refuse_data_folder(output_dir: str | os.PathLike, dataset_name: str | None, 
             `"digits"` is the embedded set, even if there is a folder of that name.
 
     Raises:
-        FileExistsError: If the output folder is that folder, one below it with files that no script wrote, or the one
-            that holds it as a split.
+        FileExistsError: If the output folder is that folder, one below it with files that no script wrote, any below
+            one of data files, or the one that holds it as a split; or if it holds images that no script wrote.
     """
     data = dataset_name if train_data_dir is None else train_data_dir
     if data is None or (train_data_dir is None and data == "digits") or not Path(data).is_dir():
-        return
+        return _refuse_images(Path(output_dir))
     output, root = Path(output_dir).resolve(), Path(data).resolve()
     visible = output.is_dir() and any(not path.name.startswith(".") for path in output.iterdir())
     if output == root:
         place = f"the data folder {data}"
     elif root in output.parents and visible and not is_run(output):
         place = f"part of the data folder {data}"
+    elif root in output.parents and any(next(root.rglob(f"*{each}"), None) for each in (".parquet", ".arrow")):
+        place = f"part of the data folder {data}, of which `datasets` reads all data files"
     elif output == root.parent and root.name.lower() in SPLITS and not is_run(output):
         place = f"the folder of the split {data}"
     else:
-        return
+        return _refuse_images(Path(output_dir))
     raise FileExistsError(
         f"`--output_dir` {output_dir} is {place}, whose images it would be mixed with; name another folder."
     )
+
+
+def _refuse_images(output: Path) -> None:
+    """Refuses an output folder with images: once it is a run's, it is skipped where images are read."""
+    if not output.is_dir() or is_run(output):
+        return
+    suffixes = image_suffixes()
+    # An export has a picture, too.
+    found = [path.name for path in sorted(output.iterdir()) if path.suffix.lower() in suffixes]
+    if found and not (output / "model_index.json").is_file():
+        raise FileExistsError(
+            f"`--output_dir` {output} holds {len(found):,} images ({listed(found, 2)}), which would no longer be read "
+            "as data; name another folder."
+        )
 
 
 def read_folder(root: Path, argument: str) -> Folder:
@@ -318,6 +335,14 @@ def _classes(part: Folder) -> list[Folder]:
         hint = f"; if its folders are the classes, give {one_line(inner.root / inner.path)}" if several else ""
         raise part.refusal(f"there is only one class ({listed([part.folders[0].name])}){hint}")
     _refuse_splits(part)
+    same = [{child.name for child in folder.folders if child.num_images} for folder in part.folders]
+    if len(same[0]) > 1 and all(names == same[0] for names in same) and not any(f.images for f in part.folders):
+        warnings.warn(
+            f"each class of {one_line(part.root / part.path)} ({listed(sorted(f.name for f in part.folders), 4)}) "
+            f"holds the same folders ({listed(sorted(same[0]), 4)}); if these are the classes, name one of the "
+            f"former as `{part.argument}`, or call them train and test.",
+            stacklevel=2,
+        )
     return sorted(part.folders, key=lambda folder: folder.name)
 
 

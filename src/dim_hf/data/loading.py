@@ -1,6 +1,7 @@
 """`datasets.load_dataset`, with one clear message where it fails."""
 
 import errno
+import tarfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,7 +36,7 @@ def clear_errors(argument: str, name: str, split: str, config: str | None) -> It
             f"data sets of parquet files or images."
         ) from error
     # The last three occur when entries of a README have the wrong types.
-    except (OSError, ValueError, DatasetsError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, DatasetsError, TypeError, KeyError, AttributeError, tarfile.TarError) as error:
         if "Config name is missing" in str(error) or "BuilderConfig" in str(error):
             raise ValueError(
                 f"`dataset_config_name` {config!r} does not name one of {name}: {reason(error, whole=True)}"

@@ -64,8 +64,9 @@ def read_metadata(
                 f"`label_column`: in the metadata {root / path} the column {column!r} is text that is not UTF-8."
             )
         for name in names if one_split else ():
-            text = name != column and _is_text(table.schema.field(name).type)
-            if text and (several := several_splits(name, table[name].unique().to_pylist())):
+            kind = table.schema.field(name).type
+            plain = name != column and (_is_text(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind))
+            if plain and (several := several_splits(name, table[name].unique().to_pylist())):
                 raise ValueError(
                     f"`{argument}`: the metadata {root / path} {several}; put each split into a folder of its own."
                 )

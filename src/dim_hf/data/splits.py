@@ -10,10 +10,12 @@ SPLITS = {"train": "train", "test": "test", "validation": "validation", "val": "
 # What words in other names of splits mean; see `_refuse_splits`.
 SPLIT_WORDS = SPLITS | {
     "training": "train", "testing": "test", "holdout": "test", "dev": "validation", "eval": "validation",
-    "evaluation": "validation",
+    "evaluation": "validation", "publictest": "test", "privatetest": "test",
 }  # fmt: skip
 # Columns that say so.
-SPLIT_COLUMNS = ("split", "subset", "partition")
+SPLIT_COLUMNS = (
+    "split", "subset", "partition", "set", "phase", "usage", "data_split", "dataset_split", "is_test", "is_train",
+)  # fmt: skip
 
 
 def several_splits(column: str, values: Iterable[Any]) -> str:
@@ -27,6 +29,9 @@ def several_splits(column: str, values: Iterable[Any]) -> str:
     """
     if column.lower() not in SPLIT_COLUMNS:
         return ""
+    values = set(values)
+    if column.lower() in ("is_test", "is_train") and {0, 1} <= values:
+        return f"has rows of several splits, as its column {column!r} says"
     words = sorted({value for value in values if isinstance(value, str)})
     splits = {SPLIT_WORDS[word.strip().lower()] for word in words if word.strip().lower() in SPLIT_WORDS}
     if "test" not in splits or len(splits) == 1:
