@@ -1,4 +1,4 @@
-"""Steps of the training script, computed a second time."""
+"""Steps and validations of the training script, computed a second time."""
 
 import copy
 import json
@@ -7,15 +7,20 @@ import random
 import pytest
 import torch
 import train_dim
+from PIL import Image
 from safetensors.torch import load_file
 from test_train_dim import run, tiny_arguments
 from torch.nn import functional as F
 
-from dim_hf.data import holdout, load_image_data, normalise
+from dim_hf.data import ImageData, holdout, load_image_data, normalise
 from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.pool import build_pool
 from dim_hf.distillation.pool_recipe import PoolRecipe
+from dim_hf.evaluation.judges import train_classifier
+from dim_hf.evaluation.recipe import DeploymentRecipe
 from dim_hf.models import DiMDiscriminator, DiMGenerator
+from dim_hf.pipelines import DiMPipeline
+from dim_hf.streams.generated import GeneratedStream
 from dim_hf.streams.randomness import ShuffledOrder
 
 
@@ -150,3 +155,34 @@ def test_steps_are_those_of_the_formulas(tiny, tmp_path, more):
                 torch.testing.assert_close(
                     weights[key], expected, rtol=0, atol=1e-4, msg=lambda text, key=key: f"{key}: {text}"
                 )
+
+
+def test_a_validation_scores_the_images_that_were_held_out(tiny, tmp_path, cache_dir):
+    # Dark images of one class and bright ones of the other; those that are held out have the other's brightness.
+    rows, labels = torch.arange(40), torch.arange(40) // 20
+    numbered = ImageData(rows[:, None, None, None], labels, ("a", "b"), "x")
+    held_out_rows = holdout(numbered, 0.3)[1].images.flatten().tolist()
+    for row, label in zip(rows.tolist(), labels.tolist(), strict=True):
+        path = tmp_path / "set" / "ab"[label] / f"{row:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        bright = (label == 1) != (row in held_out_rows)
+        Image.new("L", (8, 8), 200 if bright else 50).save(path)
+    run(
+        tiny(
+            "run", "--train_data_dir", str(tmp_path / "set"), "--validation_fraction", "0.3", "--max_train_steps",
+            "40", "--max_match_steps", "0", "--learning_rate", "1e-2", "--discr_learning_rate", "1e-2",
+            "--class_loss_weight", "1", "--validation_epochs", "20", "--mixed_precision", "no",
+        )
+    )  # fmt: skip
+    last = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+
+    stream = GeneratedStream(DiMPipeline.from_pretrained(tmp_path / "run").generator, 10, seed=0, batch_size=64)
+    recipe = DeploymentRecipe(epochs=20)
+    classifier = train_classifier(stream, "convnet3", recipe, channels=1, size=8, seed=0, device=CPU)
+    train, held_out = holdout(load_image_data(train_data_dir=tmp_path / "set", cache_dir=cache_dir), 0.3)
+    of_train, of_held_out = (
+        (classifier(normalise(part.images)).argmax(dim=1) == part.labels).sum().item() / len(part)
+        for part in (train, held_out)
+    )
+    assert last["validation/accuracy"] == of_held_out
+    assert of_train - of_held_out > 0.5
