@@ -1,13 +1,17 @@
 """The matching pool: stages of training, the cache, and what comes out of it."""
 
+import random
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from torch.nn import functional as F
 from transformers import ResNetConfig
 
 from dim_hf.classifiers import build_classifier
 from dim_hf.classifiers.external import find_source, plan
 from dim_hf.data import load_image_data, normalise
+from dim_hf.distillation.augmentation import draw_augmentation
 from dim_hf.distillation.pool import build_pool
 from dim_hf.distillation.pool_recipe import PoolRecipe, pool_entry
 
@@ -57,6 +61,27 @@ def test_snapshots_are_stages_of_one_training(build, digits):
     assert losses[0] > losses[1] > losses[2]
     for network in pool:
         assert not network.training and not any(p.requires_grad for p in network.parameters())
+
+
+def test_training_is_sgd_with_momentum_and_weight_decay_on_shifted_images(build, digits):
+    (network,) = build(recipe=PoolRecipe(steps=4, snapshots=1, batch_size=8, learning_rate=0.1))
+    torch.manual_seed(random.Random("pool/0").getrandbits(63))
+    expected = build_classifier("convnet3", 10, 1, 8)
+    order, rng = torch.Generator().manual_seed(0), random.Random(0)
+    velocities = [torch.zeros_like(weight) for weight in expected.parameters()]
+    shifted = []
+    for _ in range(4):
+        pixels, labels = digits.batch(torch.randint(len(digits), (8,), generator=order))
+        images = draw_augmentation(["shift"], 8, rng)(normalise(pixels))
+        shifted.append(not torch.equal(images, normalise(pixels)))
+        gradients = torch.autograd.grad(F.cross_entropy(expected(images), labels), list(expected.parameters()))
+        with torch.no_grad():
+            for weight, velocity, gradient in zip(expected.parameters(), velocities, gradients, strict=True):
+                velocity.copy_(0.9 * velocity + gradient + 5e-4 * weight)
+                weight -= 0.1 * velocity
+    assert any(shifted[:-1])
+    # Decay alone moves the norms' scales, which begin at 1, by more than 0.0004.
+    torch.testing.assert_close(weights(network), weights(expected), rtol=0, atol=1e-5)
 
 
 def test_the_cache_gives_the_same_networks_without_training(build, tmp_path):
