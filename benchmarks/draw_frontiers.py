@@ -43,9 +43,6 @@ def read_marks(results: str) -> dict[str, list[Mark]]:
     return marks
 
 
-NUMBER = r"(\d+\.\d)"
-
-
 def table_rows(text: str) -> list[list[str]]:
     """The cells of the rows below the heads of tables; an empty first cell repeats the one above."""
     rows: list[list[str]] = []

@@ -526,6 +526,10 @@ def test_the_data_folder_takes_no_output_but_a_new_folder_in_it_may(tmp_path, mo
             refuse_data_folder(output, "owner/name", data)
     with pytest.raises(FileExistsError, match="`--output_dir` pets/cat holds . images .*no longer be read as data"):
         refuse_data_folder("pets/cat", "owner/name", None)
+    # An evaluation that was copied without the file that says what it is.
+    tree(tmp_path, "copied")
+    (tmp_path / "copied" / "metrics.json").write_text('{"protocol": "B", "rows": []}')
+    refuse_data_folder("copied", "owner/name", None)
     (tmp_path / "pets" / "empty").mkdir()
     lock_output_dir(tmp_path / "pets" / "run", "train_dim.py").release()
     (tmp_path / "pets" / "run" / "options.json").write_text("{}")

@@ -17,7 +17,7 @@ import datasets
 import pyarrow as pa
 from PIL import Image, ImageFile
 
-from ..files import MARKER, is_run
+from ..files import MARKER, WRITES, has_made, is_run
 from ..messages import listed, one_line
 from .metadata import METADATA, read_metadata
 from .splits import SPLIT_WORDS, SPLITS
@@ -136,7 +136,7 @@ def refuse_data_folder(output_dir: str | os.PathLike, dataset_name: str | None, 
 
 def _refuse_images(output: Path) -> None:
     """Refuses an output folder with images: once it is a run's, it is skipped where images are read."""
-    if not output.is_dir() or is_run(output):
+    if not output.is_dir() or any(has_made(script, output) for script in WRITES):
         return
     suffixes = image_suffixes()
     # An export has a picture, too.
