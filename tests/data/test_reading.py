@@ -292,6 +292,13 @@ def test_data_sets_side_by_side_are_not_read_as_one(tmp_path):
     assert len(load(tmp_path / "set" / "svhn")) == 2
 
 
+def test_a_copy_beside_the_file_of_a_split_is_mentioned(tmp_path):
+    for name in ("train", "train (1)"):
+        shades(tmp_path / "set" / f"{name}.parquet", ["a", "b"], [0, 1])
+    with pytest.warns(UserWarning, match=r"is read from 2 files: train \(1\).parquet, train.parquet"):
+        assert len(load(tmp_path / "set")) == 4
+
+
 @pytest.mark.parametrize("script", ["generate_dim.py", "train_dim.py"])
 def test_the_output_of_a_script_among_data_files_is_refused(tmp_path, script):
     shades(tmp_path / "set" / "train.parquet", ["a", "b"], [0, 1])

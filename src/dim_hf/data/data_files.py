@@ -3,6 +3,7 @@
 import glob
 import os
 import re
+import warnings
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -91,6 +92,10 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
                 "which `datasets` would read as one; name one of these folders, or assign the files to splits in "
                 "README.md (`configs`)."
             )
+        # Such as a copy of it.
+        if not declared and len(part) > 1 and name in (Path(file).stem for file in part):
+            names = listed((os.path.basename(file) for file in part), 4)
+            warnings.warn(f"the split {name!r} of {path} is read from {len(part):,} files: {names}.", stacklevel=2)
     infos = card.get("dataset_info") or []
     described = any("features" in info for info in (infos if isinstance(infos, list) else [infos]))
     if not described and all(name in splits for name in asked):
