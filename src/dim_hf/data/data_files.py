@@ -94,8 +94,10 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
             )
         # Such as a copy of it.
         if not declared and len(part) > 1 and name in (Path(file).stem for file in part):
-            names = listed((os.path.basename(file) for file in part), 4)
-            warnings.warn(f"the split {name!r} of {path} is read from {len(part):,} files: {names}.", stacklevel=2)
+            files_read = listed((os.path.basename(file) for file in part), 4)
+            warnings.warn(
+                f"the split {name!r} of {path} is read from {len(part):,} files: {files_read}.", stacklevel=2
+            )
     infos = card.get("dataset_info") or []
     described = any("features" in info for info in (infos if isinstance(infos, list) else [infos]))
     if not described and all(name in splits for name in asked):
