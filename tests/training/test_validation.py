@@ -93,8 +93,7 @@ def test_a_part_that_is_scored_has_every_class():
 def test_a_checkpoint_keeps_the_settings_of_its_validations():
     progress = {"options": {"validation_epochs": 7}, "validation": {"ipc": 3, "images": 40}}
     assert recorded_settings(progress, 100) == (7, 3, 40)
-    # Before, the images were all that were held out.
-    assert recorded_settings({"options": {"validation_epochs": 100}}, 90) == (100, 10, 90)
+    assert recorded_settings(progress, 30) == (7, 3, 30)
 
 
 def test_a_stream_ends_within_a_step_of_a_signal():
