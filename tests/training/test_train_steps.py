@@ -132,7 +132,7 @@ def steps_by_hand(args, configs):
     [
         ["--adversarial_loss", "hinge", "--seed", "3", "--augmentation", "shift", "flip"],
         ["--adversarial_loss", "wgan-gp", "--class_loss_weight", "0.5", "--r1_weight", "0", "--match_loss",
-         "pairwise=50", "--augmentation"],
+         "pairwise=50", "--augmentation", "shift", "color"],
         ["--adversarial_loss", "relativistic", "--class_loss_weight", "0.2", "--ema_decay", "0.2", "--adam_beta1",
          "0.3", "--augmentation", "shift", "cutout", "color"],
     ],
