@@ -266,7 +266,8 @@ def test_a_column_called_class_beside_named_classes_raises_doubts(tmp_path):
 def test_a_missing_part_of_a_split_is_refused(tmp_path):
     for number in (0, 2, 3):
         shades(tmp_path / "set" / f"train-{number:05d}-of-00004.parquet", ["a", "b"], [0, 1])
-    assert "lacks 1 of the 4 parts of train (00001-of-00004)" in message(tmp_path / "set")
+    for split in ("train", "all"):
+        assert "lacks 1 of the 4 parts of train (00001-of-00004)" in message(tmp_path / "set", split=split)
     shades(tmp_path / "set" / "train-00001-of-00004.parquet", ["a", "b"], [0, 1])
     assert len(load(tmp_path / "set")) == 8
     shades(tmp_path / "set" / "train-00000-of-00001.parquet", ["a", "b"], [0, 1])

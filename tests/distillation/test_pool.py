@@ -80,7 +80,7 @@ def test_training_is_sgd_with_momentum_and_weight_decay_on_shifted_images(build,
                 velocity.copy_(0.9 * velocity + gradient + 5e-4 * weight)
                 weight -= 0.1 * velocity
     assert any(shifted[:-1])
-    # Decay alone moves the norms' scales, which begin at 1, by more than 0.0004.
+    # Weight decay by itself moves the scales of the norms, which begin at 1, by more than 0.0004.
     torch.testing.assert_close(weights(network), weights(expected), rtol=0, atol=1e-5)
 
 

@@ -83,7 +83,9 @@ def read_data_files(folder: Folder, files: list[str], split: str, config: str | 
         _refuse_unread_or_twice(folder, files, splits)
     # `train[:80%]+test` is of two.
     asked = list(dict.fromkeys(part.split("[")[0].strip() for part in split.split("+")))
-    for name, part in ((name, splits.get(name, [])) for name in asked):
+    for name, part in splits.items():
+        if name not in asked and "all" not in asked:
+            continue
         _refuse_missing_parts(folder, part)
         if not declared and len({os.path.dirname(file) for file in part}) > 1:
             found = [os.path.relpath(file, path.resolve()) for file in part]

@@ -104,7 +104,7 @@ class Folder:
 def refuse_data_folder(output_dir: str | os.PathLike, dataset_name: str | None, train_data_dir: str | None) -> None:
     """
     Checks, before any work, that a script would not write among the images that it reads or beside their splits. A new
-    folder among them is harmless, because [`read_folder`][dim_hf.data.folders.read_folder] skips it.
+    folder among images is harmless, because [`read_folder`][dim_hf.data.folders.read_folder] skips it.
 
     Args:
         dataset_name, train_data_dir (`str`, *optional*): The flags that name the data set. Only a folder is refused;
